@@ -1,0 +1,36 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed.stamp
+ARGS ?=
+
+# One process on one device; every choice is spelled out so that accelerate neither asks nor warns.
+LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
+
+.PHONY: venv glue test test-slow lint clean
+
+venv: $(STAMP)
+
+$(STAMP): setup.cfg setup.py pyproject.toml constraints/tested.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints/tested.txt -e ".[examples,test]"
+	touch $@
+
+# make glue ARGS="--multirate off --seed 1"
+glue: venv
+	$(LAUNCH) examples/run_glue.py $(ARGS)
+
+test: venv
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not slow"
+
+test-slow: venv
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache runs
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

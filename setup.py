@@ -1,0 +1,4 @@
+from setuptools import setup
+
+
+setup()  # everything is in setup.cfg
