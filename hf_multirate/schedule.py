@@ -1,0 +1,44 @@
+"""Which rate groups get a gradient at which optimizer step.
+
+A schedule is a value and a step is a number: nothing is counted here, so there is nothing to
+save, and a run that resumes at step 1003 is in the phase of step 1003.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Group ``i`` is live, and gets a fresh gradient, at every ``periods[i]``-th step.
+
+    The first ``initial_full_steps`` steps are full steps. The cycle starts behind them with a
+    refresh of every group, so no group is ever idle before its first gradient.
+
+    >>> schedule = Schedule(periods=(1, 2), initial_full_steps=1)
+    >>> [schedule.live(step) for step in range(5)]
+    [(0, 1), (0, 1), (0,), (0, 1), (0,)]
+    """
+
+    periods: tuple[int, ...]
+    initial_full_steps: int = 0
+
+    def live(self, step: int) -> tuple[int, ...]:
+        """Indices of the groups that get a gradient at ``step``, in the order of ``periods``."""
+        position = step - self.initial_full_steps
+        return tuple(i for i, period in enumerate(self.periods) if position <= 0 or position % period == 0)
+
+    def phase(self, step: int) -> int:
+        """Position in the cycle: 0 is a full step; every initial step is one."""
+        return max(0, step - self.initial_full_steps) % self.cycle
+
+    def steps_to_next_refresh(self, group: int, step: int) -> int:
+        """Steps from ``step``, at which ``group`` is live, to its next gradient: 1 means no idle step between."""
+        return 1 if step < self.initial_full_steps else self.periods[group]
+
+    @property
+    def cycle(self) -> int:
+        """Steps after which the pattern of live groups repeats: the least common multiple of the periods."""
+        return math.lcm(*self.periods)
