@@ -1,0 +1,93 @@
+"""Names of parameters -> rate groups: first match wins, every trainable parameter is claimed once."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping
+
+from torch import nn
+
+from hf_multirate.config import PRESETS, MultirateConfig, RateGroup, parse_preset
+from hf_multirate.presets import preset_names
+
+
+class Partition(Mapping[str, tuple[str, ...]]):
+    """Rate group name -> names of its parameters, in the order of ``model.named_parameters()``.
+
+    Parameters that did not require a gradient when the partition was made are in ``frozen`` and in no group.
+    """
+
+    def __init__(self, groups: Mapping[str, tuple[str, ...]], frozen: tuple[str, ...]) -> None:
+        self._groups = dict(groups)
+        self.frozen = frozen
+
+    def __getitem__(self, group: str) -> tuple[str, ...]:
+        return self._groups[group]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._groups)
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{name}: {len(names)} parameters" for name, names in self._groups.items())
+        return f"Partition({sizes}, frozen: {len(self.frozen)})"
+
+
+def assign(config: MultirateConfig, model: nn.Module) -> Partition:
+    """Give every trainable parameter of ``model`` to the first rate group that matches its name.
+
+    Raises:
+        ValueError: nothing is trainable, a group matches nothing or only what earlier groups took, or a
+            parameter is in no group.
+    """
+    trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    frozen = tuple(name for name, parameter in model.named_parameters() if not parameter.requires_grad)
+    if not trainable:
+        raise ValueError(
+            f"the model has no trainable parameter: all {len(frozen)} have requires_grad=False. Set requires_grad on "
+            "those to train before the trainer is made."
+        )
+    owner: dict[str, str] = {}
+    for group in config.groups:
+        matched = _matches(group, model, trainable)
+        for name in matched:
+            owner.setdefault(name, group.name)
+        _check_not_empty(group, matched, owner, trainable)
+    left_over = [name for name in trainable if name not in owner]
+    if left_over:
+        raise ValueError(
+            f"{len(left_over)} trainable parameters are in no rate group, e.g. {left_over[:3]}. Add a last group with "
+            "the pattern '.*', or freeze them with requires_grad=False."
+        )
+    names = {group.name: tuple(name for name in trainable if owner[name] == group.name) for group in config.groups}
+    return Partition(names, frozen)
+
+
+def _matches(group: RateGroup, model: nn.Module, trainable: list[str]) -> list[str]:
+    preset = parse_preset(group.patterns[0])
+    if preset is not None:
+        members = preset_names(*preset, model)
+        return [name for name in trainable if name in members]
+    patterns = [re.compile(pattern) for pattern in group.patterns]
+    return [name for name in trainable if any(pattern.search(name) for pattern in patterns)]
+
+
+def _check_not_empty(group: RateGroup, matched: list[str], owner: dict[str, str], trainable: list[str]) -> None:
+    if not matched:
+        close = difflib.get_close_matches(group.patterns[0], trainable, n=3, cutoff=0.0)
+        raise ValueError(
+            f"rate group {group.name!r} matches no trainable parameter.\n"
+            f"  patterns:  {group.patterns}\n"
+            f"  trainable: {len(trainable)} parameters, e.g. {trainable[-1]!r}\n"
+            f"  closest:   {close}\n"
+            f"Give a regular expression that is found in one of these names, or a preset: {PRESETS}."
+        )
+    if group.name not in owner.values():
+        takers = sorted({owner[name] for name in matched})
+        raise ValueError(
+            f"rate group {group.name!r} is empty: all {len(matched)} parameters that {group.patterns} matches were taken "
+            f"by the groups before it, {takers}. The first match wins: put the narrower group first."
+        )
