@@ -1,0 +1,67 @@
+"""Before every optimizer step: who should have a gradient has one, and nobody else has."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from torch import nn
+
+
+logger = logging.getLogger(__name__)
+
+
+class GradientCheck:
+    """Compares the gradients that are there with those that the schedule asks for.
+
+    A parameter that the loss never uses has no gradient in plain training either: it is named once in a
+    warning. One that had a gradient before and gets none at its turn is an error, unless ``tolerant``.
+    """
+
+    def __init__(self, groups: Mapping[str, Mapping[str, nn.Parameter]], *, tolerant: bool) -> None:
+        self._groups = groups
+        self._tolerant = tolerant
+        self._has_had: set[nn.Parameter] = set()
+        self._warned: set[str] = set()
+
+    def check(self, live: frozenset[str], step: int) -> None:
+        """Raise `RuntimeError` if gradients and live groups do not agree at ``step``."""
+        for name, members in self._groups.items():
+            present = [parameter for parameter in members.values() if parameter.grad is not None]
+            if name not in live:
+                if present:
+                    self._refuse_idle(name, members, step)
+                continue
+            if not present:
+                raise RuntimeError(
+                    f"rate group {name!r} got no gradient at step {step}, which is its turn: none of its {len(members)} "
+                    "parameters has one. If the model checkpoints its activations, use use_reentrant=False; otherwise "
+                    "check that the loss depends on the group."
+                )
+            if len(present) < len(members):
+                self._missing(name, members, step)
+            self._has_had.update(present)
+
+    def _refuse_idle(self, name: str, members: Mapping[str, nn.Parameter], step: int) -> None:
+        found = [key for key, parameter in members.items() if parameter.grad is not None]
+        raise RuntimeError(
+            f"rate group {name!r} is idle at step {step}, but {len(found)} of its parameters have a gradient, e.g. "
+            f"{found[:3]}: the optimizer would move them twice. Either requires_grad was set during the step, or "
+            "gradients were zeroed in place: call zero_grad(set_to_none=True)."
+        )
+
+    def _missing(self, name: str, members: Mapping[str, nn.Parameter], step: int) -> None:
+        missing = {key: parameter for key, parameter in members.items() if parameter.grad is None}
+        lost = [key for key, parameter in missing.items() if parameter in self._has_had]
+        if lost and not self._tolerant:
+            raise RuntimeError(
+                f"{len(lost)} parameters of rate group {name!r} got no gradient at step {step}, which is their turn, "
+                f"though they had one before, e.g. {lost[:3]}. With reentrant activation checkpointing use "
+                "use_reentrant=False; if the model skips layers at random, set missing_gradients='warn'."
+            )
+        if name not in self._warned:
+            self._warned.add(name)
+            logger.warning(
+                "%d of %d parameters of rate group %r got no gradient at step %d and stay as they are: %s",
+                len(missing), len(members), name, step, ", ".join(list(missing)[:5]),
+            )  # fmt: skip

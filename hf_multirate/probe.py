@@ -1,0 +1,88 @@
+"""Find out, before training, whether an optimizer leaves a parameter without a gradient alone.
+
+Multirate training rests on it: an idle parameter has ``grad = None``, and whatever else moves,
+decays or counts it as a step would do so behind our back.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict, defaultdict
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+
+def check_optimizer(optimizer: Optimizer) -> None:
+    """Step a copy of ``optimizer`` on two small parameters of which one has no gradient.
+
+    The copy shares settings, not parameters or state; the optimizer itself is not stepped.
+
+    Raises:
+        ValueError: the optimizer moves parameters without a gradient, swaps weights between training and
+            evaluation, or does not move parameters in ``step()`` at all.
+    """
+    name = type(optimizer).__name__
+    if callable(getattr(type(optimizer), "train", None)) and callable(getattr(type(optimizer), "eval", None)):
+        raise ValueError(
+            f"optimizer {name} swaps the weights between train() and eval(), so an idle parameter cannot drift along "
+            "its updates. Use AdamW or SGD, or plain training (period 1)."
+        )
+    for group in optimizer.param_groups:
+        if group["params"]:
+            _check_group(optimizer, group, name)
+
+
+def _check_group(optimizer: Optimizer, group: dict[str, Any], name: str) -> None:
+    like = group["params"][0]
+    live, idle = (_small_parameter(like) for _ in range(2))
+    probe = _copy_of(optimizer, {**group, "params": [live, idle]})
+    start = live.detach().clone()
+    _step(probe, name, live, idle)
+    before = idle.detach().clone()
+    live.grad, idle.grad = torch.ones_like(live), None
+    _step(probe, name, live)
+    if not torch.equal(idle, before):
+        raise ValueError(
+            f"optimizer {name} moves parameters whose gradient is None: idle groups would move or decay twice. Use an "
+            "optimizer that skips them, such as AdamW or SGD, or plain training (period 1)."
+        )
+    if torch.equal(live, start):
+        raise ValueError(
+            f"optimizer {name} does not move parameters in step(): it updates them during backward, where idle groups "
+            "cannot follow. Use AdamW or SGD, or plain training (period 1)."
+        )
+
+
+def _step(probe: Optimizer, name: str, *parameters: Tensor) -> None:
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    try:
+        probe.step()
+    except Exception as error:
+        raise ValueError(
+            f"optimizer {name} could not be tried on two small parameters, so it is not known whether it leaves those "
+            f"without a gradient alone ({type(error).__name__}: {error}). Use AdamW or SGD, or plain training (period 1)."
+        ) from error
+
+
+def _small_parameter(like: Tensor) -> torch.nn.Parameter:
+    return torch.nn.Parameter(torch.ones(4, 4, dtype=like.dtype, device=like.device))
+
+
+def _copy_of(optimizer: Optimizer, group: dict[str, Any]) -> Optimizer:
+    """An optimizer of the same class and settings with a single group, empty state and no hooks."""
+    probe = object.__new__(type(optimizer))
+    hooks = {key: OrderedDict() for key in vars(optimizer) if key.endswith("_hooks")}
+    # A scheduler replaces ``step`` on the instance by a counter bound to the original optimizer.
+    settings = {key: value for key, value in vars(optimizer).items() if key != "step"}
+    vars(probe).update({**settings, **hooks, "defaults": dict(optimizer.defaults)})
+    # A warm-up may start at learning rate zero, where nothing would move or decay.
+    rates = {"lr": 0.1} if not isinstance(group["lr"], Tensor) else {"lr": torch.full_like(group["lr"], 0.1)}
+    decay = {"weight_decay": 0.1} if "weight_decay" in group else {}
+    copied = {key: copy.copy(value) for key, value in group.items() if key != "params"}
+    probe.param_groups = [{**copied, **rates, **decay, "params": group["params"]}]
+    probe.state = defaultdict(dict)
+    return probe

@@ -1,0 +1,106 @@
+"""Keep autograd from recording anything below the live parameters.
+
+An idle parameter does not require a gradient while a micro-batch runs forward and backward. If the
+live parameters are a suffix of the forward pass, nothing below them then requires one either, so
+autograd saves no activation there and backward stops at the boundary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+
+@contextmanager
+def idle(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Switch ``requires_grad`` off for ``parameters``, and give each its flag back on exit, also after an error."""
+    flags = [parameter.requires_grad for parameter in parameters]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter, flag in zip(parameters, flags, strict=True):
+            parameter.requires_grad_(flag)
+
+
+@contextmanager
+def leaves_cut(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Detach the outputs of ``modules`` that are leaves marked as requiring a gradient.
+
+    Activation checkpointing in transformers registers a hook that marks the output of the input embeddings,
+    ``enable_input_require_grads``. With everything below the boundary idle the mark has no use, and
+    backward would run down to it. An output with a ``grad_fn`` is left alone: somebody upstream is live.
+    """
+    handles = [module.register_forward_hook(_detach_leaf) for module in modules]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _detach_leaf(module: nn.Module, args: Any, output: Any) -> Any:
+    del module, args
+    if isinstance(output, torch.Tensor) and output.requires_grad and output.is_leaf:
+        return output.detach()
+    return output
+
+
+@contextmanager
+def recorded(modules: Iterable[tuple[str, nn.Module]]) -> Iterator[list[str]]:
+    """Collect the names of those ``modules`` whose output autograd has recorded.
+
+    The list is filled while the context is open, in the order of the forward pass.
+    """
+    names: list[str] = []
+
+    def note(name: str) -> Any:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            del module, args
+            if name not in names and any(tensor.requires_grad for tensor in _tensors(output)):
+                names.append(name)
+
+        return hook
+
+    handles = [module.register_forward_hook(note(name)) for name, module in modules]
+    try:
+        yield names
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _tensors(output: Any) -> Iterator[torch.Tensor]:
+    if isinstance(output, torch.Tensor):
+        yield output
+    elif isinstance(output, dict):
+        for value in output.values():
+            yield from _tensors(value)
+    elif isinstance(output, (tuple, list)):
+        for value in output:
+            yield from _tensors(value)
+
+
+def idle_modules(model: nn.Module, live: Sequence[nn.Parameter]) -> list[tuple[str, nn.Module]]:
+    """The outermost modules that own parameters and none of the ``live`` ones, in order of registration."""
+    identities = {id(parameter) for parameter in live}
+    found: list[tuple[str, nn.Module]] = []
+
+    def walk(name: str, module: nn.Module) -> None:
+        owned = {id(parameter) for parameter in module.parameters()}
+        if not owned:
+            return
+        # A container such as ModuleList has no forward of its own for a hook to see.
+        if not owned & identities and not isinstance(module, (nn.ModuleList, nn.ModuleDict)):
+            found.append((name, module))
+            return
+        for child_name, child in module.named_children():
+            walk(f"{name}.{child_name}" if name else child_name, child)
+
+    walk("", model)
+    return found
