@@ -1,0 +1,73 @@
+"""What a step costs, estimated from the model alone.
+
+A weight matrix costs one unit per entry in the forward pass, one for the gradient of its input and
+one for its own gradient. Embedding tables are looked up for next to nothing. The order of the
+forward pass is taken to be the order in which modules were registered, which holds for the models
+of transformers up to details; convolutions at different resolutions make the estimate coarse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
+
+from torch import nn
+
+from hf_multirate.config import MultirateConfig
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A module with parameters of its own: their names, and its units of work in the forward pass."""
+
+    parameters: tuple[str, ...]
+    forward: float
+
+
+def layers_of(model: nn.Module) -> list[Layer]:
+    """The modules of ``model`` that own parameters, in order of registration; tied parameters count where they first are."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    layers = []
+    for module in model.modules():
+        own = list(module.parameters(recurse=False))
+        fresh = tuple(names.pop(id(parameter)) for parameter in own if id(parameter) in names)
+        if own:
+            matrices = 0 if isinstance(module, nn.Embedding) else sum(p.numel() for p in own if p.dim() > 1)
+            layers.append(Layer(fresh, float(matrices)))
+    return layers
+
+
+def step_cost(layers: Sequence[Layer], live: Set[str]) -> float:
+    """Units of work of a step at which the parameters named in ``live`` get a gradient.
+
+    The gradient of a layer's input is needed if some layer before it is live: backward stops at the
+    first live layer, the boundary.
+    """
+    cost, upstream = 0.0, False
+    for layer in layers:
+        own = any(name in live for name in layer.parameters)
+        cost += layer.forward * (1 + own + upstream)
+        upstream = upstream or own
+    return cost
+
+
+def boundary(layers: Sequence[Layer], live: Set[str]) -> str | None:
+    """Name of the first live parameter in the order of the forward pass; backward is skipped below it."""
+    return next((name for layer in layers for name in layer.parameters if name in live), None)
+
+
+def relative_costs(config: MultirateConfig, partition: Mapping[str, Sequence[str]], layers: Sequence[Layer]) -> list[float]:
+    """Cost of each step of one cycle, as a share of a full step."""
+    everything = {name for names in partition.values() for name in names}
+    full = step_cost(layers, everything)
+    costs = []
+    for position in range(config.schedule.cycle):
+        groups = config.schedule.live(config.initial_full_steps + position)
+        live = {name for i in groups for name in partition[config.groups[i].name]}
+        costs.append(step_cost(layers, live) / full if full else 1.0)
+    return costs
+
+
+def predicted_speedup(costs: Sequence[float]) -> float:
+    """Steps of a cycle over their cost: S(k) = k / (1 + (k - 1) r) for two rates."""
+    return len(costs) / sum(costs)
