@@ -13,13 +13,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hf_multirate.schedule import Schedule
 
 
 IDLE_RULES = ("drift", "hold")
 MISSING_GRADIENT_RULES = ("error", "warn")
+_Value = TypeVar("_Value")
 PRESETS = "'head', 'last:N' (N >= 1 blocks), 'depth:F' (0 < F <= 1)"
 
 
@@ -79,7 +80,7 @@ class RateGroup:
             raise ValueError(f"a rate group needs a name, got {self.name!r}.")
         _check_patterns(self.name, patterns)
         if isinstance(self.period, bool) or not isinstance(self.period, int):
-            raise TypeError(f"period of rate group {self.name!r} must be an integer number of steps, got {self.period!r}.")
+            raise TypeError(f"period of rate group {self.name!r} must be an integer, got {self.period!r}.")
         if self.period < 1:
             raise ValueError(f"period of rate group {self.name!r} must be at least 1, got {self.period}.")
         if self.idle not in IDLE_RULES:
@@ -205,12 +206,14 @@ class MultirateConfig:
         return cls.from_dict(values)
 
 
-def _build(kind: Any, values: Any) -> Any:
-    fields = {field.name: field for field in dataclasses.fields(kind)}
+def _build(kind: type[_Value], values: Any) -> _Value:
+    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     if not isinstance(values, Mapping):
         raise ValueError(f"{kind.__name__} needs a mapping of its fields {sorted(fields)}, got {values!r}.")
     required = {name for name, field in fields.items() if field.default is dataclasses.MISSING}
     unknown, missing = sorted(set(values) - set(fields)), sorted(required - set(values))
     if unknown or missing:
-        raise ValueError(f"{kind.__name__}: unknown keys {unknown}, missing keys {missing}; fields are {sorted(fields)}.")
+        raise ValueError(
+            f"{kind.__name__}: unknown keys {unknown}, missing keys {missing}; fields are {sorted(fields)}."
+        )
     return kind(**values)

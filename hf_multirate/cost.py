@@ -25,7 +25,7 @@ class Layer:
 
 
 def layers_of(model: nn.Module) -> list[Layer]:
-    """The modules of ``model`` that own parameters, in order of registration; tied parameters count where they first are."""
+    """The modules of ``model`` that own parameters, in order of registration; a tied one counts where it is first."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     layers = []
     for module in model.modules():
@@ -56,7 +56,9 @@ def boundary(layers: Sequence[Layer], live: Set[str]) -> str | None:
     return next((name for layer in layers for name in layer.parameters if name in live), None)
 
 
-def relative_costs(config: MultirateConfig, partition: Mapping[str, Sequence[str]], layers: Sequence[Layer]) -> list[float]:
+def relative_costs(
+    config: MultirateConfig, partition: Mapping[str, Sequence[str]], layers: Sequence[Layer]
+) -> list[float]:
     """Cost of each step of one cycle, as a share of a full step."""
     everything = {name for names in partition.values() for name in names}
     full = step_cost(layers, everything)

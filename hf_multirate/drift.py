@@ -119,7 +119,7 @@ class DisplacementDrift:
     def keep(self, parameters: Sequence[Tensor], before: Sequence[Tensor], group: Mapping[str, Any]) -> None:
         """See `DriftRule`."""
         rate = float(group["lr"])
-        velocities = torch._foreach_sub(parameters, before)
+        velocities = torch._foreach_sub(list(parameters), list(before))
         torch._foreach_mul_(velocities, 1.0 / rate if rate else 0.0)
         self.velocity.update(zip(parameters, velocities, strict=True))
 
@@ -138,5 +138,5 @@ def choose_rule(optimizer: Optimizer, group: Mapping[str, Any], displacement: Di
 
 def stretch_(parameters: Sequence[Tensor], before: Sequence[Tensor], factor: float) -> None:
     """Make the step from ``before`` to the present values of ``parameters`` ``factor`` times as long."""
-    steps = torch._foreach_sub(parameters, before)
-    torch._foreach_add_(parameters, steps, alpha=factor - 1.0)
+    steps = torch._foreach_sub(list(parameters), list(before))
+    torch._foreach_add_(list(parameters), steps, alpha=factor - 1.0)

@@ -34,8 +34,8 @@ class GradientCheck:
                 continue
             if not present:
                 raise RuntimeError(
-                    f"rate group {name!r} got no gradient at step {step}, which is its turn: none of its {len(members)} "
-                    "parameters has one. If the model checkpoints its activations, use use_reentrant=False; otherwise "
+                    f"rate group {name!r} got no gradient at step {step}, which is its turn: none of its "
+                    f"{len(members)} parameters has one. If the model checkpoints its activations, use use_reentrant=False; otherwise "
                     "check that the loss depends on the group."
                 )
             if len(present) < len(members):
@@ -46,7 +46,7 @@ class GradientCheck:
         found = [key for key, parameter in members.items() if parameter.grad is not None]
         raise RuntimeError(
             f"rate group {name!r} is idle at step {step}, but {len(found)} of its parameters have a gradient, e.g. "
-            f"{found[:3]}: the optimizer would move them twice. Either requires_grad was set during the step, or "
+            f"{found[:3]}: the optimizer would move them twice. Either requires_grad was set during the step or "
             "gradients were zeroed in place: call zero_grad(set_to_none=True)."
         )
 

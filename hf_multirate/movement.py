@@ -43,13 +43,14 @@ class Movement:
         self._optimizer = optimizer
         self._schedule = config.schedule
         self._displacement = DisplacementDrift()
-        self._names = {p: name for members in groups.values() for name, p in members.items()}
+        self._names: dict[Tensor, str] = {p: name for members in groups.values() for name, p in members.items()}
         torch_group = {p: i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
         unknown = [name for p, name in self._names.items() if p not in torch_group]
         if unknown:
             raise ValueError(
-                f"{len(unknown)} of {len(self._names)} trainable parameters are not in the optimizer, e.g. {unknown[:3]}: "
-                "they would never be updated. Give them to the optimizer, or freeze them with requires_grad=False."
+                f"{len(unknown)} of {len(self._names)} trainable parameters are not in the optimizer, e.g. "
+                f"{unknown[:3]}: they would never be updated. Give them to the optimizer, or freeze them with "
+                "requires_grad=False."
             )
         self._buckets = [
             self._bucket(i, rate_group, j, [p for p in groups[rate_group.name].values() if torch_group[p] == j])
@@ -108,8 +109,8 @@ class Movement:
         unknown = sorted(set(state) - set(by_name))
         if unknown:
             raise ValueError(
-                f"the checkpoint has displacements of parameters that are not trained here, e.g. {unknown[:3]}. Resume "
-                "with the model and configuration that wrote it."
+                f"the checkpoint has displacements of parameters that are not trained here, e.g. {unknown[:3]}. "
+                "Resume with the model and configuration that wrote it."
             )
         self._displacement.velocity = {
             by_name[name]: value.to(by_name[name].device, copy=True) for name, value in state.items()

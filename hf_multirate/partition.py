@@ -88,6 +88,6 @@ def _check_not_empty(group: RateGroup, matched: list[str], owner: dict[str, str]
     if group.name not in owner.values():
         takers = sorted({owner[name] for name in matched})
         raise ValueError(
-            f"rate group {group.name!r} is empty: all {len(matched)} parameters that {group.patterns} matches were taken "
-            f"by the groups before it, {takers}. The first match wins: put the narrower group first."
+            f"rate group {group.name!r} is empty: all {len(matched)} parameters that {group.patterns} matches were "
+            f"taken by the groups before it, {takers}. The first match wins: put the narrower group first."
         )

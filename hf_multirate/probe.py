@@ -63,8 +63,9 @@ def _step(probe: Optimizer, name: str, *parameters: Tensor) -> None:
         probe.step()
     except Exception as error:
         raise ValueError(
-            f"optimizer {name} could not be tried on two small parameters, so it is not known whether it leaves those "
-            f"without a gradient alone ({type(error).__name__}: {error}). Use AdamW or SGD, or plain training (period 1)."
+            f"optimizer {name} could not be tried on two small parameters, so whether it leaves those without a "
+            f"gradient alone is not known ({type(error).__name__}: {error}). Use AdamW or SGD, or plain "
+            "training (period 1)."
         ) from error
 
 
@@ -75,7 +76,7 @@ def _small_parameter(like: Tensor) -> torch.nn.Parameter:
 def _copy_of(optimizer: Optimizer, group: dict[str, Any]) -> Optimizer:
     """An optimizer of the same class and settings with a single group, empty state and no hooks."""
     probe = object.__new__(type(optimizer))
-    hooks = {key: OrderedDict() for key in vars(optimizer) if key.endswith("_hooks")}
+    hooks: dict[str, Any] = {key: OrderedDict() for key in vars(optimizer) if key.endswith("_hooks")}
     # A scheduler replaces ``step`` on the instance by a counter bound to the original optimizer.
     settings = {key: value for key, value in vars(optimizer).items() if key != "step"}
     vars(probe).update({**settings, **hooks, "defaults": dict(optimizer.defaults)})

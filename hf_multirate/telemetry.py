@@ -36,7 +36,7 @@ class Telemetry:
     def _mean(self, *, full: bool) -> float | None:
         seconds = self._seconds[full]
         # The first step of a kind allocates memory and compiles.
-        counted = seconds[1:] if len(seconds) > 2 else seconds
+        counted = seconds[1:] or seconds
         return fmean(counted) if counted else None
 
     def summary(self) -> dict[str, float | int | None]:

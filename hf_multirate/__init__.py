@@ -1,0 +1,22 @@
+"""Multirate training for Hugging Face Transformers.
+
+Fast parameters get a gradient at every step, slow ones at every k-th, and drift along their last
+update in between. Method: Vlaar & Leimkuhler, *Multirate Training of Neural Networks*, ICML 2022.
+"""
+
+from hf_multirate.arguments import MultirateTrainingArguments
+from hf_multirate.config import MultirateConfig, RateGroup
+from hf_multirate.controller import Multirate
+from hf_multirate.trainer import MultirateMixin, MultirateTrainer
+
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Multirate",
+    "MultirateConfig",
+    "MultirateMixin",
+    "MultirateTrainer",
+    "MultirateTrainingArguments",
+    "RateGroup",
+]

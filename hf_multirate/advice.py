@@ -1,0 +1,84 @@
+"""Warnings for set-ups that are correct but save less than the user will expect."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Mapping, Sequence, Set
+
+from torch import nn
+
+from hf_multirate.config import MultirateConfig
+from hf_multirate.cost import layers_of, step_cost
+
+
+logger = logging.getLogger(__name__)
+
+
+def warn_of_tied_head(config: MultirateConfig, partition: Mapping[str, Sequence[str]], model: nn.Module) -> None:
+    """Say what it costs that one weight is both an embedding and something above the embedding.
+
+    As part of the fast group such a weight sends backward down to the embedding at every step; as part
+    of the slow one its upper use gets a gradient at refreshes only.
+    """
+    periods = {name: group.period for group in config.groups for name in partition[group.name]}
+    owners = {group.name: group for group in config.groups}
+    group_of = {name: owners[key] for key, names in partition.items() for name in names}
+    for name, other in _tied_to_embedding(model):
+        if name not in periods:
+            continue
+        if periods[name] == 1 and config.schedule.cycle > 1:
+            logger.warning(
+                "%r is an embedding tied to %r and in the fast rate group %r: backward runs down to it at every step. "
+                "Leave it to a slow group to save that time.", name, other, group_of[name].name,
+            )  # fmt: skip
+        elif periods[name] > 1:
+            logger.warning(
+                "%r is tied to the embedding %r and in rate group %r with it: it gets a gradient every %d steps only. "
+                "A fast group that matches %r would send backward to the bottom at every step instead.",
+                other, name, group_of[name].name, periods[name], name,
+            )  # fmt: skip
+
+
+def _tied_to_embedding(model: nn.Module) -> list[tuple[str, str]]:
+    """Pairs of names of one parameter: as ``model.named_parameters()`` spells it, and in a module of another kind."""
+    first = {id(parameter): name for name, parameter in model.named_parameters()}
+    tied: dict[str, list[tuple[str, bool]]] = {}
+    for path, module in model.named_modules():
+        for key, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            place = f"{path}.{key}" if path else key
+            tied.setdefault(first[id(parameter)], []).append((place, isinstance(module, nn.Embedding)))
+    pairs = []
+    for name, places in tied.items():
+        outside = [place for place, embedding in places if not embedding]
+        if outside and any(embedding for _, embedding in places):
+            pairs.append((name, outside[-1]))
+    return pairs
+
+
+def not_a_suffix(model: nn.Module, recorded: Sequence[str], live: Set[str]) -> str:
+    """What to say when autograd recorded idle modules ``recorded`` although only ``live`` need a gradient."""
+    layers = layers_of(model)
+    names = {name for layer in layers for name in layer.parameters}
+    full = step_cost(layers, names)
+    shown = ", ".join(recorded[:3])
+    return (
+        f"backward runs through {len(recorded)} idle modules at fast-only steps, e.g. {shown}: something below them "
+        "needs a gradient, so the time of their backward is not saved (predicted cost of this "
+        f"step {step_cost(layers, live) / full:.2f} of a full one). "
+        "Make the fast group a suffix of the forward pass ('head', 'last:N'). If it is one, the model or a hook marks "
+        "an input as requiring a gradient: with activation checkpointing use use_reentrant=False; with Wav2Vec2 call "
+        "freeze_feature_encoder()."
+    )
+
+
+def checkpoints_reentrantly(model: nn.Module) -> bool:
+    """Whether a module of a transformers model recomputes activations with ``use_reentrant=True``.
+
+    That kind of checkpoint returns no gradient at all unless an input of it requires one.
+    """
+    for module in model.modules():
+        function = vars(module).get("_gradient_checkpointing_func")
+        if isinstance(function, functools.partial) and function.keywords.get("use_reentrant"):
+            return True
+    return False

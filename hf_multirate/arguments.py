@@ -1,0 +1,67 @@
+"""Flat fields for the command line; what they mean is validated by the configuration they build."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import TrainingArguments
+
+from hf_multirate.config import MultirateConfig
+
+
+SWITCH = ("on", "off")
+
+
+@dataclass
+class MultirateTrainingArguments(TrainingArguments):
+    """`transformers.TrainingArguments` with the rate groups of `MultirateTrainer`.
+
+    The fields cover two rates; ``multirate_config`` names a JSON file for everything else.
+
+    Raises:
+        ValueError: a value is out of range, or a file and single fields contradict each other.
+    """
+
+    multirate: str = field(
+        default="on", metadata={"help": "'off' is plain training: every parameter gets a gradient at every step."}
+    )
+    multirate_fast: str | None = field(
+        default=None,
+        metadata={"help": "Fast part: 'head', 'last:N', 'depth:F' or a regular expression (default: last:1)."},
+    )
+    multirate_period: int | None = field(
+        default=None, metadata={"help": "Steps between two gradients of the slow part (default: 5)."}
+    )
+    multirate_idle: str | None = field(
+        default=None, metadata={"help": "What the slow part does in between: 'drift' or 'hold' (default: drift)."}
+    )
+    multirate_config: str | None = field(
+        default=None, metadata={"help": "JSON file with a whole MultirateConfig, instead of the fields above."}
+    )
+
+    def __post_init__(self) -> None:
+        """Build the configuration once, so that a mistake is found before a model is loaded."""
+        super().__post_init__()  # type: ignore[no-untyped-call]  # transformers annotates no __post_init__
+        self.to_multirate_config()
+
+    def to_multirate_config(self) -> MultirateConfig:
+        """The configuration that the fields describe."""
+        if self.multirate not in SWITCH:
+            raise ValueError(f"multirate must be one of {SWITCH}, got {self.multirate!r}.")
+        fields: dict[str, Any] = {
+            "fast": self.multirate_fast,
+            "period": self.multirate_period,
+            "idle": self.multirate_idle,
+        }
+        given = {key: value for key, value in fields.items() if value is not None}
+        if self.multirate == "off":
+            return MultirateConfig.off()
+        if self.multirate_config is None:
+            return MultirateConfig.two_rate(**given)
+        if given:
+            raise ValueError(
+                f"multirate_config is {self.multirate_config!r} and multirate_{', multirate_'.join(given)} is given "
+                "too: put the values into the file, or leave the file out."
+            )
+        return MultirateConfig.from_json_file(self.multirate_config)

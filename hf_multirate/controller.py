@@ -1,0 +1,267 @@
+"""The one object with a lifetime: attaches rate groups to a model and an optimizer, and lets go of both."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+from weakref import WeakSet
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from hf_multirate import advice
+from hf_multirate.config import MultirateConfig
+from hf_multirate.cost import layers_of, predicted_speedup, relative_costs
+from hf_multirate.describe import describe
+from hf_multirate.gradient_check import GradientCheck
+from hf_multirate.movement import Movement
+from hf_multirate.partition import Partition, assign
+from hf_multirate.probe import check_optimizer
+from hf_multirate.pruning import idle, idle_modules, leaves_cut, recorded
+from hf_multirate.telemetry import Telemetry
+
+
+logger = logging.getLogger(__name__)
+
+_in_use: WeakSet[Optimizer] = WeakSet()
+
+
+@dataclass
+class _Cut:
+    """What is idle while one set of rate groups is live."""
+
+    parameters: list[nn.Parameter]
+    modules: list[tuple[str, nn.Module]]
+    embeddings: list[nn.Embedding]
+    inspected: bool = False
+
+    @classmethod
+    def of(cls, model: nn.Module, live: list[nn.Parameter], parameters: list[nn.Parameter]) -> _Cut:
+        modules = idle_modules(model, live)
+        embeddings = [part for _, module in modules for part in module.modules() if isinstance(part, nn.Embedding)]
+        return cls(parameters, modules, embeddings)
+
+
+class Multirate:
+    """Multirate training of one model by one optimizer.
+
+    In a loop of your own, name the step before its first forward pass and leave the rest as it is::
+
+        with Multirate(MultirateConfig.two_rate()).attach(model, optimizer) as multirate:
+            for step, batch in enumerate(batches):
+                multirate.begin_step(step)
+                model(**batch).loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+
+    Args:
+        config: The rate groups.
+    """
+
+    def __init__(self, config: MultirateConfig) -> None:
+        self.config = config
+        self.telemetry = Telemetry()
+        self.applied = 0
+        """Steps that the optimizer has applied since `attach`; one that a gradient scaler skipped does not count."""
+        self.step: int | None = None
+        """Index of the step that was begun last."""
+        self._model: nn.Module | None = None
+        self._partition: Partition | None = None
+        self._optimizer: Optimizer | None = None
+        self._live: tuple[int, ...] | None = None
+        self._hooks: list[Any] = []
+        self._pruned = ExitStack()
+        self._cuts: dict[tuple[int, ...], _Cut] = {}
+
+    def assign(self, model: nn.Module) -> Multirate:
+        """Find out which parameter of ``model`` is in which rate group, without touching either.
+
+        Raises:
+            ValueError: a group matches nothing, or a trainable parameter is in no group.
+        """
+        self._partition = assign(self.config, model)
+        self._model = model
+        return self
+
+    def attach(self, model: nn.Module, optimizer: Optimizer) -> Multirate:
+        """Take over ``model`` and ``optimizer`` until `detach`, or until the end of a ``with`` block.
+
+        Args:
+            model: The model as made, not a wrapper of it: its parameter names are matched.
+            optimizer: One torch optimizer that holds every trainable parameter, or Accelerate's wrapper of it.
+
+        Raises:
+            ValueError: the groups do not fit the model, the optimizer lacks a parameter, or it moves parameters
+                that have no gradient.
+            RuntimeError: this controller or another one is attached to the optimizer already.
+        """
+        optimizer = _innermost(optimizer)
+        if self.attached or optimizer in _in_use:
+            raise RuntimeError("the optimizer or this controller is attached already: call detach() first.")
+        self.assign(model)
+        parameters = dict(model.named_parameters())
+        groups = {name: {key: parameters[key] for key in keys} for name, keys in self.partition.items()}
+        movement = Movement(self.config, optimizer, groups)
+        if self.multirate:
+            check_optimizer(optimizer)
+        self._groups, self._movement = groups, movement
+        self._check = GradientCheck(groups, tolerant=self.config.missing_gradients == "warn")
+        self.telemetry = Telemetry(predicted_speedup(relative_costs(self.config, self.partition, layers_of(model))))
+        self.applied, self.step, self._live = 0, None, None
+        self._cuts.clear()
+        self._optimizer = optimizer
+        self._hooks = [
+            optimizer.register_step_pre_hook(self._before_optimizer_step),
+            optimizer.register_step_post_hook(self._after_optimizer_step),
+        ]
+        _in_use.add(optimizer)
+        return self
+
+    def detach(self) -> None:
+        """Leave model and optimizer as they were found; does nothing when not attached."""
+        self._pruned.close()
+        for hook in self._hooks:
+            hook.remove()
+        if self._optimizer is not None:
+            _in_use.discard(self._optimizer)
+        self._hooks, self._optimizer, self._live = [], None, None
+
+    def __enter__(self) -> Multirate:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.detach()
+
+    @property
+    def attached(self) -> bool:
+        """Whether the controller has a model and an optimizer in its hands."""
+        return self._optimizer is not None
+
+    @property
+    def multirate(self) -> bool:
+        """False for period 1, where training is left exactly as it is."""
+        return self.config.schedule.cycle > 1
+
+    @property
+    def partition(self) -> Partition:
+        """Rate group name -> names of its parameters."""
+        if self._partition is None:
+            raise RuntimeError("there is no model yet: call assign(model) or attach(model, optimizer) first.")
+        return self._partition
+
+    @property
+    def phase(self) -> int:
+        """Position in the cycle of the step begun last; 0 is a full step."""
+        return 0 if self.step is None else self.config.schedule.phase(self.step)
+
+    def describe(self) -> str:
+        """A table of the rate groups, the boundary below which backward is skipped, and the predicted cost."""
+        partition = self.partition
+        assert self._model is not None  # assigned together with the partition
+        return describe(self.config, partition, self._model)
+
+    def begin_step(self, step: int) -> None:
+        """Prune backward for the optimizer step ``step``, until ``optimizer.step()``.
+
+        Call it before the first forward pass of a step. With gradient accumulation it may be called before each
+        micro-batch, always with the same number.
+
+        Args:
+            step: Index of the optimizer step, counted from 0 and going on where it was when a run resumes.
+
+        Raises:
+            RuntimeError: the controller is not attached.
+        """
+        if self._live is not None and step == self.step:
+            return
+        self._pruned.close()
+        self.select(step)
+        self._pruned.enter_context(self.pruned())
+
+    def select(self, step: int) -> None:
+        """Choose the live groups of ``step`` without pruning anything: see `pruned`."""
+        if not self.attached:
+            raise RuntimeError("begin_step() needs a model and an optimizer: call attach(model, optimizer) first.")
+        if step < 0:
+            raise ValueError(f"a step index counts from 0, got {step}.")
+        self.step, self._live = step, self.config.schedule.live(step)
+        self.telemetry.start()
+
+    def pruned(self) -> AbstractContextManager[None]:
+        """A context for forward and backward of one micro-batch; parameters have their flags back on exit."""
+        return self._pruning(self._live) if self._live is not None else nullcontext()
+
+    @contextmanager
+    def _pruning(self, live: tuple[int, ...]) -> Iterator[None]:
+        model = self._model
+        if model is None or len(live) == len(self.config.groups):
+            yield
+            return
+        if live not in self._cuts:
+            self._cuts[live] = _Cut.of(model, *self._split(live))
+        cut = self._cuts[live]
+        with ExitStack() as stack:
+            stack.enter_context(idle(cut.parameters))
+            if not advice.checkpoints_reentrantly(model):
+                stack.enter_context(leaves_cut(cut.embeddings))
+            if not cut.inspected:
+                names = stack.enter_context(recorded(cut.modules))
+                stack.callback(self._inspect, live, names)
+            yield
+
+    def _split(self, live: tuple[int, ...]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        members = [list(self._groups[group.name].values()) for group in self.config.groups]
+        chosen = [p for i in live for p in members[i]]
+        return chosen, [p for i, parameters in enumerate(members) if i not in live for p in parameters]
+
+    def _inspect(self, live: tuple[int, ...], names: list[str]) -> None:
+        self._cuts[live].inspected = True
+        if names and self._model is not None:
+            keys = {key for i in live for key in self.partition[self.config.groups[i].name]}
+            logger.warning(advice.not_a_suffix(self._model, names, keys))
+
+    def _before_optimizer_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        del optimizer, args, kwargs
+        self._pruned.close()
+        if self._live is None or self.step is None:
+            raise RuntimeError("optimizer.step() without begin_step(step): which groups were live is not known.")
+        if self.multirate:
+            self._check.check(frozenset(self.config.groups[i].name for i in self._live), self.step)
+        self._movement.before_step(self.step, self._live)
+
+    def _after_optimizer_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        del args, kwargs
+        assert self._live is not None  # checked before the step
+        assert self.step is not None
+        # A gradient scaler leaves this note for optimizers that skip a step by themselves, such as fused AdamW.
+        overflow = vars(optimizer).get("found_inf")
+        if overflow is None or not overflow.item():
+            self._movement.after_step(self.step, self._live)
+            self.applied += 1
+            self.telemetry.stop(full=len(self._live) == len(self.config.groups))
+        self._live = None
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What a checkpoint needs besides model and optimizer: empty unless displacements are kept."""
+        return self._movement.state_dict() if self.attached else {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take over a `state_dict`; call it after `attach`."""
+        if not self.attached:
+            raise RuntimeError(
+                "load_state_dict() needs a model and an optimizer: call attach(model, optimizer) first."
+            )
+        self._movement.load_state_dict(state)
+
+
+def _innermost(optimizer: Optimizer) -> Optimizer:
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"attach() takes one torch optimizer, got {type(optimizer).__name__}.")
+    wrapped = vars(optimizer).get("optimizer")  # Accelerate's wrapper is an optimizer that holds one
+    return _innermost(wrapped) if isinstance(wrapped, Optimizer) else optimizer

@@ -1,0 +1,106 @@
+"""A table of who is in which rate group and what that is expected to save."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from torch import nn
+
+from hf_multirate.config import MultirateConfig
+from hf_multirate.cost import boundary, layers_of, predicted_speedup, relative_costs
+from hf_multirate.partition import Partition
+
+
+def describe(config: MultirateConfig, partition: Partition, model: nn.Module) -> str:
+    """Rate groups, boundary and predicted cost as lines of text of at most about 110 characters.
+
+    Parameter names are folded by layer: ``encoder.layer.{0-4}.*`` stands for all trainable parameters of
+    five blocks. The predicted cost is the share of a full step, from `hf_multirate.cost`.
+    """
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    total = sum(sizes[name] for names in partition.values() for name in names)
+    header = ("rate group", "period", "idle", "parameters", "share", "names")
+    rows = [header]
+    for group in config.groups:
+        count = sum(sizes[name] for name in partition[group.name])
+        rule = group.idle if group.period > 1 else "-"
+        folded = fold(partition[group.name])
+        figures = (group.name, str(group.period), rule, f"{count:,}", f"{count / total:.1%}")
+        rows += [(*figures, folded[0]), *(("", "", "", "", "", line) for line in folded[1:])]
+    lines = _columns(rows)
+    if partition.frozen:
+        count = sum(sizes[name] for name in partition.frozen)
+        lines.append(
+            f"frozen by requires_grad=False, in no group: {count:,} parameters, {', '.join(fold(partition.frozen))}"
+        )
+    return "\n".join([*lines, *_costs(config, partition, model)])
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
+    lines = []
+    for name, period, rule, count, share, names in rows:
+        cells = (name.ljust(widths[0]), period.rjust(widths[1]), rule.ljust(widths[2]))
+        lines.append("  ".join((*cells, count.rjust(widths[3]), share.rjust(widths[4]), names)).rstrip())
+    return lines
+
+
+def _costs(config: MultirateConfig, partition: Partition, model: nn.Module) -> list[str]:
+    layers = layers_of(model)
+    costs = relative_costs(config, partition, layers)
+    if len(costs) == 1:
+        return ["every step is a full step: plain training"]
+    lines = []
+    for position in sorted({costs.index(cost) for cost in costs[1:]}):
+        groups = config.schedule.live(config.initial_full_steps + position)
+        names = [config.groups[i].name for i in groups]
+        edge = boundary(layers, {name for group in names for name in partition[group]})
+        lines.append(
+            f"with {', '.join(names)} live: backward is skipped below {edge}, "
+            f"predicted cost {costs[position]:.2f} of a full step"
+        )
+    start = f" after {config.initial_full_steps} full steps" if config.initial_full_steps else ""
+    return [*lines, f"predicted speed-up{start}: {predicted_speedup(costs):.2f}x over a cycle of {len(costs)} steps"]
+
+
+def fold(names: Sequence[str]) -> list[str]:
+    """Fold names by layer.
+
+    >>> fold(["layer.0.w", "layer.0.b", "layer.1.w", "layer.1.b", "head.w"])
+    ['layer.{0-1}.*', 'head.w']
+    """
+    blocks: dict[str, list[int]] = {}
+    order: dict[str, list[str]] = {}
+    for name in names:
+        match = re.match(r"(.*?\.)?(\d+)\.", name)
+        if match:
+            prefix = match.group(1) or ""
+            blocks.setdefault(prefix, [])
+            if int(match.group(2)) not in blocks[prefix]:
+                blocks[prefix].append(int(match.group(2)))
+            order.setdefault(f"{prefix}#", [])
+        else:
+            order.setdefault(name.rpartition(".")[0], []).append(name)
+    return [
+        f"{key[:-1]}{{{_ranges(sorted(blocks[key[:-1]]))}}}.*" if key.endswith("#") else _siblings(key, members)
+        for key, members in order.items()
+    ]
+
+
+def _siblings(path: str, names: Sequence[str]) -> str:
+    if len(names) == 1:
+        return names[0]
+    leaves = ",".join(name.rpartition(".")[2] for name in names)
+    return f"{path}.{{{leaves}}}" if path else leaves
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """``0-2,5`` for 0, 1, 2, 5."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and number == parts[-1][1] + 1:
+            parts[-1][1] = number
+        else:
+            parts.append([number, number])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in parts)
