@@ -108,7 +108,10 @@ def parse(argv: list[str] | None) -> tuple[ModelArguments, DataArguments, Traini
     parser.set_defaults(**DEFAULTS)
     if not any(argument.startswith(("--do_train", "--do_eval")) for argument in argv):
         parser.set_defaults(do_train=True, do_eval=True)
-    return parser.parse_args_into_dataclasses(args=argv)
+    try:
+        return parser.parse_args_into_dataclasses(args=argv)
+    except ValueError as error:  # argparse itself exits; this is a value that a dataclass refuses
+        raise InputError(str(error)) from error
 
 
 def load_data(arguments: DataArguments) -> TextData:
@@ -269,15 +272,18 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         eval_sets = {
             prefix: tokenise(rows, data.text_columns, tokenizer, length) for prefix, rows in eval_rows.items()
         }
-    trainer = Trainer(
-        model=model,
-        args=args,
-        train_dataset=train_set,
-        eval_dataset=eval_sets["eval"],
-        processing_class=tokenizer,
-        data_collator=DataCollatorWithPadding(tokenizer),
-        compute_metrics=metrics_of(data.metric),
-    )
+    try:
+        trainer = Trainer(
+            model=model,
+            args=args,
+            train_dataset=train_set,
+            eval_dataset=eval_sets["eval"],
+            processing_class=tokenizer,
+            data_collator=DataCollatorWithPadding(tokenizer),
+            compute_metrics=metrics_of(data.metric),
+        )
+    except ValueError as error:  # for example a fast part that matches no parameter of this model
+        raise InputError(str(error)) from error
     # A classifier's loss is the mean of its own batch. Trainer takes it for a share of a sum, as in language
     # models, and would make it too large by gradient_accumulation_steps x processes.
     trainer.model_accepts_loss_kwargs = False

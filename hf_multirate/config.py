@@ -98,8 +98,8 @@ def _check_patterns(name: str, patterns: tuple[str, ...]) -> None:
         if parse_preset(pattern) is not None:
             if len(patterns) > 1:
                 raise ValueError(
-                    f"rate group {name!r} mixes the preset {pattern!r} with other patterns {patterns}: give the preset "
-                    "alone, or regular expressions only."
+                    f"rate group {name!r} mixes the preset {pattern!r} with other patterns {patterns}: give the "
+                    "preset alone, or regular expressions only."
                 )
             continue
         try:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from types import TracebackType
 from typing import Any
 from weakref import WeakSet
@@ -13,7 +11,7 @@ from weakref import WeakSet
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from hf_multirate import advice
+from hf_multirate.advice import warn_of_tied_head
 from hf_multirate.config import MultirateConfig
 from hf_multirate.cost import layers_of, predicted_speedup, relative_costs
 from hf_multirate.describe import describe
@@ -21,29 +19,11 @@ from hf_multirate.gradient_check import GradientCheck
 from hf_multirate.movement import Movement
 from hf_multirate.partition import Partition, assign
 from hf_multirate.probe import check_optimizer
-from hf_multirate.pruning import idle, idle_modules, leaves_cut, recorded
+from hf_multirate.pruner import Pruner
 from hf_multirate.telemetry import Telemetry
 
 
-logger = logging.getLogger(__name__)
-
 _in_use: WeakSet[Optimizer] = WeakSet()
-
-
-@dataclass
-class _Cut:
-    """What is idle while one set of rate groups is live."""
-
-    parameters: list[nn.Parameter]
-    modules: list[tuple[str, nn.Module]]
-    embeddings: list[nn.Embedding]
-    inspected: bool = False
-
-    @classmethod
-    def of(cls, model: nn.Module, live: list[nn.Parameter], parameters: list[nn.Parameter]) -> _Cut:
-        modules = idle_modules(model, live)
-        embeddings = [part for _, module in modules for part in module.modules() if isinstance(part, nn.Embedding)]
-        return cls(parameters, modules, embeddings)
 
 
 class Multirate:
@@ -74,8 +54,7 @@ class Multirate:
         self._optimizer: Optimizer | None = None
         self._live: tuple[int, ...] | None = None
         self._hooks: list[Any] = []
-        self._pruned = ExitStack()
-        self._cuts: dict[tuple[int, ...], _Cut] = {}
+        self._open = ExitStack()
 
     def assign(self, model: nn.Module) -> Multirate:
         """Find out which parameter of ``model`` is in which rate group, without touching either.
@@ -83,8 +62,11 @@ class Multirate:
         Raises:
             ValueError: a group matches nothing, or a trainable parameter is in no group.
         """
+        first = self._partition is None
         self._partition = assign(self.config, model)
         self._model = model
+        if first:
+            warn_of_tied_head(self.config, self._partition, model)
         return self
 
     def attach(self, model: nn.Module, optimizer: Optimizer) -> Multirate:
@@ -106,13 +88,13 @@ class Multirate:
         parameters = dict(model.named_parameters())
         groups = {name: {key: parameters[key] for key in keys} for name, keys in self.partition.items()}
         movement = Movement(self.config, optimizer, groups)
-        if self.multirate:
+        if self.prunes:
             check_optimizer(optimizer)
-        self._groups, self._movement = groups, movement
+        self._movement = movement
+        self._pruner = Pruner(model, groups)
         self._check = GradientCheck(groups, tolerant=self.config.missing_gradients == "warn")
         self.telemetry = Telemetry(predicted_speedup(relative_costs(self.config, self.partition, layers_of(model))))
         self.applied, self.step, self._live = 0, None, None
-        self._cuts.clear()
         self._optimizer = optimizer
         self._hooks = [
             optimizer.register_step_pre_hook(self._before_optimizer_step),
@@ -123,7 +105,7 @@ class Multirate:
 
     def detach(self) -> None:
         """Leave model and optimizer as they were found; does nothing when not attached."""
-        self._pruned.close()
+        self._open.close()
         for hook in self._hooks:
             hook.remove()
         if self._optimizer is not None:
@@ -144,8 +126,8 @@ class Multirate:
         return self._optimizer is not None
 
     @property
-    def multirate(self) -> bool:
-        """False for period 1, where training is left exactly as it is."""
+    def prunes(self) -> bool:
+        """False for period 1, where every step is a full step and training is left exactly as it is."""
         return self.config.schedule.cycle > 1
 
     @property
@@ -180,9 +162,9 @@ class Multirate:
         """
         if self._live is not None and step == self.step:
             return
-        self._pruned.close()
+        self._open.close()
         self.select(step)
-        self._pruned.enter_context(self.pruned())
+        self._open.enter_context(self.pruned())
 
     def select(self, step: int) -> None:
         """Choose the live groups of ``step`` without pruning anything: see `pruned`."""
@@ -195,44 +177,18 @@ class Multirate:
 
     def pruned(self) -> AbstractContextManager[None]:
         """A context for forward and backward of one micro-batch; parameters have their flags back on exit."""
-        return self._pruning(self._live) if self._live is not None else nullcontext()
+        return nullcontext() if self._live is None else self._pruner.pruned(self._live_names())
 
-    @contextmanager
-    def _pruning(self, live: tuple[int, ...]) -> Iterator[None]:
-        model = self._model
-        if model is None or len(live) == len(self.config.groups):
-            yield
-            return
-        if live not in self._cuts:
-            self._cuts[live] = _Cut.of(model, *self._split(live))
-        cut = self._cuts[live]
-        with ExitStack() as stack:
-            stack.enter_context(idle(cut.parameters))
-            if not advice.checkpoints_reentrantly(model):
-                stack.enter_context(leaves_cut(cut.embeddings))
-            if not cut.inspected:
-                names = stack.enter_context(recorded(cut.modules))
-                stack.callback(self._inspect, live, names)
-            yield
-
-    def _split(self, live: tuple[int, ...]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        members = [list(self._groups[group.name].values()) for group in self.config.groups]
-        chosen = [p for i in live for p in members[i]]
-        return chosen, [p for i, parameters in enumerate(members) if i not in live for p in parameters]
-
-    def _inspect(self, live: tuple[int, ...], names: list[str]) -> None:
-        self._cuts[live].inspected = True
-        if names and self._model is not None:
-            keys = {key for i in live for key in self.partition[self.config.groups[i].name]}
-            logger.warning(advice.not_a_suffix(self._model, names, keys))
+    def _live_names(self) -> frozenset[str]:
+        return frozenset(self.config.groups[i].name for i in self._live or ())
 
     def _before_optimizer_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         del optimizer, args, kwargs
-        self._pruned.close()
+        self._open.close()
         if self._live is None or self.step is None:
             raise RuntimeError("optimizer.step() without begin_step(step): which groups were live is not known.")
-        if self.multirate:
-            self._check.check(frozenset(self.config.groups[i].name for i in self._live), self.step)
+        if self.prunes:
+            self._check.check(self._live_names(), self.step)
         self._movement.before_step(self.step, self._live)
 
     def _after_optimizer_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:

@@ -35,8 +35,8 @@ class GradientCheck:
             if not present:
                 raise RuntimeError(
                     f"rate group {name!r} got no gradient at step {step}, which is its turn: none of its "
-                    f"{len(members)} parameters has one. If the model checkpoints its activations, use use_reentrant=False; otherwise "
-                    "check that the loss depends on the group."
+                    f"{len(members)} parameters has one. If the model checkpoints its activations, use "
+                    "use_reentrant=False; otherwise check that the loss depends on the group."
                 )
             if len(present) < len(members):
                 self._missing(name, members, step)

@@ -56,7 +56,7 @@ class MultirateMixin(_Base):
 
     def _refuse_many_devices(self) -> None:
         together = self.is_deepspeed_enabled or self.is_fsdp_enabled
-        if self.multirate.multirate and (self.args.world_size > 1 or self.args.n_gpu > 1 or together):
+        if self.multirate.prunes and (self.args.world_size > 1 or self.args.n_gpu > 1 or together):
             raise NotImplementedError(
                 f"multirate training runs on one device, got {self.args.world_size} processes with {self.args.n_gpu} "
                 "devices each, or DeepSpeed or FSDP: gradients of idle parameters are not synchronised yet. Start one "
@@ -105,7 +105,7 @@ class MultirateMixin(_Base):
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """As in `transformers.Trainer`, with the phase that ``loss`` and ``grad_norm`` of the last step belong to."""
-        if self._training and self.multirate.multirate and "loss" in logs:
+        if self._training and self.multirate.prunes and "loss" in logs:
             logs["multirate/phase"] = self.multirate.phase
         super().log(logs, *args, **kwargs)
 
@@ -122,7 +122,7 @@ class MultirateMixin(_Base):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is None or not self.multirate.multirate:
+        if checkpoint is None or not self.multirate.prunes:
             return
         path = Path(checkpoint, STATE_FILE)
         if not path.is_file():

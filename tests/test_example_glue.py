@@ -260,6 +260,24 @@ def test_bad_input_is_refused_and_nothing_overwritten(
 
 
 @pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"multirate_period": 0}, "period of rate group 'slow' must be at least 1, got 0"),
+        ({"multirate_fast": "last:9"}, "asks for more than the 2 blocks"),
+        ({"multirate_fast": "no_such_name"}, "matches no trainable parameter"),
+        ({"multirate_fast": "top:1"}, "unknown preset 'top:1'"),
+        ({"multirate_config": "gone.json"}, "'gone.json' cannot be read"),
+    ],
+)
+def test_rate_groups_that_do_not_fit_are_refused_before_training(
+    script: ModuleType, model_dir: str, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(script.InputError, match=message):
+        script.main(arguments(model_dir, tmp_path, rows(6), **options))
+    assert not (tmp_path / "out" / SUMMARY).exists()
+
+
+@pytest.mark.parametrize(
     ("suffix", "content"),
     [
         (".csv", 'sentence,label\n"never closed,1\n'),

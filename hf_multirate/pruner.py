@@ -1,0 +1,75 @@
+"""Prune forward and backward of a micro-batch for a given set of live rate groups."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+from torch import nn
+
+from hf_multirate import advice
+from hf_multirate.pruning import idle, idle_modules, leaves_cut, recorded
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class _Idle:
+    """What is idle while one set of rate groups is live."""
+
+    parameters: list[nn.Parameter]
+    modules: list[tuple[str, nn.Module]]
+    embeddings: list[nn.Embedding]
+    inspected: bool = False
+
+
+class Pruner:
+    """Opens the context in which a micro-batch runs; the model is as before when it closes.
+
+    Args:
+        model: The model that owns the parameters.
+        groups: Rate group name -> parameter name -> parameter.
+    """
+
+    def __init__(self, model: nn.Module, groups: Mapping[str, Mapping[str, nn.Parameter]]) -> None:
+        self._model = model
+        self._groups = groups
+        self._idle: dict[frozenset[str], _Idle] = {}
+
+    @contextmanager
+    def pruned(self, live: frozenset[str]) -> Iterator[None]:
+        """While it is open only the groups named in ``live`` require a gradient.
+
+        The first micro-batch of each set of live groups is watched: if autograd records a module that has
+        no live parameter, the live part is no suffix of the forward pass, which a warning says once.
+        """
+        if len(live) == len(self._groups):
+            yield
+            return
+        if live not in self._idle:
+            self._idle[live] = self._find(live)
+        found = self._idle[live]
+        with ExitStack() as stack:
+            stack.enter_context(idle(found.parameters))
+            # A reentrant checkpoint returns no gradient at all unless its input requires one.
+            if not advice.checkpoints_reentrantly(self._model):
+                stack.enter_context(leaves_cut(found.embeddings))
+            if not found.inspected:
+                stack.callback(self._inspect, live, stack.enter_context(recorded(found.modules)))
+            yield
+
+    def _find(self, live: frozenset[str]) -> _Idle:
+        live_parameters = [p for name in live for p in self._groups[name].values()]
+        parameters = [p for name, members in self._groups.items() if name not in live for p in members.values()]
+        modules = idle_modules(self._model, live_parameters)
+        embeddings = [part for _, module in modules for part in module.modules() if isinstance(part, nn.Embedding)]
+        return _Idle(parameters, modules, embeddings)
+
+    def _inspect(self, live: frozenset[str], names: list[str]) -> None:
+        self._idle[live].inspected = True
+        if names:
+            keys = {key for group in live for key in self._groups[group]}
+            logger.warning(advice.not_a_suffix(self._model, names, keys))
