@@ -118,6 +118,9 @@ class MultirateConfig:
     Attributes:
         groups: The rate groups; at least one has period 1.
         initial_full_steps: Steps at the start of training at which every group gets a gradient.
+        drift_scale: Factor on the drift of idle groups, on top of their learning rate; 1 is Algorithm 1. None, the
+            default, is 1 for SGD and less for optimizers that normalise their updates: see
+            `hf_multirate.drift.default_damping`.
         missing_gradients: What to do when a parameter that has had a gradient before gets none at its turn:
             ``error``, or ``warn`` for models that skip layers at random (layer drop, sparse experts).
 
@@ -127,6 +130,7 @@ class MultirateConfig:
 
     groups: Sequence[RateGroup]
     initial_full_steps: int = 0
+    drift_scale: float | None = None
     missing_gradients: str = "error"
 
     def __post_init__(self) -> None:
@@ -148,6 +152,8 @@ class MultirateConfig:
             raise TypeError(f"initial_full_steps must be an integer number of steps, got {self.initial_full_steps!r}.")
         if self.initial_full_steps < 0:
             raise ValueError(f"initial_full_steps must not be negative, got {self.initial_full_steps}.")
+        if self.drift_scale is not None and not 0 <= self.drift_scale <= 1:
+            raise ValueError(f"drift_scale must be between 0 and 1, or None, got {self.drift_scale!r}.")
         if self.missing_gradients not in MISSING_GRADIENT_RULES:
             raise ValueError(
                 f"missing_gradients must be one of {MISSING_GRADIENT_RULES}, got {self.missing_gradients!r}."

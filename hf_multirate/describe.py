@@ -83,7 +83,7 @@ def fold(names: Sequence[str]) -> list[str]:
         else:
             order.setdefault(name.rpartition(".")[0], []).append(name)
     return [
-        f"{key[:-1]}{{{_ranges(sorted(blocks[key[:-1]]))}}}.*" if key.endswith("#") else _siblings(key, members)
+        f"{key[:-1]}{_ranges(sorted(blocks[key[:-1]]))}.*" if key.endswith("#") else _siblings(key, members)
         for key, members in order.items()
     ]
 
@@ -96,11 +96,12 @@ def _siblings(path: str, names: Sequence[str]) -> str:
 
 
 def _ranges(numbers: Sequence[int]) -> str:
-    """``0-2,5`` for 0, 1, 2, 5."""
+    """``{0-2,5}`` for 0, 1, 2, 5, and ``5`` for 5 alone."""
     parts: list[list[int]] = []
     for number in numbers:
         if parts and number == parts[-1][1] + 1:
             parts[-1][1] = number
         else:
             parts.append([number, number])
-    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in parts)
+    text = ",".join(str(a) if a == b else f"{a}-{b}" for a, b in parts)
+    return text if len(numbers) == 1 else f"{{{text}}}"

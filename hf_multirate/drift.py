@@ -24,8 +24,11 @@ class DriftRule(Protocol):
     needs_snapshot: bool
     """Whether `keep` has to be called around every step that gives the parameters a gradient."""
 
-    def drift(self, parameters: Sequence[Tensor], group: Mapping[str, Any], steps: float) -> None:
-        """Move ``parameters`` by ``steps`` times their last update, at the learning rate that ``group`` has now."""
+    def drift(self, parameters: Sequence[Tensor], group: Mapping[str, Any], scale: float, damping: float) -> None:
+        """Move ``parameters`` by ``damping`` times their last update.
+
+        The learning rate is ``scale`` times the one that ``group`` has now.
+        """
 
     def keep(self, parameters: Sequence[Tensor], before: Sequence[Tensor], group: Mapping[str, Any]) -> None:
         """Take note of a step that moved ``parameters`` from the values ``before``."""
@@ -43,14 +46,14 @@ class SGDDrift:
     def __init__(self, optimizer: Optimizer) -> None:
         self._optimizer = optimizer
 
-    def drift(self, parameters: Sequence[Tensor], group: Mapping[str, Any], steps: float) -> None:
+    def drift(self, parameters: Sequence[Tensor], group: Mapping[str, Any], scale: float, damping: float) -> None:
         """See `DriftRule`. A parameter without a momentum buffer has had no gradient, and stays."""
         pairs = [(p, self._optimizer.state.get(p, {}).get("momentum_buffer")) for p in parameters]
         moved = [(p, buffer) for p, buffer in pairs if buffer is not None]
         if moved:
             sign = 1.0 if group["maximize"] else -1.0
             targets, buffers = zip(*moved, strict=True)
-            torch._foreach_add_(targets, buffers, alpha=sign * float(group["lr"]) * steps)
+            torch._foreach_add_(targets, buffers, alpha=sign * float(group["lr"]) * scale * damping)
 
     def keep(self, parameters: Sequence[Tensor], before: Sequence[Tensor], group: Mapping[str, Any]) -> None:
         """See `DriftRule`: the optimizer keeps all that is needed."""
@@ -68,7 +71,7 @@ class AdamDrift:
     def __init__(self, optimizer: Optimizer) -> None:
         self._optimizer = optimizer
 
-    def drift(self, parameters: Sequence[Tensor], group: Mapping[str, Any], steps: float) -> None:
+    def drift(self, parameters: Sequence[Tensor], group: Mapping[str, Any], scale: float, damping: float) -> None:
         """See `DriftRule`. A parameter without state has had no gradient, and stays."""
         by_count: dict[float, list[Tensor]] = defaultdict(list)
         for parameter in parameters:
@@ -76,11 +79,13 @@ class AdamDrift:
             if state:
                 by_count[float(state["step"])].append(parameter)
         for count, members in by_count.items():
-            self._drift_at(count, members, group, steps)
+            self._drift_at(count, members, group, scale, damping)
 
-    def _drift_at(self, count: float, parameters: list[Tensor], group: Mapping[str, Any], steps: float) -> None:
+    def _drift_at(
+        self, count: float, parameters: list[Tensor], group: Mapping[str, Any], scale: float, damping: float
+    ) -> None:
         beta1, beta2 = (float(beta) for beta in group["betas"])
-        rate = float(group["lr"]) * steps
+        rate = float(group["lr"]) * scale
         states = [self._optimizer.state[parameter] for parameter in parameters]
         second = "max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"
         denominators = torch._foreach_sqrt([state[second] for state in states])
@@ -90,7 +95,7 @@ class AdamDrift:
             torch._foreach_mul_(parameters, 1.0 - rate * group["weight_decay"])
         sign = 1.0 if group["maximize"] else -1.0
         moments = [state["exp_avg"] for state in states]
-        torch._foreach_addcdiv_(parameters, moments, denominators, value=sign * rate / (1.0 - beta1**count))
+        torch._foreach_addcdiv_(parameters, moments, denominators, value=sign * rate * damping / (1.0 - beta1**count))
 
     def keep(self, parameters: Sequence[Tensor], before: Sequence[Tensor], group: Mapping[str, Any]) -> None:
         """See `DriftRule`: the optimizer keeps all that is needed."""
@@ -109,12 +114,12 @@ class DisplacementDrift:
         self.velocity: dict[Tensor, Tensor] = {}
         """Displacement per unit of learning rate at the last refresh."""
 
-    def drift(self, parameters: Sequence[Tensor], group: Mapping[str, Any], steps: float) -> None:
+    def drift(self, parameters: Sequence[Tensor], group: Mapping[str, Any], scale: float, damping: float) -> None:
         """See `DriftRule`. A parameter without a displacement has had no gradient, and stays."""
         moved = [(p, self.velocity[p]) for p in parameters if p in self.velocity]
         if moved:
             targets, velocities = zip(*moved, strict=True)
-            torch._foreach_add_(targets, velocities, alpha=float(group["lr"]) * steps)
+            torch._foreach_add_(targets, velocities, alpha=float(group["lr"]) * scale * damping)
 
     def keep(self, parameters: Sequence[Tensor], before: Sequence[Tensor], group: Mapping[str, Any]) -> None:
         """See `DriftRule`."""
@@ -134,6 +139,17 @@ def choose_rule(optimizer: Optimizer, group: Mapping[str, Any], displacement: Di
     if type(optimizer) is SGD and group["momentum"] > 0:
         return SGDDrift(optimizer)
     return displacement
+
+
+def default_damping(optimizer: Optimizer, period: int) -> float:
+    """Factor on the drift of a group with ``period``, if the user names none.
+
+    1 for SGD, as in Algorithm 1. Adam and its kin move a coordinate by about the learning rate whatever the
+    noise in its gradient: repeated k times, one noisy direction adds k times the variance to the random
+    walk of the weights. A move of sqrt(k) times the learning rate per cycle, a refresh of one and k - 1 drift steps of
+    (sqrt(k) - 1) / (k - 1), keeps the variance per step at that of plain training.
+    """
+    return 1.0 if type(optimizer) is SGD or period == 1 else (period**0.5 - 1) / (period - 1)
 
 
 def stretch_(parameters: Sequence[Tensor], before: Sequence[Tensor], factor: float) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hf_multirate.config import MultirateConfig, RateGroup
-from hf_multirate.drift import DisplacementDrift, DriftRule, choose_rule, stretch_
+from hf_multirate.drift import DisplacementDrift, DriftRule, choose_rule, default_damping, stretch_
 
 
 @dataclass
@@ -22,6 +22,7 @@ class _Bucket:
     torch_group: int
     parameters: list[nn.Parameter]
     rule: DriftRule
+    damping: float
     before: list[Tensor] = field(default_factory=list)
 
 
@@ -42,6 +43,7 @@ class Movement:
         """
         self._optimizer = optimizer
         self._schedule = config.schedule
+        self._drift_scale = config.drift_scale
         self._displacement = DisplacementDrift()
         self._names: dict[Tensor, str] = {p: name for members in groups.values() for name, p in members.items()}
         torch_group = {p: i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
@@ -61,7 +63,10 @@ class Movement:
 
     def _bucket(self, index: int, group: RateGroup, torch_group: int, parameters: list[nn.Parameter]) -> _Bucket:
         rule = choose_rule(self._optimizer, self._optimizer.param_groups[torch_group], self._displacement)
-        return _Bucket(index, group, torch_group, parameters, rule)
+        damping = self._drift_scale
+        if damping is None:
+            damping = default_damping(self._optimizer, group.period)
+        return _Bucket(index, group, torch_group, parameters, rule, damping)
 
     def _stretch(self, bucket: _Bucket, step: int) -> float:
         held = self._schedule.steps_to_next_refresh(bucket.index, step) if bucket.rate_group.idle == "hold" else 1
@@ -86,7 +91,7 @@ class Movement:
             group = self._optimizer.param_groups[bucket.torch_group]
             if bucket.index not in live:
                 if bucket.rate_group.idle == "drift":
-                    bucket.rule.drift(bucket.parameters, group, bucket.rate_group.lr_scale)
+                    bucket.rule.drift(bucket.parameters, group, bucket.rate_group.lr_scale, bucket.damping)
             elif bucket.before:
                 stepped = [parameter for parameter in bucket.parameters if parameter.grad is not None]
                 if self._to_keep(bucket, step):

@@ -89,11 +89,14 @@ def _tensors(output: Any) -> Iterator[torch.Tensor]:
 def idle_modules(model: nn.Module, live: Sequence[nn.Parameter]) -> list[tuple[str, nn.Module]]:
     """The outermost modules that own parameters and none of the ``live`` ones, in order of registration."""
     identities = {id(parameter) for parameter in live}
+    embeddings = [part for part in model.modules() if isinstance(part, nn.Embedding)]
+    embedded = {id(parameter) for part in embeddings for parameter in part.parameters()}
     found: list[tuple[str, nn.Module]] = []
 
     def walk(name: str, module: nn.Module) -> None:
         owned = {id(parameter) for parameter in module.parameters()}
-        if not owned:
+        # A head tied to an embedding is recorded although the live part is a suffix.
+        if not owned or (owned <= embedded and not any(part in embeddings for part in module.modules())):
             return
         # A container such as ModuleList has no forward of its own for a hook to see.
         if not owned & identities and not isinstance(module, (nn.ModuleList, nn.ModuleDict)):

@@ -1,0 +1,117 @@
+"""What the package must compute, on plain tensors and step by step: Algorithm 1, and the same idea with AdamW.
+
+Vlaar & Leimkuhler, *Multirate Training of Neural Networks* (ICML 2022), in the paper's symbols:
+theta_S and theta_F the slow and the fast parameters, p_S and p_F their momenta, mu the momentum
+coefficient, k the period of the slow part, h its step size, so that h / k is the inner step size.
+The gradient of everything is computed at every step and the slow part of it thrown away when it is
+not its turn: nothing here knows how to save time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+Tensors = dict[str, Tensor]
+Gradient = Callable[[int, Tensors], Tensors]
+"""Step n, which stands for its minibatch, and all parameters -> gradient of the loss by each of them."""
+
+
+def _zeros(theta: Tensors) -> Tensors:
+    return {name: torch.zeros_like(value) for name, value in theta.items()}
+
+
+def refresh(n: int, k: int, start: int) -> bool:
+    """Whether the slow part gets a gradient at step n: always in the first ``start`` steps, then at every k-th."""
+    return n < start or (n - start) % k == 0
+
+
+def algorithm_1(
+    theta_S: Tensors,
+    theta_F: Tensors,
+    grad_L: Gradient,
+    *,
+    k: int,
+    h: Callable[[int], float],
+    mu: float,
+    steps: int,
+    weight_decay: float = 0.0,
+    nesterov: bool = False,
+    hold: bool = False,
+    start: int = 0,
+) -> Tensors:
+    """Multirate SGD with linear drift, or without (``hold``): the whole slow step h at the start of a cycle.
+
+    ``h`` is a function of the step, as a learning-rate schedule is. Weight decay is added to a fresh
+    gradient, and a Nesterov step is taken along gradient + mu p, both as `torch.optim.SGD` defines them.
+    """
+    p_S, p_F = _zeros(theta_S), _zeros(theta_F)
+    for n in range(steps):
+        gradient = grad_L(n, theta_S | theta_F)
+        for i in theta_F:
+            g = gradient[i] + weight_decay * theta_F[i]
+            p_F[i] = mu * p_F[i] + g
+            theta_F[i] = theta_F[i] - h(n) / k * (g + mu * p_F[i] if nesterov else p_F[i])
+        for i in theta_S:
+            direction = p_S[i]
+            if refresh(n, k, start):
+                g = gradient[i] + weight_decay * theta_S[i]
+                p_S[i] = mu * p_S[i] + g
+                direction = g + mu * p_S[i] if nesterov else p_S[i]
+            if not hold:
+                theta_S[i] = theta_S[i] - h(n) / k * direction
+            elif refresh(n, k, start):
+                theta_S[i] = theta_S[i] - (h(n) / k if n < start else h(n)) * direction
+    return theta_S | theta_F
+
+
+def multirate_adamw(
+    theta_S: Tensors,
+    theta_F: Tensors,
+    grad_L: Gradient,
+    *,
+    k: int,
+    lr: Callable[[int], float],
+    steps: int,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    coupled: bool = False,
+    amsgrad: bool = False,
+    hold: bool = False,
+    start: int = 0,
+    s: float = 1.0,
+) -> Tensors:
+    """AdamW whose idle parameters drift along ``s`` times u = m_hat / (sqrt(v_hat) + eps).
+
+    Moments and step count of a parameter change with its gradients only. Decoupled weight decay acts in
+    full at every step at the current rate; ``coupled`` adds it to the gradient instead, which is Adam.
+    """
+    theta = theta_S | theta_F
+    m, v, v_max, u = _zeros(theta), _zeros(theta), _zeros(theta), _zeros(theta)
+    t = dict.fromkeys(theta, 0)
+    for n in range(steps):
+        gradient = grad_L(n, theta)
+        moved = dict(theta)
+        for i in theta:
+            live = i in theta_F or refresh(n, k, start)
+            if live:
+                g = gradient[i] + (weight_decay * theta[i] if coupled else 0.0)
+                t[i] += 1
+                m[i] = betas[0] * m[i] + (1 - betas[0]) * g
+                v[i] = betas[1] * v[i] + (1 - betas[1]) * g**2
+                v_max[i] = torch.maximum(v_max[i], v[i])
+                m_hat = m[i] / (1 - betas[0] ** t[i])
+                v_hat = (v_max if amsgrad else v)[i] / (1 - betas[1] ** t[i])
+                u[i] = m_hat / (v_hat.sqrt() + eps)
+            decay = 0.0 if coupled else weight_decay
+            velocity = (1.0 if live else s) * u[i] + decay * theta[i]
+            if not hold or i in theta_F:
+                moved[i] = theta[i] - lr(n) * velocity
+            elif live:
+                moved[i] = theta[i] - (1 if n < start else k) * lr(n) * velocity
+        theta = moved
+    return theta

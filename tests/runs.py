@@ -1,0 +1,135 @@
+"""Short training runs on tiny models, and what has to be equal when two of them are the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers as tf
+from torch import Tensor, nn
+from transformers import Trainer, TrainingArguments
+
+from hf_multirate import MultirateConfig, MultirateTrainer
+from tiny import BATCH, FAMILIES, LABELS, VOCAB
+
+
+PERIOD = 4
+CONFIG = MultirateConfig.two_rate("last:1", PERIOD)
+DEFAULTS: dict[str, Any] = {
+    "per_device_train_batch_size": 2,
+    "max_steps": 6,
+    "learning_rate": 1e-2,
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "report_to": [],
+    "disable_tqdm": True,
+    "use_cpu": True,
+    "dataloader_pin_memory": False,
+}
+
+
+def arguments(folder: Path, **settings: Any) -> TrainingArguments:
+    return TrainingArguments(output_dir=str(folder), **(DEFAULTS | settings))
+
+
+def example(family: str, count: int = 12) -> tuple[nn.Module, list[dict[str, Tensor]]]:
+    """A model and ``count`` different rows for it, the same ones at every call."""
+    tf.set_seed(1)
+    model, batch = FAMILIES[family]()
+    rows = [{key: value[i % BATCH].clone() for key, value in batch.items()} for i in range(count)]
+    for i, row in enumerate(rows):
+        if "pixel_values" in row:
+            row["pixel_values"].normal_()
+        else:
+            row["input_ids"].random_(3, VOCAB)
+        row["labels"] = row["input_ids"] if row["labels"].dim() else torch.tensor(i % LABELS)
+    return model, rows
+
+
+def trainer_for(
+    folder: Path,
+    config: MultirateConfig | None,
+    family: str = "bert",
+    *,
+    kind: type[Trainer] | None = None,
+    **rest: Any,
+) -> Trainer:
+    """A plain trainer if ``config`` is None; ``rest`` are settings of a trainer or of its arguments.
+
+    A value that is a function of the model is called with it first.
+    """
+    model, rows = example(family)
+    own = {"optimizers", "optimizer_cls_and_kwargs", "compute_loss_func", "callbacks", "eval_dataset", "model_init"}
+    kwargs = {key: rest.pop(key) for key in own & rest.keys()}
+    if callable(kwargs.get("optimizers")):
+        kwargs["optimizers"] = kwargs["optimizers"](model)
+    if "model_init" not in kwargs:
+        kwargs["model"] = model
+    if config is not None:
+        kwargs["multirate"] = config
+    kind = kind or (Trainer if config is None else MultirateTrainer)
+    return kind(args=arguments(folder, **rest), train_dataset=rows, **kwargs)
+
+
+def weights(trainer: Trainer) -> dict[str, Tensor]:
+    """Parameters and buffers."""
+    return {name: value.detach().clone() for name, value in trainer.model.state_dict().items()}
+
+
+def history(trainer: Trainer) -> list[dict[str, float]]:
+    """The log of every step and evaluation without durations; the last entry, a summary, is left out."""
+    entries = [entry for entry in trainer.state.log_history if "train_runtime" not in entry]
+    assert entries, "nothing was logged"
+    timing = ("runtime", "per_second")
+    return [{key: value for key, value in entry.items() if not key.endswith(timing)} for entry in entries]
+
+
+def assert_same(one: Any, other: Any, where: str = "") -> None:
+    """Bit for bit, through dictionaries and lists."""
+    if isinstance(one, Tensor):
+        assert torch.equal(one, other), f"{where} differs by {(one.double() - other.double()).abs().max()}"
+    elif isinstance(one, Mapping):
+        assert one.keys() == other.keys(), where
+        for key in one:
+            assert_same(one[key], other[key], f"{where}[{key!r}]")
+    elif isinstance(one, Sequence) and not isinstance(one, str):
+        assert len(one) == len(other), where
+        for i, (a, b) in enumerate(zip(one, other, strict=True)):
+            assert_same(a, b, f"{where}[{i}]")
+    else:
+        assert one == other, where
+
+
+def differ(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> set[str]:
+    """Names of the tensors that are not equal."""
+    assert one.keys() == other.keys()
+    return {name for name in one if not torch.equal(one[name], other[name])}
+
+
+def phases(trainer: Any) -> list[float]:
+    return [entry["multirate/phase"] for entry in history(trainer) if "loss" in entry]
+
+
+class Watched(MultirateTrainer):
+    """Notes for each micro-batch its step, which parameters were live, and how many bytes autograd kept."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.seen: list[tuple[int, frozenset[str]]] = []
+        self.saved: list[int] = []
+
+    def compute_loss(self, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        live = frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)
+        self.seen.append((self.state.global_step, live))
+        sizes: dict[int, int] = {}
+
+        def pack(tensor: Tensor) -> Tensor:
+            sizes[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss = super().compute_loss(model, *args, **kwargs)
+        self.saved.append(sum(sizes.values()))
+        return loss

@@ -1,0 +1,160 @@
+"""MultirateTrainer together with other losses, adapters, ties, other trainers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runs import CONFIG, DEFAULTS, PERIOD, Watched, assert_same, differ, example, history, phases, trainer_for, weights
+from torch import Tensor, nn
+from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
+
+from hf_multirate import MultirateConfig, MultirateMixin, MultirateTrainer, RateGroup
+
+
+PHASES = [0, 1, 2, 3, 0, 1]
+
+
+def soft_loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
+    del num_items_in_batch
+    return nn.functional.cross_entropy(outputs["logits"], labels, label_smoothing=0.2)
+
+
+@pytest.mark.parametrize("settings", [{"label_smoothing_factor": 0.2}, {"compute_loss_func": soft_loss}])
+@pytest.mark.parametrize("idle", ["drift", "hold"])
+def test_other_losses(tmp_path: Path, settings: dict[str, Any], idle: str) -> None:
+    config = MultirateConfig.two_rate("last:1", 5, idle)
+    trainer, default = (trainer_for(tmp_path, config, kind=Watched, **each) for each in (settings, {}))
+    trainer.train()
+    default.train()
+    assert phases(trainer) == [0, 1, 2, 3, 4, 0]
+    assert trainer.seen == default.seen
+    assert trainer.saved[1] < 0.5 * trainer.saved[0]
+    assert differ(weights(trainer), weights(default)) >= {name for name, _ in trainer.model.named_parameters()}
+
+
+class Forgetful(MultirateTrainer):
+    """At the second refresh one slow parameter gets no gradient."""
+
+    lost = "bert.encoder.layer.0.output.dense.weight"
+
+    def compute_loss(self, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        parameter = model.get_parameter(self.lost)
+        parameter.requires_grad_(parameter.requires_grad and self.state.global_step != PERIOD)
+        return super().compute_loss(model, *args, **kwargs)
+
+
+def test_slow_parameter_without_its_gradient(tmp_path: Path, warnings_of: Any) -> None:
+    strict = trainer_for(tmp_path, CONFIG, kind=Forgetful)
+    with pytest.raises(RuntimeError, match=rf"got no gradient at step {PERIOD}.*{Forgetful.lost}"):
+        strict.train()
+    tolerant = trainer_for(
+        tmp_path, MultirateConfig.two_rate("last:1", PERIOD, missing_gradients="warn"), kind=Forgetful
+    )
+    assert f"got no gradient at step {PERIOD} and stay as they are: {Forgetful.lost}" in warnings_of(tolerant)
+    assert phases(tolerant) == PHASES
+    # The flag that somebody took away during training is not given back by the idle steps behind it.
+    assert not tolerant.model.get_parameter(Forgetful.lost).requires_grad
+
+
+@pytest.mark.parametrize("missing", ["error", "warn"])
+def test_group_without_any_gradient(tmp_path: Path, missing: str) -> None:
+    class Unused(MultirateTrainer):
+        def compute_loss(self, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            model.bert.embeddings.position_embeddings.requires_grad_(False)
+            return super().compute_loss(model, *args, **kwargs)
+
+    groups = (RateGroup("fast", "last:1", 1), RateGroup("positions", "position", 2), RateGroup("slow", ".*", PERIOD))
+    trainer = trainer_for(tmp_path, MultirateConfig(groups, missing_gradients=missing), kind=Unused)
+    with pytest.raises(RuntimeError, match="'positions' got no gradient at step 0, which is its turn: none of its 1"):
+        trainer.train()
+
+
+@pytest.mark.parametrize("reset", [True, False])
+def test_flags_reset_by_others_are_noticed(tmp_path: Path, reset: bool) -> None:
+    class Resets(MultirateTrainer):
+        def compute_loss(self, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            if reset:
+                model.requires_grad_(True)
+            return super().compute_loss(model, *args, **kwargs)
+
+    trainer = trainer_for(tmp_path, CONFIG, kind=Resets)
+    if not reset:
+        trainer.train()
+        return
+    with pytest.raises(RuntimeError, match=r"is idle at step 1, but .* have a gradient"):
+        trainer.train()
+
+
+# peft still asks transformers for a property by its old name.
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+@pytest.mark.parametrize("optim", ["adamw_torch_fused", "adafactor"])
+def test_adapters(tmp_path: Path, optim: str) -> None:
+    peft = pytest.importorskip("peft")
+
+    def adapted() -> nn.Module:
+        config = peft.LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query"])
+        return peft.get_peft_model(example("bert")[0], config)
+
+    trainer = trainer_for(tmp_path, CONFIG, kind=Watched, model_init=adapted, optim=optim, label_names=["labels"])
+    trainer.train()
+    parameters = dict(trainer.model.named_parameters())
+    trained = {name for name, parameter in parameters.items() if parameter.requires_grad}
+    fast = set(trainer.multirate.partition["fast"])
+    assert {live for _, live in trainer.seen} == {frozenset(trained), frozenset(fast)}
+    assert all("lora" in name or "modules_to_save" in name for name in trained)
+    assert 0 < len(fast) < len(trained)
+    assert phases(trainer) == PHASES
+    start = {name: value.detach() for name, value in adapted().named_parameters()}
+    changed = differ(start, parameters)
+    assert changed <= trained
+    assert {name for name in trained if "lora_B" in name} <= changed
+
+
+def test_fast_part_that_is_no_suffix(tmp_path: Path, warnings_of: Any) -> None:
+    config = MultirateConfig.two_rate("embeddings", PERIOD)
+    trainer = trainer_for(tmp_path, config, kind=Watched)
+    said = warnings_of(trainer)
+    assert said.count("backward runs through") == 1
+    assert "predicted cost of this step 0.67 of a full one" in said
+    # Wrong about time, right about everything else.
+    assert phases(trainer) == PHASES
+    assert warnings_of(trainer_for(tmp_path, CONFIG)) == ""
+
+
+def test_tied_head_in_either_group(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    said = {}
+    for fast in ("wte|ln_f", "last:1"):
+        caplog.clear()
+        trainer = trainer_for(tmp_path, MultirateConfig.two_rate(fast, PERIOD), "gpt2-lm")
+        trainer.train()
+        assert phases(trainer) == PHASES
+        said[fast] = [message for message in caplog.messages if "tied to" in message]
+    assert "'transformer.wte.weight'" in said["wte|ln_f"][0]
+    assert "'lm_head.weight' is tied to the embedding" in said["last:1"][0]
+    assert "fast rate group 'fast'" in said["wte|ln_f"][0]
+    assert f"every {PERIOD} steps only" in said["last:1"][0]
+
+
+class MultirateSeq2Seq(MultirateMixin, Seq2SeqTrainer):
+    """A trainer that is not ours, with rate groups."""
+
+
+def test_over_another_trainer(tmp_path: Path) -> None:
+    outcomes = []
+    for kind, config in (
+        (Seq2SeqTrainer, {}),
+        (MultirateSeq2Seq, {"multirate": MultirateConfig.off()}),
+        (MultirateSeq2Seq, {"multirate": CONFIG}),
+    ):
+        model, rows = example("t5")
+        settings = {**DEFAULTS, "predict_with_generate": True, "generation_max_length": 4}
+        args = Seq2SeqTrainingArguments(str(tmp_path), eval_strategy="steps", eval_steps=3, **settings)
+        trainer = kind(model=model, args=args, train_dataset=rows, eval_dataset=rows[:2], **config)
+        trainer.train()
+        outcomes.append((weights(trainer), history(trainer)))
+    assert_same(outcomes[1], outcomes[0])
+    assert differ(outcomes[2][0], outcomes[0][0])
+    assert phases(trainer) == PHASES
+    assert trainer.predict(rows[:2]).predictions.shape[0] == 2
