@@ -119,8 +119,7 @@ class MultirateConfig:
         groups: The rate groups; at least one has period 1.
         initial_full_steps: Steps at the start of training at which every group gets a gradient.
         drift_scale: Factor on the drift of idle groups, on top of their learning rate; 1 is Algorithm 1. None, the
-            default, is 1 for SGD and less for optimizers that normalise their updates: see
-            `hf_multirate.drift.default_damping`.
+            default, is 1 for SGD; for other optimizers each parameter finds its own: see `hf_multirate.trust`.
         missing_gradients: What to do when a parameter that has had a gradient before gets none at its turn:
             ``error``, or ``warn`` for models that skip layers at random (layer drop, sparse experts).
 

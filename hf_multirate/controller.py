@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any
 from weakref import WeakSet
 
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from hf_multirate.advice import warn_of_tied_head
@@ -168,8 +168,7 @@ class Multirate:
 
     def select(self, step: int) -> None:
         """Choose the live groups of ``step`` without pruning anything: see `pruned`."""
-        if not self.attached:
-            raise RuntimeError("begin_step() needs a model and an optimizer: call attach(model, optimizer) first.")
+        self._require_attached("begin_step()")
         if step < 0:
             raise ValueError(f"a step index counts from 0, got {step}.")
         self.step, self._live = step, self.config.schedule.live(step)
@@ -203,17 +202,19 @@ class Multirate:
             self.telemetry.stop(full=len(self._live) == len(self.config.groups))
         self._live = None
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """What a checkpoint needs besides model and optimizer: empty unless displacements are kept."""
-        return self._movement.state_dict() if self.attached else {}
+    def state_dict(self) -> dict[str, dict[str, Any]]:
+        """What a checkpoint needs besides model and optimizer, by parameter name; call it while attached."""
+        self._require_attached("state_dict()")
+        return self._movement.state_dict()
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
         """Take over a `state_dict`; call it after `attach`."""
-        if not self.attached:
-            raise RuntimeError(
-                "load_state_dict() needs a model and an optimizer: call attach(model, optimizer) first."
-            )
+        self._require_attached("load_state_dict()")
         self._movement.load_state_dict(state)
+
+    def _require_attached(self, caller: str) -> None:
+        if not self.attached:
+            raise RuntimeError(f"{caller} needs a model and an optimizer: call attach(model, optimizer) first.")
 
 
 def _innermost(optimizer: Optimizer) -> Optimizer:

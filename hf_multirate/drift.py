@@ -24,11 +24,16 @@ class DriftRule(Protocol):
     needs_snapshot: bool
     """Whether `keep` has to be called around every step that gives the parameters a gradient."""
 
-    def drift(self, parameters: Sequence[Tensor], group: Mapping[str, Any], scale: float, damping: float) -> None:
-        """Move ``parameters`` by ``damping`` times their last update.
+    def drift(
+        self, parameters: Sequence[Tensor], group: Mapping[str, Any], scale: float, factors: Mapping[Tensor, float]
+    ) -> None:
+        """Move each of ``parameters`` by its factor times its last update; one without an update stays.
 
         The learning rate is ``scale`` times the one that ``group`` has now.
         """
+
+    def slopes(self, parameters: Sequence[Tensor], group: Mapping[str, Any]) -> list[Tensor | None]:
+        """Inner product of each gradient with the last update: negative where the update still goes downhill."""
 
     def keep(self, parameters: Sequence[Tensor], before: Sequence[Tensor], group: Mapping[str, Any]) -> None:
         """Take note of a step that moved ``parameters`` from the values ``before``."""
@@ -46,14 +51,24 @@ class SGDDrift:
     def __init__(self, optimizer: Optimizer) -> None:
         self._optimizer = optimizer
 
-    def drift(self, parameters: Sequence[Tensor], group: Mapping[str, Any], scale: float, damping: float) -> None:
-        """See `DriftRule`. A parameter without a momentum buffer has had no gradient, and stays."""
-        pairs = [(p, self._optimizer.state.get(p, {}).get("momentum_buffer")) for p in parameters]
-        moved = [(p, buffer) for p, buffer in pairs if buffer is not None]
-        if moved:
-            sign = 1.0 if group["maximize"] else -1.0
-            targets, buffers = zip(*moved, strict=True)
-            torch._foreach_add_(targets, buffers, alpha=sign * float(group["lr"]) * scale * damping)
+    def _buffer(self, parameter: Tensor) -> Tensor | None:
+        buffer: Tensor | None = self._optimizer.state.get(parameter, {}).get("momentum_buffer")
+        return buffer
+
+    def drift(
+        self, parameters: Sequence[Tensor], group: Mapping[str, Any], scale: float, factors: Mapping[Tensor, float]
+    ) -> None:
+        """See `DriftRule`."""
+        rate = -_sign(group) * float(group["lr"]) * scale
+        for factor, members in _by_factor(parameters, factors).items():
+            pairs = [(p, buffer) for p in members if (buffer := self._buffer(p)) is not None]
+            if pairs:
+                targets, buffers = zip(*pairs, strict=True)
+                torch._foreach_add_(targets, buffers, alpha=rate * factor)
+
+    def slopes(self, parameters: Sequence[Tensor], group: Mapping[str, Any]) -> list[Tensor | None]:
+        """See `DriftRule`."""
+        return [_dot(p, self._buffer(p), -_sign(group)) for p in parameters]
 
     def keep(self, parameters: Sequence[Tensor], before: Sequence[Tensor], group: Mapping[str, Any]) -> None:
         """See `DriftRule`: the optimizer keeps all that is needed."""
@@ -71,31 +86,46 @@ class AdamDrift:
     def __init__(self, optimizer: Optimizer) -> None:
         self._optimizer = optimizer
 
-    def drift(self, parameters: Sequence[Tensor], group: Mapping[str, Any], scale: float, damping: float) -> None:
-        """See `DriftRule`. A parameter without state has had no gradient, and stays."""
+    def _by_count(self, parameters: Sequence[Tensor]) -> dict[float, list[Tensor]]:
         by_count: dict[float, list[Tensor]] = defaultdict(list)
         for parameter in parameters:
             state = self._optimizer.state.get(parameter)
             if state:
                 by_count[float(state["step"])].append(parameter)
-        for count, members in by_count.items():
-            self._drift_at(count, members, group, scale, damping)
+        return by_count
 
-    def _drift_at(
-        self, count: float, parameters: list[Tensor], group: Mapping[str, Any], scale: float, damping: float
-    ) -> None:
+    def _moments(
+        self, count: float, parameters: list[Tensor], group: Mapping[str, Any]
+    ) -> tuple[list[Tensor], list[Tensor], float]:
+        """m, d and c such that u = c m / d; d = sqrt(v) + eps sqrt(1 - beta2^n) is a temporary."""
         beta1, beta2 = (float(beta) for beta in group["betas"])
-        rate = float(group["lr"]) * scale
+        root = (1.0 - beta2**count) ** 0.5
         states = [self._optimizer.state[parameter] for parameter in parameters]
         second = "max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"
-        denominators = torch._foreach_sqrt([state[second] for state in states])
-        torch._foreach_div_(denominators, (1.0 - beta2**count) ** 0.5)
-        torch._foreach_add_(denominators, group["eps"])
-        if group.get("decoupled_weight_decay") and group["weight_decay"]:
-            torch._foreach_mul_(parameters, 1.0 - rate * group["weight_decay"])
-        sign = 1.0 if group["maximize"] else -1.0
-        moments = [state["exp_avg"] for state in states]
-        torch._foreach_addcdiv_(parameters, moments, denominators, value=sign * rate * damping / (1.0 - beta1**count))
+        denominators = list(torch._foreach_sqrt([state[second] for state in states]))
+        torch._foreach_add_(denominators, group["eps"] * root)
+        return [state["exp_avg"] for state in states], denominators, root / (1.0 - beta1**count)
+
+    def drift(
+        self, parameters: Sequence[Tensor], group: Mapping[str, Any], scale: float, factors: Mapping[Tensor, float]
+    ) -> None:
+        """See `DriftRule`."""
+        rate = float(group["lr"]) * scale
+        for count, members in self._by_count(parameters).items():
+            if group.get("decoupled_weight_decay") and group["weight_decay"]:
+                torch._foreach_mul_(members, 1.0 - rate * group["weight_decay"])
+            moments, denominators, c = self._moments(count, members, group)
+            lengths = [-_sign(group) * rate * c * factors[parameter] for parameter in members]
+            torch._foreach_addcdiv_(members, moments, denominators, lengths)
+
+    def slopes(self, parameters: Sequence[Tensor], group: Mapping[str, Any]) -> list[Tensor | None]:
+        """See `DriftRule`."""
+        found: dict[Tensor, Tensor | None] = {}
+        for count, members in self._by_count(parameters).items():
+            moments, denominators, _ = self._moments(count, members, group)
+            updates = torch._foreach_div(moments, denominators)
+            found |= {p: _dot(p, update, -_sign(group)) for p, update in zip(members, updates, strict=True)}
+        return [found.get(parameter) for parameter in parameters]
 
     def keep(self, parameters: Sequence[Tensor], before: Sequence[Tensor], group: Mapping[str, Any]) -> None:
         """See `DriftRule`: the optimizer keeps all that is needed."""
@@ -114,12 +144,20 @@ class DisplacementDrift:
         self.velocity: dict[Tensor, Tensor] = {}
         """Displacement per unit of learning rate at the last refresh."""
 
-    def drift(self, parameters: Sequence[Tensor], group: Mapping[str, Any], scale: float, damping: float) -> None:
-        """See `DriftRule`. A parameter without a displacement has had no gradient, and stays."""
-        moved = [(p, self.velocity[p]) for p in parameters if p in self.velocity]
-        if moved:
-            targets, velocities = zip(*moved, strict=True)
-            torch._foreach_add_(targets, velocities, alpha=float(group["lr"]) * scale * damping)
+    def drift(
+        self, parameters: Sequence[Tensor], group: Mapping[str, Any], scale: float, factors: Mapping[Tensor, float]
+    ) -> None:
+        """See `DriftRule`."""
+        rate = float(group["lr"]) * scale
+        for factor, members in _by_factor(parameters, factors).items():
+            pairs = [(p, self.velocity[p]) for p in members if p in self.velocity]
+            if pairs:
+                targets, velocities = zip(*pairs, strict=True)
+                torch._foreach_add_(targets, velocities, alpha=rate * factor)
+
+    def slopes(self, parameters: Sequence[Tensor], group: Mapping[str, Any]) -> list[Tensor | None]:
+        """See `DriftRule`."""
+        return [_dot(p, self.velocity.get(p), _sign(group)) for p in parameters]
 
     def keep(self, parameters: Sequence[Tensor], before: Sequence[Tensor], group: Mapping[str, Any]) -> None:
         """See `DriftRule`."""
@@ -127,6 +165,23 @@ class DisplacementDrift:
         velocities = torch._foreach_sub(list(parameters), list(before))
         torch._foreach_mul_(velocities, 1.0 / rate if rate else 0.0)
         self.velocity.update(zip(parameters, velocities, strict=True))
+
+
+def _sign(group: Mapping[str, Any]) -> float:
+    return -1.0 if group.get("maximize") else 1.0
+
+
+def _by_factor(parameters: Sequence[Tensor], factors: Mapping[Tensor, float]) -> dict[float, list[Tensor]]:
+    grouped: dict[float, list[Tensor]] = defaultdict(list)
+    for parameter in parameters:
+        grouped[factors[parameter]].append(parameter)
+    return grouped
+
+
+def _dot(parameter: Tensor, update: Tensor | None, sign: float) -> Tensor | None:
+    if update is None or parameter.grad is None:
+        return None
+    return sign * (parameter.grad * update).sum(dtype=torch.float32)
 
 
 def choose_rule(optimizer: Optimizer, group: Mapping[str, Any], displacement: DisplacementDrift) -> DriftRule:
@@ -139,17 +194,6 @@ def choose_rule(optimizer: Optimizer, group: Mapping[str, Any], displacement: Di
     if type(optimizer) is SGD and group["momentum"] > 0:
         return SGDDrift(optimizer)
     return displacement
-
-
-def default_damping(optimizer: Optimizer, period: int) -> float:
-    """Factor on the drift of a group with ``period``, if the user names none.
-
-    1 for SGD, as in Algorithm 1. Adam and its kin move a coordinate by about the learning rate whatever the
-    noise in its gradient: repeated k times, one noisy direction adds k times the variance to the random
-    walk of the weights. A move of sqrt(k) times the learning rate per cycle, a refresh of one and k - 1 drift steps of
-    (sqrt(k) - 1) / (k - 1), keeps the variance per step at that of plain training.
-    """
-    return 1.0 if type(optimizer) is SGD or period == 1 else (period**0.5 - 1) / (period - 1)
 
 
 def stretch_(parameters: Sequence[Tensor], before: Sequence[Tensor], factor: float) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import SGD, Optimizer
 
 from hf_multirate.config import MultirateConfig, RateGroup
-from hf_multirate.drift import DisplacementDrift, DriftRule, choose_rule, default_damping, stretch_
+from hf_multirate.drift import DisplacementDrift, DriftRule, choose_rule, stretch_
+from hf_multirate.trust import DriftTrust
 
 
 @dataclass
@@ -22,8 +24,9 @@ class _Bucket:
     torch_group: int
     parameters: list[nn.Parameter]
     rule: DriftRule
-    damping: float
+    trust: DriftTrust
     before: list[Tensor] = field(default_factory=list)
+    levels: dict[Tensor, int] = field(default_factory=dict)
 
 
 class Movement:
@@ -63,10 +66,8 @@ class Movement:
 
     def _bucket(self, index: int, group: RateGroup, torch_group: int, parameters: list[nn.Parameter]) -> _Bucket:
         rule = choose_rule(self._optimizer, self._optimizer.param_groups[torch_group], self._displacement)
-        damping = self._drift_scale
-        if damping is None:
-            damping = default_damping(self._optimizer, group.period)
-        return _Bucket(index, group, torch_group, parameters, rule, damping)
+        constant = 1.0 if self._drift_scale is None and type(self._optimizer) is SGD else self._drift_scale
+        return _Bucket(index, group, torch_group, parameters, rule, DriftTrust(parameters, constant))
 
     def _stretch(self, bucket: _Bucket, step: int) -> float:
         held = self._schedule.steps_to_next_refresh(bucket.index, step) if bucket.rate_group.idle == "hold" else 1
@@ -76,23 +77,35 @@ class Movement:
         drifts = bucket.rate_group.idle == "drift" and self._schedule.steps_to_next_refresh(bucket.index, step) > 1
         return drifts and bucket.rule.needs_snapshot
 
+    def _to_look_back(self, bucket: _Bucket, step: int) -> bool:
+        drifted = step > 0 and bucket.index not in self._schedule.live(step - 1)
+        return drifted and bucket.rate_group.idle == "drift" and bucket.trust.adapts
+
     @torch.no_grad()
     def before_step(self, step: int, live: Sequence[int]) -> None:
-        """Copy the values of those live parameters whose displacement is needed after the step."""
+        """Look at the live groups while their gradients, last updates and old values are still there."""
         for bucket in self._buckets:
-            if bucket.index in live and (self._to_keep(bucket, step) or self._stretch(bucket, step) != 1.0):
-                stepped = [parameter for parameter in bucket.parameters if parameter.grad is not None]
+            bucket.before, bucket.levels = [], {}
+            if bucket.index not in live:
+                continue
+            stepped = [parameter for parameter in bucket.parameters if parameter.grad is not None]
+            if self._to_look_back(bucket, step):
+                slopes = bucket.rule.slopes(stepped, self._optimizer.param_groups[bucket.torch_group])
+                bucket.levels = bucket.trust.look_back(stepped, slopes)
+            if self._to_keep(bucket, step) or self._stretch(bucket, step) != 1.0:
                 bucket.before = [parameter.detach().clone() for parameter in stepped]
 
     @torch.no_grad()
     def after_step(self, step: int, live: Sequence[int]) -> None:
-        """Stretch the step of live groups, and drift the idle ones."""
+        """Stretch the step of live groups, and drift the idle ones. Not called for a step that was skipped."""
         for bucket in self._buckets:
             group = self._optimizer.param_groups[bucket.torch_group]
             if bucket.index not in live:
                 if bucket.rate_group.idle == "drift":
-                    bucket.rule.drift(bucket.parameters, group, bucket.rate_group.lr_scale, bucket.damping)
-            elif bucket.before:
+                    bucket.rule.drift(bucket.parameters, group, bucket.rate_group.lr_scale, bucket.trust.factors)
+                continue
+            bucket.trust.set(bucket.levels)
+            if bucket.before:
                 stepped = [parameter for parameter in bucket.parameters if parameter.grad is not None]
                 if self._to_keep(bucket, step):
                     bucket.rule.keep(stepped, bucket.before, group)
@@ -100,23 +113,30 @@ class Movement:
                     stretch_(stepped, bucket.before, self._stretch(bucket, step))
             bucket.before = []
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Displacement buffers by parameter name; empty when every rule reads the optimizer's own state."""
-        return {self._names[p]: velocity for p, velocity in self._displacement.velocity.items()}
+    def state_dict(self) -> dict[str, dict[str, Any]]:
+        """By parameter name: displacements, where the optimizer's state does not do, and levels of drift."""
+        return {
+            "displacement": {self._names[p]: velocity for p, velocity in self._displacement.velocity.items()},
+            "level": {self._names[p]: level for bucket in self._buckets for p, level in bucket.trust.levels.items()},
+        }
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take over the buffers of `state_dict`.
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
+        """Take over a `state_dict`.
 
         Raises:
-            ValueError: a buffer belongs to no parameter of this model.
+            ValueError: an entry belongs to no parameter of this model.
         """
         by_name = {name: p for p, name in self._names.items()}
-        unknown = sorted(set(state) - set(by_name))
+        unknown = sorted({name for entries in state.values() for name in entries} - set(by_name))
         if unknown:
             raise ValueError(
-                f"the checkpoint has displacements of parameters that are not trained here, e.g. {unknown[:3]}. "
-                "Resume with the model and configuration that wrote it."
+                f"the checkpoint has the drift of parameters that are not trained here, e.g. {unknown[:3]}. Resume "
+                "with the model and configuration that wrote it."
             )
         self._displacement.velocity = {
-            by_name[name]: value.to(by_name[name].device, copy=True) for name, value in state.items()
+            by_name[name]: value.to(by_name[name].device, copy=True) for name, value in state["displacement"].items()
         }
+        levels = {by_name[name]: level for name, level in state["level"].items()}
+        for bucket in self._buckets:
+            if bucket.trust.adapts:
+                bucket.trust.set({p: levels[p] for p in bucket.parameters if p in levels})

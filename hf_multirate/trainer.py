@@ -19,7 +19,7 @@ from hf_multirate.controller import Multirate
 logger = logging.getLogger(__name__)
 
 STATE_FILE = "multirate.json"
-DISPLACEMENT_FILE = "multirate.pt"
+DRIFT_FILE = "multirate.pt"
 
 if TYPE_CHECKING:
     _Base = Trainer
@@ -52,7 +52,7 @@ class MultirateMixin(_Base):
         self.multirate.assign(cast(nn.Module, self.model))
         self._training = False
         self._begun = self._first_step = 0
-        self._resumed: tuple[int, dict[str, torch.Tensor]] = (0, {})
+        self._resumed: tuple[int, dict[str, Any] | None] = (0, None)
 
     def _refuse_many_devices(self) -> None:
         together = self.is_deepspeed_enabled or self.is_fsdp_enabled
@@ -66,7 +66,7 @@ class MultirateMixin(_Base):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As in `transformers.Trainer`; model and optimizer are let go of at the end, also after an error."""
         self.multirate.detach()
-        self._training, self._resumed = True, (0, {})
+        self._training, self._resumed = True, (0, None)
         try:
             return super().train(*args, **kwargs)
         finally:
@@ -96,9 +96,10 @@ class MultirateMixin(_Base):
 
     def _attach(self) -> None:
         """Attach at the first micro-batch: only then optimizer, restored state and step are all there."""
-        skipped, displacements = self._resumed
+        skipped, drift = self._resumed
         self.multirate.attach(cast(nn.Module, self.model), cast(torch.optim.Optimizer, self.optimizer))
-        self.multirate.load_state_dict(displacements)
+        if drift is not None:
+            self.multirate.load_state_dict(drift)
         # A step that a gradient scaler skips counts for Trainer, and not for the schedule of the groups.
         self._first_step = self.state.global_step - skipped
         self._begun = -1
@@ -116,9 +117,7 @@ class MultirateMixin(_Base):
         skipped = self.state.global_step - self._first_step - self.multirate.applied
         state = {"skipped_steps": skipped, "config": self.multirate.config.to_dict()}
         Path(output_dir, STATE_FILE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
-        displacements = self.multirate.state_dict()
-        if displacements:
-            torch.save(displacements, Path(output_dir, DISPLACEMENT_FILE))
+        torch.save(self.multirate.state_dict(), Path(output_dir, DRIFT_FILE))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -137,9 +136,10 @@ class MultirateMixin(_Base):
                 "the rate groups of checkpoint %s differ from those given, which are used. In the checkpoint: %s",
                 checkpoint, state["config"],
             )  # fmt: skip
-        path = Path(checkpoint, DISPLACEMENT_FILE)
-        displacements = torch.load(path, map_location="cpu", weights_only=True) if path.is_file() else {}
-        self._resumed = (state["skipped_steps"], displacements)
+        path = Path(checkpoint, DRIFT_FILE)
+        if not path.is_file():
+            raise ValueError(f"checkpoint {checkpoint!r} has a {STATE_FILE} but no {DRIFT_FILE}: it is not complete.")
+        self._resumed = (state["skipped_steps"], torch.load(path, map_location="cpu", weights_only=True))
 
 
 def _from_arguments(args: TrainingArguments) -> MultirateConfig:
