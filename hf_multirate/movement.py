@@ -66,7 +66,10 @@ class Movement:
 
     def _bucket(self, index: int, group: RateGroup, torch_group: int, parameters: list[nn.Parameter]) -> _Bucket:
         rule = choose_rule(self._optimizer, self._optimizer.param_groups[torch_group], self._displacement)
-        constant = 1.0 if self._drift_scale is None and type(self._optimizer) is SGD else self._drift_scale
+        drifts = group.idle == "drift" and group.period > 1
+        constant = self._drift_scale
+        if constant is None and (not drifts or type(self._optimizer) is SGD):
+            constant = 1.0
         return _Bucket(index, group, torch_group, parameters, rule, DriftTrust(parameters, constant))
 
     def _stretch(self, bucket: _Bucket, step: int) -> float:

@@ -83,21 +83,28 @@ def multirate_adamw(
     amsgrad: bool = False,
     hold: bool = False,
     start: int = 0,
-    s: float = 1.0,
+    s: float | None = 1.0,
 ) -> Tensors:
     """AdamW whose idle parameters drift along ``s`` times u = m_hat / (sqrt(v_hat) + eps).
+
+    With ``s`` None each tensor i has its own s_i = 1.5^-n_i: at a refresh that follows a drift n_i falls by one if
+    the fresh gradient and u still agree, and rises by one if not; n_i starts at 7 and stays within 0 and 11.
 
     Moments and step count of a parameter change with its gradients only. Decoupled weight decay acts in
     full at every step at the current rate; ``coupled`` adds it to the gradient instead, which is Adam.
     """
     theta = theta_S | theta_F
     m, v, v_max, u = _zeros(theta), _zeros(theta), _zeros(theta), _zeros(theta)
-    t = dict.fromkeys(theta, 0)
+    t, level = dict.fromkeys(theta, 0), dict.fromkeys(theta, 7)
     for n in range(steps):
         gradient = grad_L(n, theta)
         moved = dict(theta)
+        drifted = n > 0 and not refresh(n - 1, k, start)
         for i in theta:
             live = i in theta_F or refresh(n, k, start)
+            if live and i in theta_S and drifted:
+                agree = float((gradient[i] * u[i]).sum()) > 0
+                level[i] = max(level[i] - 1, 0) if agree else min(level[i] + 1, 11)
             if live:
                 g = gradient[i] + (weight_decay * theta[i] if coupled else 0.0)
                 t[i] += 1
@@ -108,7 +115,8 @@ def multirate_adamw(
                 v_hat = (v_max if amsgrad else v)[i] / (1 - betas[1] ** t[i])
                 u[i] = m_hat / (v_hat.sqrt() + eps)
             decay = 0.0 if coupled else weight_decay
-            velocity = (1.0 if live else s) * u[i] + decay * theta[i]
+            s_i = 1.5 ** -level[i] if s is None else s
+            velocity = (1.0 if live else s_i) * u[i] + decay * theta[i]
             if not hold or i in theta_F:
                 moved[i] = theta[i] - lr(n) * velocity
             elif live:

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import CONFIG, PERIOD, assert_same, history, trainer_for, weights
 from torch import nn
 
 from hf_multirate import MultirateConfig
+from runs import CONFIG, PERIOD, assert_same, history, trainer_for, weights
 
 
 CHECKPOINTING = {"gradient_checkpointing": True}

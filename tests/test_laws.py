@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from runs import assert_same, differ, history, trainer_for, weights
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ExponentialLR, LRScheduler
 
 from hf_multirate import MultirateConfig, RateGroup
+from runs import assert_same, differ, history, trainer_for, weights
 
 
 Plain = Callable[[str, str], dict[str, Any]]

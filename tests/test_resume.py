@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 import torch
-from runs import assert_same, differ, history, trainer_for, weights
 from torch.optim import SGD
 
 from hf_multirate import MultirateConfig
+from runs import assert_same, differ, history, trainer_for, weights
 
 
 # Checkpoints 3 to 6 are in phases 3, 0, 1 and 2; five more steps reach the refresh behind each of them.
@@ -105,17 +105,34 @@ def copied(tmp_path: Path, whole: Whole) -> Callable[[str, int], Path]:
 
 @pytest.mark.parametrize("case", ["rmsprop-drift", "adafactor-drift"])
 def test_displacements_are_needed_between_refreshes(tmp_path: Path, whole: Whole, copied: Any, case: str) -> None:
-    for step in (3, 4):
-        checkpoint = copied(case, step)
-        (checkpoint / "multirate.pt").unlink()
-        changed = differ(resumed(case, checkpoint, tmp_path)["weights"], whole(case)[1]["weights"])
-        # Step 4 is a refresh, which makes new ones.
-        assert bool(changed) == (step == 3)
+    checkpoint = copied(case, 3)
+    kept = torch.load(checkpoint / "multirate.pt")
+    assert kept["displacement"]
+    torch.save({**kept, "displacement": {}}, checkpoint / "multirate.pt")
+    assert differ(resumed(case, checkpoint, tmp_path)["weights"], whole(case)[1]["weights"])
 
 
 @pytest.mark.parametrize("case", ["adamw-drift", "adamw-hold", "momentum-drift"])
 def test_nothing_is_saved_that_the_optimizer_has(whole: Whole, case: str) -> None:
-    assert not list(whole(case)[0].rglob("multirate.pt"))
+    files = list(whole(case)[0].rglob("multirate.pt"))
+    assert len(files) == LAST
+    assert [torch.load(path)["displacement"] for path in files] == [{}] * len(files)
+
+
+@pytest.mark.parametrize("case", ["adamw-drift", "rmsprop-drift"])
+def test_levels_of_drift_are_needed(tmp_path: Path, whole: Whole, copied: Any, case: str) -> None:
+    checkpoint = copied(case, 5)
+    kept = torch.load(checkpoint / "multirate.pt")
+    assert set(kept["level"].values()) == {6, 8}  # one refresh has looked back
+    torch.save({**kept, "level": {}}, checkpoint / "multirate.pt")
+    assert differ(resumed(case, checkpoint, tmp_path)["weights"], whole(case)[1]["weights"])
+
+
+def test_incomplete_checkpoint_is_refused(tmp_path: Path, copied: Any) -> None:
+    checkpoint = copied("adamw-drift", 5)
+    (checkpoint / "multirate.pt").unlink()
+    with pytest.raises(ValueError, match=r"no multirate\.pt"):
+        resumed("adamw-drift", checkpoint, tmp_path)
 
 
 @pytest.mark.parametrize("case", ["adamw-drift", "adamw-hold", "rmsprop-drift"])

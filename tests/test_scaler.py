@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import assert_same, differ, history, phases, trainer_for, weights
 from torch import Tensor, nn
 from torch.amp import GradScaler
 from transformers import TrainerCallback
 
 from hf_multirate import MultirateConfig, MultirateTrainer
+from runs import assert_same, differ, history, phases, trainer_for, weights
 
 
 STEPS, OVERFLOWS = 10, (0, 2, 5)  # In phases 0, 1 and 3; a full step, the first drift and the last.

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from runs import CONFIG, PERIOD, Watched, arguments, assert_same, example, history, phases, trainer_for
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from hf_multirate import MultirateConfig, MultirateTrainer
 from hf_multirate.telemetry import Telemetry
+from runs import CONFIG, PERIOD, Watched, arguments, assert_same, example, history, phases, trainer_for
 
 
 # Family and the last module below the cut of its preset.

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import CONFIG, DEFAULTS, PERIOD, Watched, assert_same, differ, example, history, phases, trainer_for, weights
 from torch import Tensor, nn
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
 
 from hf_multirate import MultirateConfig, MultirateMixin, MultirateTrainer, RateGroup
+from runs import CONFIG, DEFAULTS, PERIOD, Watched, assert_same, differ, example, history, phases, trainer_for, weights
 
 
 PHASES = [0, 1, 2, 3, 0, 1]

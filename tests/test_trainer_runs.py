@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import transformers as tf
-from runs import CONFIG, Watched, assert_same, differ, example, history, phases, trainer_for, weights
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import SequentialSampler
 from transformers import TrainerCallback
+
+from runs import CONFIG, Watched, assert_same, differ, example, history, phases, trainer_for, weights
 
 
 def test_evaluation_in_between_changes_nothing(tmp_path: Path) -> None:
