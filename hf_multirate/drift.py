@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
+from hf_multirate.adam import AdamDrift, sign
+
 
 class DriftRule(Protocol):
     """Moves idle parameters of one torch parameter group."""
@@ -59,7 +61,7 @@ class SGDDrift:
         self, parameters: Sequence[Tensor], group: Mapping[str, Any], scale: float, factors: Mapping[Tensor, float]
     ) -> None:
         """See `DriftRule`."""
-        rate = -_sign(group) * float(group["lr"]) * scale
+        rate = -sign(group) * float(group["lr"]) * scale
         for factor, members in _by_factor(parameters, factors).items():
             pairs = [(p, buffer) for p in members if (buffer := self._buffer(p)) is not None]
             if pairs:
@@ -68,64 +70,7 @@ class SGDDrift:
 
     def slopes(self, parameters: Sequence[Tensor], group: Mapping[str, Any]) -> list[Tensor | None]:
         """See `DriftRule`."""
-        return [_dot(p, self._buffer(p), -_sign(group)) for p in parameters]
-
-    def keep(self, parameters: Sequence[Tensor], before: Sequence[Tensor], group: Mapping[str, Any]) -> None:
-        """See `DriftRule`: the optimizer keeps all that is needed."""
-
-
-class AdamDrift:
-    """Along u = m_hat / (sqrt(v_hat) + eps), each parameter at the step count of its own last gradient.
-
-    Decoupled weight decay acts at every drift step, at the current learning rate. The root of the second
-    moment is a temporary the size of the parameters; nothing is kept.
-    """
-
-    needs_snapshot = False
-
-    def __init__(self, optimizer: Optimizer) -> None:
-        self._optimizer = optimizer
-
-    def _by_count(self, parameters: Sequence[Tensor]) -> dict[float, list[Tensor]]:
-        by_count: dict[float, list[Tensor]] = defaultdict(list)
-        for parameter in parameters:
-            state = self._optimizer.state.get(parameter)
-            if state:
-                by_count[float(state["step"])].append(parameter)
-        return by_count
-
-    def _moments(
-        self, count: float, parameters: list[Tensor], group: Mapping[str, Any]
-    ) -> tuple[list[Tensor], list[Tensor], float]:
-        """m, d and c such that u = c m / d; d = sqrt(v) + eps sqrt(1 - beta2^n) is a temporary."""
-        beta1, beta2 = (float(beta) for beta in group["betas"])
-        root = (1.0 - beta2**count) ** 0.5
-        states = [self._optimizer.state[parameter] for parameter in parameters]
-        second = "max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"
-        denominators = list(torch._foreach_sqrt([state[second] for state in states]))
-        torch._foreach_add_(denominators, group["eps"] * root)
-        return [state["exp_avg"] for state in states], denominators, root / (1.0 - beta1**count)
-
-    def drift(
-        self, parameters: Sequence[Tensor], group: Mapping[str, Any], scale: float, factors: Mapping[Tensor, float]
-    ) -> None:
-        """See `DriftRule`."""
-        rate = float(group["lr"]) * scale
-        for count, members in self._by_count(parameters).items():
-            if group.get("decoupled_weight_decay") and group["weight_decay"]:
-                torch._foreach_mul_(members, 1.0 - rate * group["weight_decay"])
-            moments, denominators, c = self._moments(count, members, group)
-            lengths = [-_sign(group) * rate * c * factors[parameter] for parameter in members]
-            torch._foreach_addcdiv_(members, moments, denominators, lengths)
-
-    def slopes(self, parameters: Sequence[Tensor], group: Mapping[str, Any]) -> list[Tensor | None]:
-        """See `DriftRule`."""
-        found: dict[Tensor, Tensor | None] = {}
-        for count, members in self._by_count(parameters).items():
-            moments, denominators, _ = self._moments(count, members, group)
-            updates = torch._foreach_div(moments, denominators)
-            found |= {p: _dot(p, update, -_sign(group)) for p, update in zip(members, updates, strict=True)}
-        return [found.get(parameter) for parameter in parameters]
+        return [_dot(p, self._buffer(p), -sign(group)) for p in parameters]
 
     def keep(self, parameters: Sequence[Tensor], before: Sequence[Tensor], group: Mapping[str, Any]) -> None:
         """See `DriftRule`: the optimizer keeps all that is needed."""
@@ -157,7 +102,7 @@ class DisplacementDrift:
 
     def slopes(self, parameters: Sequence[Tensor], group: Mapping[str, Any]) -> list[Tensor | None]:
         """See `DriftRule`."""
-        return [_dot(p, self.velocity.get(p), _sign(group)) for p in parameters]
+        return [_dot(p, self.velocity.get(p), sign(group)) for p in parameters]
 
     def keep(self, parameters: Sequence[Tensor], before: Sequence[Tensor], group: Mapping[str, Any]) -> None:
         """See `DriftRule`."""
@@ -165,10 +110,6 @@ class DisplacementDrift:
         velocities = torch._foreach_sub(list(parameters), list(before))
         torch._foreach_mul_(velocities, 1.0 / rate if rate else 0.0)
         self.velocity.update(zip(parameters, velocities, strict=True))
-
-
-def _sign(group: Mapping[str, Any]) -> float:
-    return -1.0 if group.get("maximize") else 1.0
 
 
 def _by_factor(parameters: Sequence[Tensor], factors: Mapping[Tensor, float]) -> dict[float, list[Tensor]]:

@@ -1,0 +1,109 @@
+"""Rate groups, configuration and schedule: values, and what is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import hf_multirate
+from hf_multirate import MultirateConfig, RateGroup
+from hf_multirate.schedule import Schedule
+
+
+BAD_GROUPS = {
+    "unknown preset": ({"patterns": "lats:1"}, ValueError, "lats:1"),
+    "no blocks": ({"patterns": "last:0"}, ValueError, "last:0"),
+    "too deep": ({"patterns": "depth:1.5"}, ValueError, "depth:1.5"),
+    "bad expression": ({"patterns": "layer.(5"}, ValueError, r"layer\.\(5"),
+    "preset and expression": ({"patterns": ("head", "x")}, ValueError, "mixes"),
+    "no pattern": ({"patterns": ()}, ValueError, "no pattern"),
+    "no string": ({"patterns": (3,)}, TypeError, "3"),
+    "period zero": ({"period": 0}, ValueError, "at least 1, got 0"),
+    "period negative": ({"period": -2}, ValueError, "got -2"),
+    "period float": ({"period": 2.0}, TypeError, "2.0"),
+    "period bool": ({"period": True}, TypeError, "True"),
+    "idle": ({"idle": "sleep"}, ValueError, "sleep"),
+    "lr_scale": ({"lr_scale": 0.0}, ValueError, "lr_scale"),
+    "no name": ({"name": ""}, ValueError, "name"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_GROUPS)
+def test_a_bad_rate_group_is_refused_by_value(case: str) -> None:
+    change, kind, words = BAD_GROUPS[case]
+    with pytest.raises(kind, match=words):
+        RateGroup(**{"name": "a", "patterns": ".*", "period": 1, **change})
+
+
+BAD_CONFIGS = {
+    "no fast group": ({"groups": [RateGroup("a", ".*", 2)]}, ValueError, "period 1"),
+    "same name": ({"groups": [RateGroup("a", "x", 1), RateGroup("a", "y", 2)]}, ValueError, "different names"),
+    "no group": ({"groups": [{"name": "a"}]}, TypeError, "RateGroup"),
+    "initial negative": ({"initial_full_steps": -1}, ValueError, "-1"),
+    "initial float": ({"initial_full_steps": 1.0}, TypeError, "1.0"),
+    "drift_scale": ({"drift_scale": 1.1}, ValueError, "1.1"),
+    "missing_gradients": ({"missing_gradients": "ignore"}, ValueError, "ignore"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CONFIGS)
+def test_a_bad_config_is_refused_by_value(case: str) -> None:
+    change, kind, words = BAD_CONFIGS[case]
+    with pytest.raises(kind, match=words):
+        MultirateConfig(**{"groups": [RateGroup("a", ".*", 1)], **change})
+
+
+def test_two_rate_is_fast_over_all_the_rest() -> None:
+    config = MultirateConfig.two_rate("head", period=3, idle="hold", drift_scale=0.5)
+    assert config.groups == (RateGroup("fast", "head", 1), RateGroup("slow", ".*", 3, "hold"))
+    assert config.drift_scale == 0.5
+
+
+def test_json_and_dictionary_give_the_same_config_back(tmp_path: Path) -> None:
+    config = MultirateConfig.two_rate(["a", "b"], period=7, initial_full_steps=2, missing_gradients="warn")
+    path = tmp_path / "config.json"
+    path.write_text(config.to_json())
+    assert MultirateConfig.from_json_file(path) == config == MultirateConfig.from_dict(config.to_dict())
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"groups": 3}', '{"groups": [], "colour": 1}', '{"groups": [{"name": "a"}]}']
+)
+def test_a_file_that_holds_no_config_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"config|RateGroup|MultirateConfig"):
+        MultirateConfig.from_json_file(path)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"none\.json"):
+        MultirateConfig.from_json_file(tmp_path / "none.json")
+
+
+def test_config_is_plain_json() -> None:
+    assert json.loads(MultirateConfig.two_rate().to_json())["groups"][0]["patterns"] == ["last:1"]
+
+
+def test_schedule_refreshes_at_step_zero_and_at_every_kth() -> None:
+    schedule = Schedule((1, 3))
+    assert [len(schedule.live(step)) for step in range(7)] == [2, 1, 1, 2, 1, 1, 2]
+    assert [schedule.phase(step) for step in range(7)] == [0, 1, 2, 0, 1, 2, 0]
+
+
+def test_initial_steps_are_full_and_a_refresh_follows() -> None:
+    schedule = Schedule((1, 3), initial_full_steps=2)
+    assert [len(schedule.live(step)) for step in range(6)] == [2, 2, 2, 1, 1, 2]
+    assert [schedule.steps_to_next_refresh(1, step) for step in (0, 1, 2, 5)] == [1, 1, 3, 3]
+
+
+def test_cycle_is_the_least_common_multiple() -> None:
+    assert Schedule((1, 2, 3)).cycle == 6
+
+
+def test_everything_public_has_a_docstring_and_a_version() -> None:
+    for name in hf_multirate.__all__:
+        public = vars(hf_multirate)[name]
+        assert isinstance(public, str) or public.__doc__, name
+    assert {"Multirate", "MultirateConfig", "MultirateMixin", "MultirateTrainer", "MultirateTrainingArguments",
+            "RateGroup"} <= set(hf_multirate.__all__)  # fmt: skip

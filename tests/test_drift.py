@@ -1,0 +1,128 @@
+"""Drift and its look back, against the formulas written out, also for tensors of many chunks or of odd layout."""
+
+import pytest
+import torch
+from torch import nn
+
+from hf_multirate.adam import CHUNK, AdamDrift
+from hf_multirate.drift import DisplacementDrift, SGDDrift, choose_rule, stretch_
+
+
+def _stepped(optimizer_class: type, tensor: torch.Tensor, **settings: object) -> tuple[nn.Parameter, object]:
+    parameter = nn.Parameter(tensor)
+    optimizer = optimizer_class([parameter], lr=0.1, **settings)
+    for _ in range(2):
+        parameter.grad = torch.randn_like(parameter)
+        optimizer.step()
+    parameter.grad = torch.randn_like(parameter)
+    return parameter, optimizer
+
+
+def _adam_update(parameter: nn.Parameter, optimizer: torch.optim.Optimizer) -> torch.Tensor:
+    state, second = optimizer.state[parameter], "exp_avg_sq"
+    if optimizer.param_groups[0]["amsgrad"]:
+        second = "max_exp_avg_sq"
+    return (state["exp_avg"] / (1 - 0.9**2)) / ((state[second] / (1 - 0.999**2)).sqrt() + 1e-8)
+
+
+SHAPES = {
+    "many chunks": lambda: torch.randn(3, CHUNK - 5),
+    "channels last": lambda: torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last),
+    "scalar": lambda: torch.randn(()),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("amsgrad", [False, True])
+def test_adamw_drifts_by_factor_times_its_last_update_and_decays(shape: str, amsgrad: bool) -> None:
+    parameter, optimizer = _stepped(torch.optim.AdamW, SHAPES[shape](), weight_decay=0.5, amsgrad=amsgrad)
+    expected = parameter * (1 - 0.1 * 2 * 0.5) - 0.1 * 2 * 0.25 * _adam_update(parameter, optimizer)
+    state = {key: value.clone() for key, value in optimizer.state[parameter].items()}
+    with torch.no_grad():
+        AdamDrift(optimizer).drift([parameter], optimizer.param_groups[0], 2.0, {parameter: 0.25})
+    torch.testing.assert_close(parameter, expected)
+    assert all(torch.equal(state[key], value) for key, value in optimizer.state[parameter].items())
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_slope_of_adam_is_the_inner_product_of_gradient_and_step(shape: str) -> None:
+    parameter, optimizer = _stepped(torch.optim.Adam, SHAPES[shape]())
+    with torch.no_grad():
+        (slope,) = AdamDrift(optimizer).slopes([parameter], optimizer.param_groups[0])
+        c = ((1 - 0.999**2) ** 0.5) / (1 - 0.9**2)
+        expected = -(parameter.grad * _adam_update(parameter, optimizer)).sum() / c
+    torch.testing.assert_close(slope, expected, rtol=1e-3, atol=1e-2)
+
+
+def test_maximise_turns_slope_and_drift_round() -> None:
+    parameter, optimizer = _stepped(torch.optim.Adam, torch.randn(7), maximize=True)
+    rule, group = AdamDrift(optimizer), optimizer.param_groups[0]
+    expected = parameter + 0.1 * _adam_update(parameter, optimizer)
+    with torch.no_grad():
+        (slope,) = rule.slopes([parameter], group)
+        assert torch.sign(slope) == torch.sign((parameter.grad * _adam_update(parameter, optimizer)).sum())
+        rule.drift([parameter], group, 1.0, {parameter: 1.0})
+    torch.testing.assert_close(parameter, expected)
+
+
+def test_a_parameter_without_state_or_gradient_has_no_slope_and_stays() -> None:
+    parameter, optimizer = _stepped(torch.optim.Adam, torch.randn(3))
+    other = nn.Parameter(torch.ones(2))
+    optimizer.add_param_group({"params": [other]})
+    rule, group = AdamDrift(optimizer), optimizer.param_groups[1]
+    with torch.no_grad():
+        rule.drift([other], group, 1.0, {other: 1.0})
+        assert rule.slopes([other], group) == [None]
+        parameter.grad = None
+        assert rule.slopes([parameter], optimizer.param_groups[0]) == [None]
+    assert torch.equal(other, torch.ones(2))
+
+
+def test_sgd_drifts_along_its_momentum() -> None:
+    parameter, optimizer = _stepped(torch.optim.SGD, torch.randn(5), momentum=0.9, nesterov=True)
+    buffer = optimizer.state[parameter]["momentum_buffer"]
+    expected = parameter - 0.1 * 3 * buffer
+    rule = SGDDrift(optimizer)
+    with torch.no_grad():
+        (slope,) = rule.slopes([parameter], optimizer.param_groups[0])
+        rule.drift([parameter], optimizer.param_groups[0], 3.0, {parameter: 1.0})
+    torch.testing.assert_close(slope, -(parameter.grad * buffer).sum())
+    torch.testing.assert_close(parameter, expected)
+
+
+def test_displacement_follows_the_learning_rate() -> None:
+    parameter, before = nn.Parameter(torch.tensor([3.0, 1.0])), torch.tensor([1.0, 2.0])
+    rule = DisplacementDrift()
+    with torch.no_grad():
+        rule.keep([parameter], [before], {"lr": 0.2})
+        rule.drift([parameter], {"lr": 0.1}, 1.0, {parameter: 0.5})
+    torch.testing.assert_close(parameter.detach(), torch.tensor([3.5, 0.75]))
+
+
+def test_displacement_of_a_step_at_rate_zero_is_none() -> None:
+    parameter = nn.Parameter(torch.ones(2))
+    rule = DisplacementDrift()
+    with torch.no_grad():
+        rule.keep([parameter], [torch.ones(2)], {"lr": 0.0})
+        rule.drift([parameter], {"lr": 0.1}, 1.0, {parameter: 1.0})
+    assert torch.equal(parameter, torch.ones(2))
+
+
+def test_only_optimizers_of_torch_itself_have_rules_of_their_own() -> None:
+    class MyAdamW(torch.optim.AdamW):
+        pass
+
+    parameter, displacement = nn.Parameter(torch.ones(1)), DisplacementDrift()
+    expected = {torch.optim.AdamW: AdamDrift, torch.optim.Adagrad: DisplacementDrift, MyAdamW: DisplacementDrift}
+    for kind, rule in expected.items():
+        optimizer = kind([parameter], lr=0.1)
+        assert type(choose_rule(optimizer, optimizer.param_groups[0], displacement)) is rule
+    plain = torch.optim.SGD([parameter], lr=0.1)
+    assert choose_rule(plain, plain.param_groups[0], displacement) is displacement
+
+
+def test_stretch_lengthens_a_step() -> None:
+    parameter = nn.Parameter(torch.tensor([2.0]))
+    with torch.no_grad():
+        stretch_([parameter], [torch.tensor([1.0])], 5.0)
+    assert parameter.item() == 6.0
