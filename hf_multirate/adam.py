@@ -100,9 +100,12 @@ def _corrections(count: float, group: Mapping[str, Any]) -> tuple[float, float]:
 
 def _chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Views of tensors of one shape, chunk by chunk; the tensors themselves where there is no flat view."""
-    if all(tensor.is_contiguous() for tensor in tensors):
-        return zip(*(tensor.view(-1).split(CHUNK) for tensor in tensors), strict=True)
-    return iter([tensors])
+    if not all(tensor.is_contiguous() for tensor in tensors):
+        yield tensors
+        return
+    flat = [tensor.view(-1) for tensor in tensors]
+    for start in range(0, flat[0].numel(), CHUNK):
+        yield tuple(tensor[start : start + CHUNK] for tensor in flat)
 
 
 def _sum(parts: Iterable[Tensor]) -> Tensor:
