@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,16 +11,16 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 
-CHUNK = 1 << 15
-"""Elements that a CPU handles at a time: what it needs of them stays in its second cache."""
+CHUNK = 1 << 18
+"""Elements that a CPU looks back at together: what it needs of them stays in its cache."""
 
 
 class AdamDrift:
     """Along u = m_hat / (sqrt(v_hat) + eps), each parameter at the step count of its own last gradient.
 
-    Decoupled weight decay acts at every drift step, at the current learning rate. Nothing is kept. The root of
-    the second moment is a temporary: of one chunk on a CPU, where memory is what a drift step waits for, and the
-    size of the parameters on an accelerator, where launching few kernels matters more.
+    Decoupled weight decay acts at every drift step, at the current learning rate. Nothing is kept. On a CPU the
+    fused step of torch moves a parameter in one pass over memory; elsewhere the root of the second moment is a
+    temporary the size of the parameters.
     """
 
     needs_snapshot = False
@@ -28,13 +28,13 @@ class AdamDrift:
     def __init__(self, optimizer: Optimizer) -> None:
         self._optimizer = optimizer
 
-    def _by_count(self, parameters: Sequence[Tensor]) -> dict[tuple[float, bool], list[Tensor]]:
-        """Parameters that have been stepped, by their step count and by whether they are on a CPU."""
-        by_count: dict[tuple[float, bool], list[Tensor]] = defaultdict(list)
+    def _by_count(self, parameters: Sequence[Tensor]) -> dict[float, list[Tensor]]:
+        """Parameters that have been stepped, by their step count."""
+        by_count: dict[float, list[Tensor]] = defaultdict(list)
         for parameter in parameters:
             state = self._optimizer.state.get(parameter)
             if state:
-                by_count[float(state["step"]), parameter.device.type == "cpu"].append(parameter)
+                by_count[float(state["step"])].append(parameter)
         return by_count
 
     def _moments(self, parameters: list[Tensor], group: Mapping[str, Any]) -> tuple[list[Tensor], list[Tensor]]:
@@ -47,38 +47,37 @@ class AdamDrift:
     ) -> None:
         """See `hf_multirate.drift.DriftRule`."""
         rate = float(group["lr"]) * scale
-        for (count, on_cpu), members in self._by_count(parameters).items():
+        for count, members in self._by_count(parameters).items():
             if group.get("decoupled_weight_decay") and group["weight_decay"]:
                 torch._foreach_mul_(members, 1.0 - rate * group["weight_decay"])
             epsilon, c = _corrections(count, group)
             lengths = [-sign(group) * rate * c * factors[parameter] for parameter in members]
             first, second = self._moments(members, group)
-            if on_cpu:
-                for whole in zip(members, first, second, lengths, strict=True):
-                    for p, m, v in _chunks(*whole[:3]):
-                        p.addcdiv_(m, v.sqrt().add_(epsilon), value=whole[3])
-                continue
-            denominators = list(torch._foreach_sqrt(second))
-            torch._foreach_add_(denominators, epsilon)
-            torch._foreach_addcdiv_(members, first, denominators, lengths)
+            if all(_fusible(group, *tensors) for tensors in zip(members, first, second, strict=True)):
+                for p, m, v, length in zip(members, first, second, lengths, strict=True):
+                    _add_update_(p, m, v, epsilon, length)
+            else:
+                denominators = list(torch._foreach_sqrt(second))
+                torch._foreach_add_(denominators, epsilon)
+                torch._foreach_addcdiv_(members, first, denominators, lengths)
 
     def slopes(self, parameters: Sequence[Tensor], group: Mapping[str, Any]) -> list[Tensor | None]:
         """See `hf_multirate.drift.DriftRule`; the factor c > 0 of u is left out."""
         found: dict[Tensor, Tensor] = {}
         stepped = [parameter for parameter in parameters if parameter.grad is not None]
-        for (count, on_cpu), members in self._by_count(stepped).items():
+        for count, members in self._by_count(stepped).items():
             epsilon, _ = _corrections(count, group)
             first, second = self._moments(members, group)
             gradients = [parameter.grad for parameter in members if parameter.grad is not None]
-            if on_cpu:
+            if all(_fusible(group, *tensors) for tensors in zip(gradients, first, second, strict=True)):
                 wholes = zip(gradients, first, second, strict=True)
-                sums = [_sum((m / v.sqrt().add_(epsilon)).mul_(g) for g, m, v in _chunks(*whole)) for whole in wholes]
+                sums = [_slope(g, m, v, epsilon) for g, m, v in wholes]
             else:
                 updates = list(torch._foreach_sqrt(second))
                 torch._foreach_add_(updates, epsilon)
                 updates = list(torch._foreach_div(first, updates))
                 torch._foreach_mul_(updates, gradients)
-                sums = [_sum((update,)) for update in updates]
+                sums = [update.sum(dtype=torch.float32) for update in updates]
             found |= {p: -sign(group) * total for p, total in zip(members, sums, strict=True)}
         return [found.get(parameter) for parameter in parameters]
 
@@ -98,15 +97,41 @@ def _corrections(count: float, group: Mapping[str, Any]) -> tuple[float, float]:
     return group["eps"] * root, root / (1.0 - beta1**count)
 
 
+def _fusible(group: Mapping[str, Any], *tensors: Tensor) -> bool:
+    """Whether the fused step of a CPU takes these tensors, and leaves the moments as they are."""
+    beta1, beta2 = (float(beta) for beta in group["betas"])
+    return beta1**2 < 0.99 * beta2 and all(_plain(tensor) for tensor in tensors)
+
+
+def _plain(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu" and tensor.is_contiguous() and not tensor.is_complex() and tensor.numel() > 0
+
+
+def _add_update_(target: Tensor, first: Tensor, second: Tensor, epsilon: float, length: float) -> None:
+    """Add ``length first / (sqrt(second) + epsilon)``, by a fused step that leaves both moments as they are.
+
+    With the first moment as gradient and beta1 = 0 that moment becomes 0 m + 1 m. The second gains 2**-53 m^2,
+    which is lost in rounding: m^2 is at most (1 - beta1)^2 / (1 - beta2) / (1 - beta1^2 / beta2) times as
+    large, 53 by default. At so high a step count both corrections of bias are 1.
+    """
+    torch._fused_adamw_(
+        [target], [first], [first], [second], [], [torch.tensor(1e30)],
+        lr=-length, beta1=0.0, beta2=1.0 - 2.0**-53, weight_decay=0.0, eps=epsilon, amsgrad=False, maximize=False,
+    )  # fmt: skip
+
+
+def _slope(gradient: Tensor, first: Tensor, second: Tensor, epsilon: float) -> Tensor:
+    scratch = torch.empty(min(CHUNK, gradient.numel()), dtype=gradient.dtype)
+    parts = []
+    for g, m, v in _chunks(gradient, first, second):
+        update = scratch[: g.numel()].zero_()
+        _add_update_(update, m, v, epsilon, 1.0)
+        parts.append(update.mul_(g).sum(dtype=torch.float32))
+    return torch.stack(parts).sum()
+
+
 def _chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Views of tensors of one shape, chunk by chunk; the tensors themselves where there is no flat view."""
-    if not all(tensor.is_contiguous() for tensor in tensors):
-        yield tensors
-        return
+    """Flat views of contiguous tensors of one shape, chunk by chunk."""
     flat = [tensor.view(-1) for tensor in tensors]
     for start in range(0, flat[0].numel(), CHUNK):
         yield tuple(tensor[start : start + CHUNK] for tensor in flat)
-
-
-def _sum(parts: Iterable[Tensor]) -> Tensor:
-    return torch.stack([part.sum(dtype=torch.float32) for part in parts]).sum()

@@ -29,6 +29,7 @@ SHAPES = {
     "many chunks": lambda: torch.randn(3, CHUNK - 5),
     "channels last": lambda: torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last),
     "scalar": lambda: torch.randn(()),
+    "empty": lambda: torch.randn(0, 4),
 }
 
 
@@ -41,6 +42,22 @@ def test_adamw_drifts_by_factor_times_its_last_update_and_decays(shape: str, ams
     with torch.no_grad():
         AdamDrift(optimizer).drift([parameter], optimizer.param_groups[0], 2.0, {parameter: 0.25})
     torch.testing.assert_close(parameter, expected)
+    assert all(torch.equal(state[key], value) for key, value in optimizer.state[parameter].items())
+
+
+@pytest.mark.parametrize("betas", [(0.9, 0.999), (0.0, 0.999), (0.95, 0.95), (0.9, 0.5)])
+def test_drift_leaves_the_moments_of_any_gradient_as_they_are(betas: tuple[float, float]) -> None:
+    parameter = nn.Parameter(torch.zeros(200, 500))
+    optimizer = torch.optim.Adam([parameter], lr=0.1, betas=betas)
+    scale = 10.0 ** torch.linspace(-30, 15, 500)
+    for step in range(60):
+        # Some coordinates have no gradient any more, and keep a momentum that fades.
+        parameter.grad = torch.randn(200, 500) * scale * (torch.arange(200) > 3 * step)[:, None]
+        optimizer.step()
+    state = {key: value.clone() for key, value in optimizer.state[parameter].items()}
+    with torch.no_grad():
+        AdamDrift(optimizer).drift([parameter], optimizer.param_groups[0], 1.0, {parameter: 1.0})
+        AdamDrift(optimizer).slopes([parameter], optimizer.param_groups[0])
     assert all(torch.equal(state[key], value) for key, value in optimizer.state[parameter].items())
 
 
