@@ -65,17 +65,20 @@ def test_accelerate_loop_is_the_bare_loop() -> None:
     assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
 
 
-def test_begin_step_may_be_repeated_within_a_step() -> None:
+def test_begin_step_may_be_repeated_within_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     model = _model()
     optimizer = _adamw(model)
     with Multirate(CONFIG).attach(model, optimizer) as multirate:
         _train(multirate, model, optimizer, range(1))
+        started: list[int] = []
+        monkeypatch.setattr(multirate.telemetry, "start", lambda: started.append(1))
         for _ in range(2):
             multirate.begin_step(1)
             model(torch.ones(1, 4)).sum().backward()
             assert model[0].weight.grad is None
         optimizer.step()
         assert multirate.applied == 2
+        assert len(started) == 1
 
 
 def test_flags_are_back_after_an_error_within_a_step() -> None:

@@ -134,6 +134,8 @@ def test_only_optimizers_of_torch_itself_have_rules_of_their_own() -> None:
     for kind, rule in expected.items():
         optimizer = kind([parameter], lr=0.1)
         assert type(choose_rule(optimizer, optimizer.param_groups[0], displacement)) is rule
+    other = type("Other", (torch.optim.SGD,), {})([parameter], lr=0.1, momentum=0.9)
+    assert choose_rule(other, other.param_groups[0], displacement) is displacement
     plain = torch.optim.SGD([parameter], lr=0.1)
     assert choose_rule(plain, plain.param_groups[0], displacement) is displacement
 
