@@ -5,8 +5,9 @@ update in between. Method: Vlaar & Leimkuhler, *Multirate Training of Neural Net
 """
 
 from hf_multirate.arguments import MultirateTrainingArguments
-from hf_multirate.config import MultirateConfig, RateGroup
+from hf_multirate.config import MultirateConfig
 from hf_multirate.controller import Multirate
+from hf_multirate.groups import RateGroup
 from hf_multirate.trainer import MultirateMixin, MultirateTrainer
 
 

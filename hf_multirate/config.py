@@ -8,107 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from hf_multirate.groups import RateGroup
 from hf_multirate.schedule import Schedule
 
 
-IDLE_RULES = ("drift", "hold")
 MISSING_GRADIENT_RULES = ("error", "warn")
+IDLE_MODES = ("train", "eval")
 _Value = TypeVar("_Value")
-PRESETS = "'head', 'last:N' (N >= 1 blocks), 'depth:F' (0 < F <= 1)"
-
-
-def parse_preset(text: str) -> tuple[str, int | float | None] | None:
-    """Kind and value of a preset, or None if ``text`` is a regular expression.
-
-    A colon never occurs in a parameter name, so ``word:value`` is always meant as a preset.
-
-    >>> parse_preset("last:2"), parse_preset("head"), parse_preset("classifier")
-    (('last', 2), ('head', None), None)
-
-    Raises:
-        ValueError: the text has the form of a preset, but there is none of that name or value.
-    """
-    if text == "head":
-        return "head", None
-    match = re.fullmatch(r"(\w+):(.*)", text)
-    if match is None:
-        return None
-    kind, value = match.groups()
-    if kind == "last" and re.fullmatch(r"[1-9]\d*", value):
-        return "last", int(value)
-    if kind == "depth" and re.fullmatch(r"\d*\.?\d+", value) and 0 < float(value) <= 1:
-        return "depth", float(value)
-    raise ValueError(f"unknown preset {text!r}: use {PRESETS}, or a regular expression without a colon.")
-
-
-@dataclass(frozen=True)
-class RateGroup:
-    """Parameters that share a period.
-
-    Attributes:
-        name: How the group is called in tables, logs and errors.
-        patterns: Regular expressions searched in parameter names, or one preset: ``head``, ``last:N``, ``depth:F``.
-        period: Optimizer steps between two gradients of the group; 1 is every step.
-        idle: What the group does at a step without a gradient. ``drift`` moves it along its last update at every
-            step; ``hold`` makes the whole move of the cycle, ``period`` times the learning rate, at the refresh and
-            leaves the group where it is until the next one.
-        lr_scale: Factor on the learning rate of the group, at its refreshes and in its drift.
-
-    Raises:
-        ValueError: a value is out of range; the message names it.
-        TypeError: the period is not an integer or a pattern is not a string.
-    """
-
-    name: str
-    patterns: str | Sequence[str]
-    period: int
-    idle: str = "drift"
-    lr_scale: float = 1.0
-
-    def __post_init__(self) -> None:
-        """Validate, and make ``patterns`` a tuple."""
-        patterns = (self.patterns,) if isinstance(self.patterns, str) else tuple(self.patterns)
-        object.__setattr__(self, "patterns", patterns)
-        if not isinstance(self.name, str) or not self.name:
-            raise ValueError(f"a rate group needs a name, got {self.name!r}.")
-        _check_patterns(self.name, patterns)
-        if isinstance(self.period, bool) or not isinstance(self.period, int):
-            raise TypeError(f"period of rate group {self.name!r} must be an integer, got {self.period!r}.")
-        if self.period < 1:
-            raise ValueError(f"period of rate group {self.name!r} must be at least 1, got {self.period}.")
-        if self.idle not in IDLE_RULES:
-            raise ValueError(f"idle of rate group {self.name!r} must be one of {IDLE_RULES}, got {self.idle!r}.")
-        if not (math.isfinite(self.lr_scale) and self.lr_scale > 0):
-            raise ValueError(f"lr_scale of rate group {self.name!r} must be positive and finite, got {self.lr_scale}.")
-
-
-def _check_patterns(name: str, patterns: tuple[str, ...]) -> None:
-    if not patterns:
-        raise ValueError(f"rate group {name!r} has no pattern: give a regular expression or a preset ({PRESETS}).")
-    for pattern in patterns:
-        if not isinstance(pattern, str):
-            raise TypeError(f"patterns of rate group {name!r} must be strings, got {pattern!r}.")
-        if parse_preset(pattern) is not None:
-            if len(patterns) > 1:
-                raise ValueError(
-                    f"rate group {name!r} mixes the preset {pattern!r} with other patterns {patterns}: give the "
-                    "preset alone, or regular expressions only."
-                )
-            continue
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise ValueError(
-                f"pattern {pattern!r} of rate group {name!r} is not a regular expression: {error}. "
-                f"Escape special characters, or use a preset ({PRESETS})."
-            ) from error
 
 
 @dataclass(frozen=True)
@@ -122,6 +33,8 @@ class MultirateConfig:
             default, is 1 for SGD; for other optimizers each parameter finds its own: see `hf_multirate.trust`.
         missing_gradients: What to do when a parameter that has had a gradient before gets none at its turn:
             ``error``, or ``warn`` for models that skip layers at random (layer drop, sparse experts).
+        idle_mode: Mode in which modules without a live parameter run forward at fast-only steps: ``train``, as in
+            Trainer, or ``eval``, without dropout and with the running statistics of batch norm.
 
     Raises:
         ValueError: a value is out of range, two groups share a name, or no group has period 1.
@@ -131,6 +44,7 @@ class MultirateConfig:
     initial_full_steps: int = 0
     drift_scale: float | None = None
     missing_gradients: str = "error"
+    idle_mode: str = "train"
 
     def __post_init__(self) -> None:
         """Validate, and make ``groups`` a tuple."""
@@ -157,6 +71,8 @@ class MultirateConfig:
             raise ValueError(
                 f"missing_gradients must be one of {MISSING_GRADIENT_RULES}, got {self.missing_gradients!r}."
             )
+        if self.idle_mode not in IDLE_MODES:
+            raise ValueError(f"idle_mode must be one of {IDLE_MODES}, got {self.idle_mode!r}.")
 
     @classmethod
     def two_rate(

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from types import TracebackType
 from typing import Any
-from weakref import WeakSet
 
 from torch import nn
 from torch.optim import Optimizer
@@ -16,14 +14,12 @@ from hf_multirate.config import MultirateConfig
 from hf_multirate.cost import layers_of, predicted_speedup, relative_costs
 from hf_multirate.describe import describe
 from hf_multirate.gradient_check import GradientCheck
+from hf_multirate.lease import innermost, is_leased, lease, release
 from hf_multirate.movement import Movement
 from hf_multirate.partition import Partition, assign
 from hf_multirate.probe import check_optimizer
 from hf_multirate.pruner import Pruner
 from hf_multirate.telemetry import Telemetry
-
-
-_in_use: WeakSet[Optimizer] = WeakSet()
 
 
 class Multirate:
@@ -81,8 +77,8 @@ class Multirate:
                 that have no gradient.
             RuntimeError: this controller or another one is attached to the optimizer already.
         """
-        optimizer = _innermost(optimizer)
-        if self.attached or optimizer in _in_use:
+        optimizer = innermost(optimizer)
+        if self.attached or is_leased(optimizer):
             raise RuntimeError("the optimizer or this controller is attached already: call detach() first.")
         self.assign(model)
         parameters = dict(model.named_parameters())
@@ -91,7 +87,7 @@ class Multirate:
         if self.prunes:
             check_optimizer(optimizer)
         self._movement = movement
-        self._pruner = Pruner(model, groups)
+        self._pruner = Pruner(model, groups, evaluates=self.config.idle_mode == "eval")
         self._check = GradientCheck(groups, tolerant=self.config.missing_gradients == "warn")
         self.telemetry = Telemetry(predicted_speedup(relative_costs(self.config, self.partition, layers_of(model))))
         self.applied, self.step, self._live = 0, None, None
@@ -100,7 +96,7 @@ class Multirate:
             optimizer.register_step_pre_hook(self._before_optimizer_step),
             optimizer.register_step_post_hook(self._after_optimizer_step),
         ]
-        _in_use.add(optimizer)
+        lease(optimizer)
         return self
 
     def detach(self) -> None:
@@ -109,15 +105,13 @@ class Multirate:
         for hook in self._hooks:
             hook.remove()
         if self._optimizer is not None:
-            _in_use.discard(self._optimizer)
+            release(self._optimizer)
         self._hooks, self._optimizer, self._live = [], None, None
 
     def __enter__(self) -> Multirate:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.detach()
 
     @property
@@ -215,10 +209,3 @@ class Multirate:
     def _require_attached(self, caller: str) -> None:
         if not self.attached:
             raise RuntimeError(f"{caller} needs a model and an optimizer: call attach(model, optimizer) first.")
-
-
-def _innermost(optimizer: Optimizer) -> Optimizer:
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"attach() takes one torch optimizer, got {type(optimizer).__name__}.")
-    wrapped = vars(optimizer).get("optimizer")  # Accelerate's wrapper is an optimizer that holds one
-    return _innermost(wrapped) if isinstance(wrapped, Optimizer) else optimizer

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
-from hf_multirate.config import MultirateConfig, RateGroup
+from hf_multirate.config import MultirateConfig
 from hf_multirate.drift import DisplacementDrift, DriftRule, choose_rule, stretch_
+from hf_multirate.groups import RateGroup
 from hf_multirate.trust import DriftTrust
 
 

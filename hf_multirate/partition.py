@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping
 
 from torch import nn
 
-from hf_multirate.config import PRESETS, MultirateConfig, RateGroup, parse_preset
+from hf_multirate.config import MultirateConfig
+from hf_multirate.groups import PRESETS, RateGroup, parse_preset
 from hf_multirate.presets import preset_names
 
 

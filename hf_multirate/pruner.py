@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from hf_multirate import advice
-from hf_multirate.pruning import idle, idle_modules, leaves_cut, recorded
+from hf_multirate.modes import evaluating
+from hf_multirate.pruning import idle, idle_modules, marks_cut, recorded
 
 
 logger = logging.getLogger(__name__)
@@ -32,10 +33,14 @@ class Pruner:
     Args:
         model: The model that owns the parameters.
         groups: Rate group name -> parameter name -> parameter.
+        evaluates: Whether modules without a live parameter run in eval mode.
     """
 
-    def __init__(self, model: nn.Module, groups: Mapping[str, Mapping[str, nn.Parameter]]) -> None:
+    def __init__(
+        self, model: nn.Module, groups: Mapping[str, Mapping[str, nn.Parameter]], *, evaluates: bool = False
+    ) -> None:
         self._model = model
+        self._evaluates = evaluates
         self._groups = groups
         self._idle: dict[frozenset[str], _Idle] = {}
 
@@ -56,7 +61,9 @@ class Pruner:
             stack.enter_context(idle(found.parameters))
             # A reentrant checkpoint returns no gradient at all unless its input requires one.
             if not advice.checkpoints_reentrantly(self._model):
-                stack.enter_context(leaves_cut(found.embeddings))
+                stack.enter_context(marks_cut(found.embeddings))
+            if self._evaluates:
+                stack.enter_context(evaluating(module for _, module in found.modules))
             if not found.inspected:
                 stack.callback(self._inspect, live, stack.enter_context(recorded(found.modules)))
             yield

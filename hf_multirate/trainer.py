@@ -126,9 +126,9 @@ class MultirateMixin(_Base):
         path = Path(checkpoint, STATE_FILE)
         if not path.is_file():
             logger.warning(
-                "checkpoint %s was written without multirate training: the cycle goes on as if it had been.",
-                checkpoint,
-            )
+                "checkpoint %s has no %s: it was written without multirate training, or with save_only_model=True. The "
+                "cycle goes on at the phase of its step, and the drift begins anew.", checkpoint, STATE_FILE,
+            )  # fmt: skip
             return
         state = json.loads(path.read_text(encoding="utf-8"))
         if state["config"] != self.multirate.config.to_dict():

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
 from hf_multirate import MultirateConfig
+from hf_multirate.pruning import marks_cut
 from runs import CONFIG, PERIOD, assert_same, history, trainer_for, weights
 
 
@@ -40,6 +42,26 @@ def test_checkpointing_keeps_the_saving(tmp_path: Path, warnings_of: Any, family
     assert seen == [step % PERIOD == 0 for step in range(6)]
     assert_same(weights(trainer), weights(plain))
     assert history(trainer) == history(plain)
+
+
+def test_checkpointing_with_noise_on_the_embeddings_keeps_the_saving(tmp_path: Path, warnings_of: Any) -> None:
+    plain = trainer_for(tmp_path, CONFIG, "gpt2-lm", neftune_noise_alpha=5.0)
+    plain.train()
+    trainer = trainer_for(tmp_path, CONFIG, "gpt2-lm", neftune_noise_alpha=5.0, **CHECKPOINTING)
+    seen: list[bool] = []
+    recording(trainer.model.get_submodule("transformer.h.2"), seen)
+    assert warnings_of(trainer) == ""
+    assert seen == [step % PERIOD == 0 for step in range(6)]
+    assert_same(weights(trainer), weights(plain))
+
+
+def test_a_live_parameter_added_to_the_embeddings_is_not_cut_off() -> None:
+    table, prompt = nn.Embedding(5, 3), nn.Parameter(torch.ones(3))
+    table.weight.requires_grad_(False)
+    table.register_forward_hook(lambda module, args, output: output.requires_grad_() * 2 + prompt)
+    with marks_cut([table]):
+        table(torch.tensor([1])).sum().backward()
+    assert prompt.grad is not None
 
 
 @pytest.mark.parametrize("family", ["bert", "gpt2-lm"])

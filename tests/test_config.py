@@ -43,6 +43,7 @@ BAD_CONFIGS = {
     "initial float": ({"initial_full_steps": 1.0}, TypeError, "1.0"),
     "drift_scale": ({"drift_scale": 1.1}, ValueError, "1.1"),
     "missing_gradients": ({"missing_gradients": "ignore"}, ValueError, "ignore"),
+    "idle_mode": ({"idle_mode": "sleep"}, ValueError, "sleep"),
 }
 
 
@@ -60,7 +61,9 @@ def test_two_rate_is_fast_over_all_the_rest() -> None:
 
 
 def test_json_and_dictionary_give_the_same_config_back(tmp_path: Path) -> None:
-    config = MultirateConfig.two_rate(["a", "b"], period=7, initial_full_steps=2, missing_gradients="warn")
+    config = MultirateConfig.two_rate(
+        ["a", "b"], period=7, initial_full_steps=2, missing_gradients="warn", idle_mode="eval"
+    )
     path = tmp_path / "config.json"
     path.write_text(config.to_json())
     assert MultirateConfig.from_json_file(path) == config == MultirateConfig.from_dict(config.to_dict())

@@ -1,0 +1,99 @@
+"""One rate group: which parameters, how often they get a gradient, and what they do in between."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+IDLE_RULES = ("drift", "hold")
+PRESETS = "'head', 'last:N' (N >= 1 blocks), 'depth:F' (0 < F <= 1)"
+
+
+def parse_preset(text: str) -> tuple[str, int | float | None] | None:
+    """Kind and value of a preset, or None if ``text`` is a regular expression.
+
+    A colon never occurs in a parameter name, so ``word:value`` is always meant as a preset.
+
+    >>> parse_preset("last:2"), parse_preset("head"), parse_preset("classifier")
+    (('last', 2), ('head', None), None)
+
+    Raises:
+        ValueError: the text has the form of a preset, but there is none of that name or value.
+    """
+    if text == "head":
+        return "head", None
+    match = re.fullmatch(r"(\w+):(.*)", text)
+    if match is None:
+        return None
+    kind, value = match.groups()
+    if kind == "last" and re.fullmatch(r"[1-9]\d*", value):
+        return "last", int(value)
+    if kind == "depth" and re.fullmatch(r"\d*\.?\d+", value) and 0 < float(value) <= 1:
+        return "depth", float(value)
+    raise ValueError(f"unknown preset {text!r}: use {PRESETS}, or a regular expression without a colon.")
+
+
+@dataclass(frozen=True)
+class RateGroup:
+    """Parameters that share a period.
+
+    Attributes:
+        name: How the group is called in tables, logs and errors.
+        patterns: Regular expressions searched in parameter names, or one preset: ``head``, ``last:N``, ``depth:F``.
+        period: Optimizer steps between two gradients of the group; 1 is every step.
+        idle: What the group does at a step without a gradient. ``drift`` moves it along its last update at every
+            step; ``hold`` makes the whole move of the cycle, ``period`` times the learning rate, at the refresh and
+            leaves the group where it is until the next one.
+        lr_scale: Factor on the learning rate of the group, at its refreshes and in its drift.
+
+    Raises:
+        ValueError: a value is out of range; the message names it.
+        TypeError: the period is not an integer or a pattern is not a string.
+    """
+
+    name: str
+    patterns: str | Sequence[str]
+    period: int
+    idle: str = "drift"
+    lr_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Validate, and make ``patterns`` a tuple."""
+        patterns = (self.patterns,) if isinstance(self.patterns, str) else tuple(self.patterns)
+        object.__setattr__(self, "patterns", patterns)
+        if not isinstance(self.name, str) or not self.name:
+            raise ValueError(f"a rate group needs a name, got {self.name!r}.")
+        _check_patterns(self.name, patterns)
+        if isinstance(self.period, bool) or not isinstance(self.period, int):
+            raise TypeError(f"period of rate group {self.name!r} must be an integer, got {self.period!r}.")
+        if self.period < 1:
+            raise ValueError(f"period of rate group {self.name!r} must be at least 1, got {self.period}.")
+        if self.idle not in IDLE_RULES:
+            raise ValueError(f"idle of rate group {self.name!r} must be one of {IDLE_RULES}, got {self.idle!r}.")
+        if not (math.isfinite(self.lr_scale) and self.lr_scale > 0):
+            raise ValueError(f"lr_scale of rate group {self.name!r} must be positive and finite, got {self.lr_scale}.")
+
+
+def _check_patterns(name: str, patterns: tuple[str, ...]) -> None:
+    if not patterns:
+        raise ValueError(f"rate group {name!r} has no pattern: give a regular expression or a preset ({PRESETS}).")
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise TypeError(f"patterns of rate group {name!r} must be strings, got {pattern!r}.")
+        if parse_preset(pattern) is not None:
+            if len(patterns) > 1:
+                raise ValueError(
+                    f"rate group {name!r} mixes the preset {pattern!r} with other patterns {patterns}: give the "
+                    "preset alone, or regular expressions only."
+                )
+            continue
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(
+                f"pattern {pattern!r} of rate group {name!r} is not a regular expression: {error}. "
+                f"Escape special characters, or use a preset ({PRESETS})."
+            ) from error

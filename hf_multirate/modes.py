@@ -1,0 +1,43 @@
+"""Run idle modules as what they are at a fast-only step, an inference pass: no dropout, running statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+
+@contextmanager
+def evaluating(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Put each of ``modules``, with all inside it, into eval mode for the duration of its own forward pass.
+
+    Modes are set by hooks around each forward pass, so that a loop may call ``model.train()`` while the context is
+    open, as Trainer does. The flags are set one by one and given back exactly, because modules of a user may be in
+    eval mode for good, or override ``train()``.
+    """
+    modes: dict[nn.Module, dict[nn.Module, bool]] = {}
+
+    def enter(module: nn.Module, args: Any) -> None:
+        del args
+        if module not in modes:
+            modes[module] = {part: part.training for part in module.modules()}
+            for part in modes[module]:
+                part.training = False
+
+    def leave(module: nn.Module, *args: Any) -> None:
+        del args
+        for part, mode in modes.pop(module, {}).items():
+            part.training = mode
+
+    handles = []
+    for module in modules:
+        handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module in list(modes):  # left open by an error in its forward pass
+            leave(module)

@@ -1,0 +1,91 @@
+"""Idle modules in eval mode at fast-only steps: which ones, when, and that nothing is left changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hf_multirate import Multirate, MultirateConfig
+from hf_multirate.modes import evaluating
+from runs import PERIOD, assert_same, trainer_for, weights
+
+
+CONFIG = MultirateConfig.two_rate("last:1", PERIOD, idle_mode="eval")
+WATCHED = (
+    "bert.embeddings.dropout",
+    "bert.encoder.layer.0",
+    "bert.encoder.layer.2",
+    "bert.encoder.layer.3",
+    "dropout",
+)
+
+
+def modes_of(trainer: Any, names: tuple[str, ...]) -> dict[str, list[bool]]:
+    """Train, and note the mode of each module at each of its forward passes."""
+    seen: dict[str, list[bool]] = {name: [] for name in names}
+    for name in names:
+        module = trainer.model.get_submodule(name)
+        module.register_forward_hook(lambda module, args, output, name=name: seen[name].append(module.training))
+    trainer.train()
+    return seen
+
+
+def test_only_modules_idle_as_a_whole_run_in_eval_mode_and_only_at_fast_only_steps(tmp_path: Path) -> None:
+    seen = modes_of(trainer_for(tmp_path, CONFIG), WATCHED)
+    full = [step % PERIOD == 0 for step in range(6)]
+    always = [True] * 6
+    assert seen == dict(zip(WATCHED, (full, full, full, always, always), strict=True))
+
+
+def test_by_default_every_module_stays_in_training_mode(tmp_path: Path) -> None:
+    seen = modes_of(trainer_for(tmp_path, MultirateConfig.two_rate("last:1", PERIOD)), WATCHED)
+    assert seen == dict.fromkeys(WATCHED, [True] * 6)
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
+def test_with_activation_checkpointing_too(tmp_path: Path) -> None:
+    plain = trainer_for(tmp_path, CONFIG)
+    plain.train()
+    trainer = trainer_for(tmp_path, CONFIG, gradient_checkpointing=True)
+    trainer.train()
+    assert_same(weights(trainer), weights(plain))
+
+
+def test_idle_batch_norm_uses_and_keeps_its_running_statistics() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 3), nn.Linear(3, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    config = MultirateConfig.two_rate(r"2\.", 2, idle_mode="eval")
+    counted = []
+    with Multirate(config).attach(model, optimizer) as multirate:
+        for step in range(4):
+            multirate.begin_step(step)
+            model.train()  # as Trainer does before each micro-batch
+            model(torch.randn(5, 3)).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            counted.append(int(model[0].num_batches_tracked))
+    assert counted == [1, 1, 2, 2]
+
+
+class Failing(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("last", [nn.Identity(), Failing()])
+def test_every_module_gets_its_own_mode_back(last: nn.Module) -> None:
+    model = nn.Sequential(nn.Dropout(), nn.Sequential(nn.BatchNorm1d(3), last)).train()
+    model[1][0].eval()  # a user's frozen batch norm
+    before = {module: module.training for module in model.modules()}
+    try:
+        with evaluating([model[1]]):
+            model(torch.randn(5, 3))
+    except KeyboardInterrupt:
+        assert isinstance(last, Failing)
+    assert {module: module.training for module in model.modules()} == before
+    assert not model[1]._forward_hooks
+    assert not model[1]._forward_pre_hooks
