@@ -28,7 +28,10 @@ class MultirateTrainingArguments(TrainingArguments):
     )
     multirate_fast: str | None = field(
         default=None,
-        metadata={"help": "Fast part: 'head', 'last:N', 'depth:F' or a regular expression (default: last:1)."},
+        metadata={
+            "help": "Fast part: 'head', 'last:N', 'depth:F' or a regular expression (default: last:1). "
+            "'ladder:1,2,4' is three equal parts by depth, the top one first, with these periods."
+        },
     )
     multirate_period: int | None = field(
         default=None, metadata={"help": "Steps between two gradients of the slow part (default: 5)."}
@@ -58,10 +61,21 @@ class MultirateTrainingArguments(TrainingArguments):
         if self.multirate == "off":
             return MultirateConfig.off()
         if self.multirate_config is None:
-            return MultirateConfig.two_rate(**given)
+            ladder = (self.multirate_fast or "").startswith("ladder:")
+            return _ladder(**given) if ladder else MultirateConfig.two_rate(**given)
         if given:
             raise ValueError(
                 f"multirate_config is {self.multirate_config!r} and multirate_{', multirate_'.join(given)} is given "
                 "too: put the values into the file, or leave the file out."
             )
         return MultirateConfig.from_json_file(self.multirate_config)
+
+
+def _ladder(fast: str, period: int | None = None, **settings: Any) -> MultirateConfig:
+    if period is not None:
+        raise ValueError(f"multirate_fast is {fast!r}, which has a period for each part: leave out multirate_period.")
+    try:
+        periods = [int(word) for word in fast.removeprefix("ladder:").split(",")]
+    except ValueError:
+        raise ValueError(f"a ladder is integers separated by commas, as in 'ladder:1,2,4', got {fast!r}.") from None
+    return MultirateConfig.ladder(periods, **settings)

@@ -86,6 +86,23 @@ class MultirateConfig:
         return cls(groups, **settings)
 
     @classmethod
+    def ladder(cls, periods: Sequence[int], idle: str = "drift", **settings: Any) -> MultirateConfig:
+        """The stack of blocks in equal parts from the top, one for each of ``periods``.
+
+        The first part has the head and whatever follows the blocks, the last one the embeddings. With periods
+        1, 2, 4, 8 backward goes to the bottom at every eighth step, and as deep as in the ruler sequence in between.
+
+        Args:
+            periods: Steps between two gradients of each part, from the top; the first is 1.
+            idle: What the parts do in between.
+            **settings: Further fields of `MultirateConfig`.
+        """
+        parts = [
+            RateGroup(f"part {i}", f"part:{i}/{len(periods)}", period, idle) for i, period in enumerate(periods, 1)
+        ]
+        return cls(parts, **settings)
+
+    @classmethod
     def off(cls) -> MultirateConfig:
         """One group that gets a gradient at every step: plain training."""
         return cls((RateGroup("all", ".*", 1),))

@@ -9,10 +9,13 @@ from dataclasses import dataclass
 
 
 IDLE_RULES = ("drift", "hold")
-PRESETS = "'head', 'last:N' (N >= 1 blocks), 'depth:F' (0 < F <= 1)"
+PRESETS = "'head', 'last:N' (N >= 1 blocks), 'depth:F' (0 < F <= 1), 'part:I/N' (1 <= I <= N)"
 
 
-def parse_preset(text: str) -> tuple[str, int | float | None] | None:
+PresetValue = int | float | tuple[int, int] | None
+
+
+def parse_preset(text: str) -> tuple[str, PresetValue] | None:
     """Kind and value of a preset, or None if ``text`` is a regular expression.
 
     A colon never occurs in a parameter name, so ``word:value`` is always meant as a preset.
@@ -33,6 +36,11 @@ def parse_preset(text: str) -> tuple[str, int | float | None] | None:
         return "last", int(value)
     if kind == "depth" and re.fullmatch(r"\d*\.?\d+", value) and 0 < float(value) <= 1:
         return "depth", float(value)
+    part = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", value) if kind == "part" else None
+    if part is not None and int(part[1]) <= int(part[2]):
+        return "part", (int(part[1]), int(part[2]))
+    if kind == "ladder":
+        raise ValueError(f"{text!r} is several rate groups at once: use MultirateConfig.ladder([...]).")
     raise ValueError(f"unknown preset {text!r}: use {PRESETS}, or a regular expression without a colon.")
 
 
@@ -42,12 +50,14 @@ class RateGroup:
 
     Attributes:
         name: How the group is called in tables, logs and errors.
-        patterns: Regular expressions searched in parameter names, or one preset: ``head``, ``last:N``, ``depth:F``.
+        patterns: Regular expressions searched in parameter names, or one preset: ``head``, ``last:N``, ``depth:F``,
+            ``part:I/N``.
         period: Optimizer steps between two gradients of the group; 1 is every step.
         idle: What the group does at a step without a gradient. ``drift`` moves it along its last update at every
             step; ``hold`` makes the whole move of the cycle, ``period`` times the learning rate, at the refresh and
             leaves the group where it is until the next one.
         lr_scale: Factor on the learning rate of the group, at its refreshes and in its drift.
+        drift_steps: Idle steps after a refresh for which the group drifts before it stands still; None for all.
 
     Raises:
         ValueError: a value is out of range; the message names it.
@@ -59,6 +69,7 @@ class RateGroup:
     period: int
     idle: str = "drift"
     lr_scale: float = 1.0
+    drift_steps: int | None = None
 
     def __post_init__(self) -> None:
         """Validate, and make ``patterns`` a tuple."""
@@ -75,6 +86,21 @@ class RateGroup:
             raise ValueError(f"idle of rate group {self.name!r} must be one of {IDLE_RULES}, got {self.idle!r}.")
         if not (math.isfinite(self.lr_scale) and self.lr_scale > 0):
             raise ValueError(f"lr_scale of rate group {self.name!r} must be positive and finite, got {self.lr_scale}.")
+        if self.drift_steps is not None:
+            _check_drift_steps(self)
+
+
+def _check_drift_steps(group: RateGroup) -> None:
+    steps = group.drift_steps
+    if isinstance(steps, bool) or not isinstance(steps, int):
+        raise TypeError(f"drift_steps of rate group {group.name!r} must be an integer or None, got {steps!r}.")
+    if steps < 0:
+        raise ValueError(f"drift_steps of rate group {group.name!r} must not be negative, got {steps}.")
+    if group.idle != "drift":
+        raise ValueError(
+            f"drift_steps of rate group {group.name!r} is {steps}, but its idle rule is {group.idle!r}: only 'drift' "
+            "has drift steps."
+        )
 
 
 def _check_patterns(name: str, patterns: tuple[str, ...]) -> None:

@@ -85,6 +85,11 @@ class Movement:
         drifted = step > 0 and bucket.index not in self._schedule.live(step - 1)
         return drifted and bucket.rate_group.idle == "drift" and bucket.trust.adapts
 
+    def _drifts_at(self, bucket: _Bucket, step: int) -> bool:
+        limit = bucket.rate_group.drift_steps
+        since = self._schedule.steps_since_refresh(bucket.index, step)
+        return bucket.rate_group.idle == "drift" and (limit is None or since <= limit)
+
     @torch.no_grad()
     def before_step(self, step: int, live: Sequence[int]) -> None:
         """Look at the live groups while their gradients, last updates and old values are still there."""
@@ -105,7 +110,7 @@ class Movement:
         for bucket in self._buckets:
             group = self._optimizer.param_groups[bucket.torch_group]
             if bucket.index not in live:
-                if bucket.rate_group.idle == "drift":
+                if self._drifts_at(bucket, step):
                     bucket.rule.drift(bucket.parameters, group, bucket.rate_group.lr_scale, bucket.trust.factors)
                 continue
             bucket.trust.set(bucket.levels)

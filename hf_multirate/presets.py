@@ -1,4 +1,4 @@
-"""Named choices of the fast part: the head, the last N blocks, a fraction of the depth.
+"""Named choices of parameters: the head, the last N blocks, a fraction of the depth, one of N parts by depth.
 
 A fast part saves time only if it is a suffix of the forward pass, because only then can the
 backward pass stop at its lower edge. Module registration is not execution order, so wherever the
@@ -11,18 +11,21 @@ from typing import Any
 
 from torch import nn
 
+from hf_multirate.groups import PresetValue
 
-def preset_names(kind: str, value: int | float | None, model: nn.Module) -> frozenset[str]:
+
+def preset_names(kind: str, value: PresetValue, model: nn.Module) -> frozenset[str]:
     """Names of the parameters in a preset, spelled as ``model.named_parameters()`` spells them.
 
     A tied parameter belongs to a preset only if every place it is used at does.
 
     Args:
         kind: ``"head"`` (everything outside ``model.base_model``), ``"last"`` (the head, what follows
-            the largest stack of like blocks, and the last blocks of that stack) or ``"depth"``
-            (``"last"`` with a fraction of the blocks).
-        value: Nothing for ``"head"``, a number of blocks for ``"last"``, a fraction in (0, 1] for
-            ``"depth"``.
+            the largest stack of like blocks, and the last blocks of that stack), ``"depth"`` (``"last"`` with
+            a fraction of the blocks) or ``"part"`` (the I-th of N parts of the stack from the top; the first takes
+            all above it and the last all below).
+        value: Nothing for ``"head"``, a number of blocks for ``"last"``, a fraction in (0, 1] for ``"depth"``,
+            I and N for ``"part"``.
         model: A transformers model, a peft model around one, or (not for ``"head"``) any module.
 
     >>> sorted(preset_names("last", 1, nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))))
@@ -34,10 +37,12 @@ def preset_names(kind: str, value: int | float | None, model: nn.Module) -> froz
         fast = _head(model)
         if not fast:
             raise ValueError(_why_no_head(model))
+    elif kind == "part" and isinstance(value, tuple):
+        fast = _part(model, *value)
     elif kind in ("last", "depth"):
         fast = _top(model, _block_count(kind, value, model))
     else:
-        raise ValueError(f"a preset is one of 'head', 'last', 'depth', got {kind!r}")
+        raise ValueError(f"a preset is one of 'head', 'last', 'depth', 'part', got {kind!r}")
     return frozenset(name for name, parameter in model.named_parameters() if parameter in fast)
 
 
@@ -70,12 +75,12 @@ def _is_stack(module: nn.Module) -> bool:
     return len(blocks) > 1 and len({type(module.get_submodule(name)) for name in blocks}) == 1
 
 
-def _block_count(kind: str, value: int | float | None, model: nn.Module) -> int:
+def _block_count(kind: str, value: PresetValue, model: nn.Module) -> int:
     if kind == "last" and (not isinstance(value, int) or value < 1):
         raise ValueError(f"preset 'last' takes a number of blocks, 1 or more, got {value!r}; for example 'last:1'")
-    if kind == "depth" and (value is None or not 0 < value <= 1):
+    if kind == "depth" and (not isinstance(value, (int, float)) or not 0 < value <= 1):
         raise ValueError(f"preset 'depth' takes a fraction in (0, 1], got {value!r}; for example 'depth:0.25'")
-    assert value is not None
+    assert isinstance(value, (int, float))  # checked above
     path, blocks = stack_of(model)
     count = int(value) if kind == "last" else max(1, round(value * blocks))
     if count > blocks:
@@ -99,6 +104,17 @@ def _top(model: nn.Module, count: int) -> set[nn.Parameter]:
         for parameter, names in _places(model).items()
         if parameter in head or all(name.startswith(prefixes) for name in names)
     }
+
+
+def _part(model: nn.Module, part: int, parts: int) -> set[nn.Parameter]:
+    path, blocks = stack_of(model)
+    if parts > blocks:
+        raise ValueError(
+            f"'part:{part}/{parts}' asks for {parts} parts of the {blocks} blocks of {path!r}; use at most {blocks}"
+        )
+    # Where the parts cannot be equal the lower ones are larger, which makes more steps cheap.
+    above = _top(model, blocks * (part - 1) // parts) if part > 1 else set()
+    return (set(model.parameters()) if part == parts else _top(model, blocks * part // parts)) - above
 
 
 def _followers(model: nn.Module, path: str) -> list[str]:

@@ -38,6 +38,10 @@ class Schedule:
         """Steps from ``step``, at which ``group`` is live, to its next gradient: 1 means no idle step between."""
         return 1 if step < self.initial_full_steps else self.periods[group]
 
+    def steps_since_refresh(self, group: int, step: int) -> int:
+        """Steps from the last gradient of ``group`` to ``step``: 0 means that it is live."""
+        return max(0, step - self.initial_full_steps) % self.periods[group]
+
     @property
     def cycle(self) -> int:
         """Steps after which the pattern of live groups repeats: the least common multiple of the periods."""

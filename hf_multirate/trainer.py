@@ -126,8 +126,8 @@ class MultirateMixin(_Base):
         path = Path(checkpoint, STATE_FILE)
         if not path.is_file():
             logger.warning(
-                "checkpoint %s has no %s: it was written without multirate training, or with save_only_model=True. The "
-                "cycle goes on at the phase of its step, and the drift begins anew.", checkpoint, STATE_FILE,
+                "checkpoint %s has no %s: it was written without multirate training, or with save_only_model=True. "
+                "The cycle goes on at the phase of its step, and the drift begins anew.", checkpoint, STATE_FILE,
             )  # fmt: skip
             return
         state = json.loads(path.read_text(encoding="utf-8"))

@@ -9,6 +9,7 @@ not its turn: nothing here knows how to save time.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -29,6 +30,11 @@ def refresh(n: int, k: int, start: int) -> bool:
     return n < start or (n - start) % k == 0
 
 
+def idle_steps(n: int, k: int, start: int) -> int:
+    """Steps since the last gradient of the slow part: 0 at a refresh."""
+    return max(0, n - start) % k
+
+
 def algorithm_1(
     theta_S: Tensors,
     theta_F: Tensors,
@@ -42,8 +48,11 @@ def algorithm_1(
     nesterov: bool = False,
     hold: bool = False,
     start: int = 0,
+    drift: float = math.inf,
 ) -> Tensors:
     """Multirate SGD with linear drift, or without (``hold``): the whole slow step h at the start of a cycle.
+
+    With a finite ``drift`` the slow part stands still after so many idle steps.
 
     ``h`` is a function of the step, as a learning-rate schedule is. Weight decay is added to a fresh
     gradient, and a Nesterov step is taken along gradient + mu p, both as `torch.optim.SGD` defines them.
@@ -61,9 +70,9 @@ def algorithm_1(
                 g = gradient[i] + weight_decay * theta_S[i]
                 p_S[i] = mu * p_S[i] + g
                 direction = g + mu * p_S[i] if nesterov else p_S[i]
-            if not hold:
+            if not hold and idle_steps(n, k, start) <= drift:
                 theta_S[i] = theta_S[i] - h(n) / k * direction
-            elif refresh(n, k, start):
+            elif hold and refresh(n, k, start):
                 theta_S[i] = theta_S[i] - (h(n) / k if n < start else h(n)) * direction
     return theta_S | theta_F
 
@@ -84,6 +93,7 @@ def multirate_adamw(
     hold: bool = False,
     start: int = 0,
     s: float | None = 1.0,
+    drift: float = math.inf,
 ) -> Tensors:
     """AdamW whose idle parameters drift along ``s`` times u = m_hat / (sqrt(v_hat) + eps).
 
@@ -117,9 +127,9 @@ def multirate_adamw(
             decay = 0.0 if coupled else weight_decay
             s_i = 1.5 ** -level[i] if s is None else s
             velocity = (1.0 if live else s_i) * u[i] + decay * theta[i]
-            if not hold or i in theta_F:
+            if i in theta_F or (not hold and idle_steps(n, k, start) <= drift):
                 moved[i] = theta[i] - lr(n) * velocity
-            elif live:
+            elif hold and live:
                 moved[i] = theta[i] - (1 if n < start else k) * lr(n) * velocity
         theta = moved
     return theta

@@ -24,6 +24,11 @@ BAD_GROUPS = {
     "period bool": ({"period": True}, TypeError, "True"),
     "idle": ({"idle": "sleep"}, ValueError, "sleep"),
     "lr_scale": ({"lr_scale": 0.0}, ValueError, "lr_scale"),
+    "drift_steps negative": ({"drift_steps": -1}, ValueError, "not be negative, got -1"),
+    "drift_steps float": ({"drift_steps": 1.5}, TypeError, "1.5"),
+    "drift_steps of hold": ({"drift_steps": 1, "idle": "hold"}, ValueError, "only 'drift'"),
+    "part": ({"patterns": "part:3/2"}, ValueError, "part:3/2"),
+    "ladder": ({"patterns": "ladder:1,2"}, ValueError, "MultirateConfig.ladder"),
     "no name": ({"name": ""}, ValueError, "name"),
 }
 
@@ -52,6 +57,13 @@ def test_a_bad_config_is_refused_by_value(case: str) -> None:
     change, kind, words = BAD_CONFIGS[case]
     with pytest.raises(kind, match=words):
         MultirateConfig(**{"groups": [RateGroup("a", ".*", 1)], **change})
+
+
+def test_ladder_is_equal_parts_from_the_top() -> None:
+    config = MultirateConfig.ladder([1, 2, 4], "hold", initial_full_steps=3)
+    parts = [(group.name, group.patterns, group.period, group.idle) for group in config.groups]
+    assert parts == [(f"part {i}", (f"part:{i}/3",), 2 ** (i - 1), "hold") for i in (1, 2, 3)]
+    assert config.initial_full_steps == 3
 
 
 def test_two_rate_is_fast_over_all_the_rest() -> None:
@@ -98,6 +110,7 @@ def test_initial_steps_are_full_and_a_refresh_follows() -> None:
     schedule = Schedule((1, 3), initial_full_steps=2)
     assert [len(schedule.live(step)) for step in range(6)] == [2, 2, 2, 1, 1, 2]
     assert [schedule.steps_to_next_refresh(1, step) for step in (0, 1, 2, 5)] == [1, 1, 3, 3]
+    assert [schedule.steps_since_refresh(1, step) for step in range(7)] == [0, 0, 0, 1, 2, 0, 1]
 
 
 def test_cycle_is_the_least_common_multiple() -> None:

@@ -138,6 +138,30 @@ def test_order_of_disjoint_groups_does_not_matter(tmp_path: Path, optim: str, id
 
 
 @pytest.mark.parametrize("idle", ["drift", "hold"])
+@pytest.mark.parametrize("optim", ["adamw_torch_fused", "adafactor"])
+def test_groups_of_one_period_are_one_group(tmp_path: Path, optim: str, idle: str) -> None:
+    apart = MultirateConfig(
+        (
+            RateGroup("a", ["classifier"], 1),
+            RateGroup("b", ["pooler"], 1),
+            RateGroup("c", ["embeddings"], 3, idle),
+            RateGroup("d", [".*"], 3, idle),
+        )
+    )
+    together = MultirateConfig.two_rate(["classifier", "pooler"], 3, idle)
+    one, other = (results(tmp_path, config, "bert", optim=optim) for config in (apart, together))
+    assert_same(one, other)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_ladder_of_two_parts_is_two_rates(tmp_path: Path, family: str) -> None:
+    blocks = 3 if family == "resnet" else 4
+    two = MultirateConfig.two_rate(f"last:{blocks // 2}", 5)
+    one, other = (results(tmp_path, config, family) for config in (MultirateConfig.ladder([1, 5]), two))
+    assert_same(one, other)
+
+
+@pytest.mark.parametrize("idle", ["drift", "hold"])
 @pytest.mark.parametrize("optim", ["sgd", "adafactor", "adamw_torch_fused"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_period_five_is_not_plain_training(tmp_path: Path, plain: Plain, family: str, optim: str, idle: str) -> None:
@@ -154,6 +178,7 @@ def test_period_five_is_not_plain_training(tmp_path: Path, plain: Plain, family:
         (MultirateConfig.two_rate(FULL, 5), MultirateConfig.two_rate(FULL, 4)),
         (MultirateConfig.two_rate(FULL, 5), MultirateConfig.two_rate("last:2", 5)),
         (MultirateConfig.two_rate(FULL, 5), MultirateConfig.two_rate(FULL, 5, drift_scale=1.0)),
+        (MultirateConfig.two_rate(FULL, 5), MultirateConfig.ladder([1, 2, 5])),
         (MultirateConfig.two_rate(FULL, 5), MultirateConfig.two_rate(FULL, 5, initial_full_steps=2)),
     ],
 )

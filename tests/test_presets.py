@@ -121,6 +121,22 @@ def test_top(family: str, kind: str, value: float, count: int) -> None:
     assert preset_names(kind, value, model) == named(model, [*blocks, *row.after, *row.head])
 
 
+@pytest.mark.parametrize("family", EXPECTED)
+def test_parts_follow_each_other_from_the_top(family: str) -> None:
+    model, _ = FAMILIES[family]()
+    blocks = EXPECTED[family].blocks
+    parts = [preset_names("part", (part, blocks), model) for part in range(1, blocks + 1)]
+    assert parts[0] == preset_names("last", 1, model)
+    for part in range(1, blocks):
+        assert frozenset().union(*parts[:part]) == preset_names("last", part, model)
+    assert sum(map(len, parts)) == len(frozenset().union(*parts)) == len(list(model.parameters()))
+
+
+def test_lower_parts_are_larger_where_parts_cannot_be_equal() -> None:
+    model = nn.ModuleList(nn.Linear(2, 2) for _ in range(7))
+    assert [len(preset_names("part", (part, 3), model)) for part in (1, 2, 3)] == [4, 4, 6]
+
+
 LAW = [(f, "last", n) for f in EXPECTED for n in (1, 2)] + [(f, "head", None) for f in EXPECTED if EXPECTED[f].head]
 
 
@@ -239,7 +255,7 @@ def test_no_stack(build: Any) -> None:
         ("depth", 1.5, r"in \(0, 1\], got 1.5"),
         ("depth", None, r"in \(0, 1\], got None"),
         ("head", 1, "takes no value, got 1"),
-        ("top", 1, "one of 'head', 'last', 'depth', got 'top'"),
+        ("top", 1, "one of 'head', 'last', 'depth', 'part', got 'top'"),
     ],
 )
 def test_wrong_requests(kind: str, value: float | None, message: str) -> None:

@@ -15,7 +15,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import SequentialSampler
 
-from hf_multirate import Multirate, MultirateConfig, MultirateTrainer
+from hf_multirate import Multirate, MultirateConfig, MultirateTrainer, RateGroup
 from reference import Gradient, Tensors, algorithm_1, multirate_adamw
 from runs import arguments
 
@@ -165,6 +165,24 @@ def test_adam_is_its_literal_form_in_float64(
     assert residual(got, wanted) < 1e-10
 
 
+@pytest.mark.parametrize("drift_steps", [0, 1, 3])
+@pytest.mark.parametrize(("kind", "momentum"), [(SGD, {"momentum": 0.9}), (AdamW, {})])
+def test_limited_drift_is_its_literal_form(kind: type[Optimizer], momentum: dict[str, Any], drift_steps: int) -> None:
+    model = Tied().double()
+    literal: dict[str, Any] = {"k": 4, "start": 2, "weight_decay": 0.1, "drift": drift_steps}
+    if kind is SGD:
+        wanted = expected(algorithm_1, deepcopy(model), h=lambda n: 4 * cosine(n), mu=0.9, **literal)
+    else:
+        wanted = expected(multirate_adamw, deepcopy(model), lr=cosine, s=None, **literal)
+    optimizer = kind(model.parameters(), lr=RATE, weight_decay=0.1, **momentum)
+    groups = (
+        RateGroup("fast", [f"^{name}" for name in FAST], 1),
+        RateGroup("slow", ".*", 4, drift_steps=drift_steps),
+    )
+    got = multirate_loop(model, optimizer, MultirateConfig(groups, initial_full_steps=2), cosine)
+    assert residual(got, wanted) < 1e-10
+
+
 # What the equalities above would not notice if it made no difference.
 @pytest.mark.parametrize(
     ("algorithm", "one", "other"),
@@ -175,6 +193,8 @@ def test_adam_is_its_literal_form_in_float64(
         (algorithm_1, {}, {"nesterov": True}),
         (algorithm_1, {}, {"hold": True}),
         (algorithm_1, {}, {"start": 2}),
+        (algorithm_1, {}, {"drift": 2}),
+        (multirate_adamw, {}, {"drift": 2}),
         (multirate_adamw, {}, {"lr": lambda n: cosine(n - n % 4)}),
         (multirate_adamw, {"weight_decay": 0.1}, {"weight_decay": 0.1, "coupled": True}),
         (multirate_adamw, {}, {"amsgrad": True, "betas": (0.9, 0.9)}),

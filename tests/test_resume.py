@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch.optim import SGD
 
-from hf_multirate import MultirateConfig
+from hf_multirate import MultirateConfig, RateGroup
 from runs import assert_same, differ, history, trainer_for, weights
 
 
@@ -43,6 +43,12 @@ CASES: dict[str, tuple[MultirateConfig, dict[str, Any]]] = {
     "rmsprop-initial-accumulation": (
         config(initial_full_steps=3),
         {"gradient_accumulation_steps": 4, **DISPLACEMENT},
+    ),
+    "adamw-ladder": (MultirateConfig.ladder([1, 2, PERIOD], idle_mode="eval"), {}),
+    "rmsprop-ladder-hold": (MultirateConfig.ladder([1, 2, PERIOD], "hold"), DISPLACEMENT),
+    "adamw-drift-steps": (
+        MultirateConfig((RateGroup("fast", "last:2", 1), RateGroup("slow", ".*", PERIOD, drift_steps=2))),
+        {},
     ),
 }
 

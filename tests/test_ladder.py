@@ -1,0 +1,95 @@
+"""Several rates by depth: which parts are live when, how deep backward goes, and what users can ask for wrongly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import nn
+
+from hf_multirate import MultirateConfig, MultirateTrainingArguments, RateGroup
+from runs import Watched, differ, example, phases, trainer_for, weights
+
+
+PERIODS = (1, 2, 4)
+LADDER = MultirateConfig.ladder(PERIODS)
+
+
+@pytest.mark.parametrize(("family", "stack"), [("bert", "bert.encoder.layer"), ("gpt2-lm", "transformer.h")])
+def test_backward_goes_as_deep_as_the_ruler_sequence(tmp_path: Path, family: str, stack: str) -> None:
+    trainer = trainer_for(tmp_path, LADDER, family, kind=Watched, max_steps=8)
+    recorded: dict[int, list[bool]] = {block: [] for block in range(4)}
+
+    def note(module: nn.Module, args: Any, output: Any) -> None:
+        hidden = output[0] if isinstance(output, tuple) else output
+        recorded[blocks[module]].append(hidden.grad_fn is not None)
+
+    blocks = {trainer.model.get_submodule(f"{stack}.{block}"): block for block in recorded}
+    for module in blocks:
+        module.register_forward_hook(note)
+    trainer.train()
+    partition = trainer.multirate.partition
+    for step, live in trainer.seen:
+        wanted = [
+            name for part, period in enumerate(PERIODS, 1) if step % period == 0 for name in partition[f"part {part}"]
+        ]
+        assert live == set(wanted), step
+    assert phases(trainer) == [0, 1, 2, 3, 0, 1, 2, 3]
+    # Four blocks in three parts: the lowest has two of them.
+    for block, period in ((3, 1), (2, 2), (1, 4), (0, 4)):
+        assert recorded[block] == [step % period == 0 for step in range(8)]
+    assert len(set(trainer.saved[:4])) == 3
+    assert trainer.multirate.telemetry.summary()["full_steps"] == 2
+
+
+def test_description_has_a_line_for_each_depth(tmp_path: Path) -> None:
+    lines = trainer_for(tmp_path, LADDER).multirate.describe().splitlines()
+    edges = [line for line in lines if "backward is skipped below" in line]
+    assert len(edges) == 2
+    assert edges[0].startswith("with part 1 live: backward is skipped below bert.encoder.layer.3.")
+    assert edges[1].startswith("with part 1, part 2 live: backward is skipped below bert.encoder.layer.2.")
+
+
+def test_drift_steps_reach_the_trainer(tmp_path: Path) -> None:
+    outcomes = []
+    for drift_steps in (None, 3, 1, 0):
+        groups = (RateGroup("fast", "last:1", 1), RateGroup("slow", ".*", 4, drift_steps=drift_steps))
+        trainer = trainer_for(tmp_path, MultirateConfig(groups, drift_scale=1.0))
+        trainer.train()
+        outcomes.append(weights(trainer))
+    assert not differ(outcomes[0], outcomes[1]), "three idle steps in a cycle of four"
+    for one, other in ((1, 2), (2, 3)):
+        assert differ(outcomes[one], outcomes[other])
+
+
+def test_ladder_on_the_command_line(tmp_path: Path) -> None:
+    def parse(**settings: Any) -> MultirateConfig:
+        return MultirateTrainingArguments(str(tmp_path), report_to=[], **settings).to_multirate_config()
+
+    assert parse(multirate_fast="ladder:1,2,4") == LADDER
+    assert parse(multirate_fast="ladder:1,3", multirate_idle="hold") == MultirateConfig.ladder([1, 3], "hold")
+    for fast, period, words in (
+        ("ladder:1,2", 5, "leave out multirate_period"),
+        ("ladder:1,x", None, "integers separated by commas.*'ladder:1,x'"),
+        ("ladder:", None, "integers separated by commas.*'ladder:'"),
+        ("ladder:2,4", None, "no rate group has period 1"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            parse(multirate_fast=fast, multirate_period=period)
+
+
+def test_more_parts_than_blocks(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"5 parts of the 4 blocks of 'bert.encoder.layer'; use at most 4"):
+        trainer_for(tmp_path, MultirateConfig.ladder([1, 2, 4, 8, 16]))
+
+
+def test_parts_of_frozen_parameters_only_are_named(tmp_path: Path) -> None:
+    def frozen() -> nn.Module:
+        model, _ = example("bert")
+        model.bert.embeddings.requires_grad_(False)
+        model.bert.encoder.layer[0].requires_grad_(False)
+        return model
+
+    with pytest.raises(ValueError, match="'part 4' matches no trainable parameter"):
+        trainer_for(tmp_path, MultirateConfig.ladder([1, 2, 4, 8]), model_init=frozen)
