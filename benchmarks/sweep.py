@@ -28,9 +28,12 @@ COMMON = {"train_sampling_strategy": "group_by_length", "max_seq_length": "64", 
 SETTINGS: dict[str, dict[str, str]] = {
     "plain": {"multirate": "off"},
     "default": {},
-    "last:1 hold": {"multirate_idle": "hold"},
-    "head drift": {"multirate_fast": "head"},
-    "head hold": {"multirate_fast": "head", "multirate_idle": "hold"},
+    "depth:0.33 train": {"multirate_fast": "depth:0.33", "multirate_idle_mode": "train"},
+    "last:1": {"multirate_fast": "last:1"},
+    "last:1 train": {"multirate_fast": "last:1", "multirate_idle_mode": "train"},
+    "last:1 hold train": {"multirate_fast": "last:1", "multirate_idle": "hold", "multirate_idle_mode": "train"},
+    "head train": {"multirate_fast": "head", "multirate_idle_mode": "train"},
+    "head hold train": {"multirate_fast": "head", "multirate_idle": "hold", "multirate_idle_mode": "train"},
 }
 Run = tuple[str, dict[str, str]]
 

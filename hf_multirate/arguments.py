@@ -29,7 +29,7 @@ class MultirateTrainingArguments(TrainingArguments):
     multirate_fast: str | None = field(
         default=None,
         metadata={
-            "help": "Fast part: 'head', 'last:N', 'depth:F' or a regular expression (default: last:1). "
+            "help": "Fast part: 'head', 'last:N', 'depth:F' or a regular expression (default: depth:0.33). "
             "'ladder:1,2,4' is three equal parts by depth, the top one first, with these periods."
         },
     )
@@ -38,6 +38,12 @@ class MultirateTrainingArguments(TrainingArguments):
     )
     multirate_idle: str | None = field(
         default=None, metadata={"help": "What the slow part does in between: 'drift' or 'hold' (default: drift)."}
+    )
+    multirate_idle_mode: str | None = field(
+        default=None,
+        metadata={
+            "help": "Mode of idle modules: 'train', or 'eval' without dropout (default: train for SGD, else eval)."
+        },
     )
     multirate_config: str | None = field(
         default=None, metadata={"help": "JSON file with a whole MultirateConfig, instead of the fields above."}
@@ -56,6 +62,7 @@ class MultirateTrainingArguments(TrainingArguments):
             "fast": self.multirate_fast,
             "period": self.multirate_period,
             "idle": self.multirate_idle,
+            "idle_mode": self.multirate_idle_mode,
         }
         given = {key: value for key, value in fields.items() if value is not None}
         if self.multirate == "off":

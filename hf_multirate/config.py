@@ -34,7 +34,8 @@ class MultirateConfig:
         missing_gradients: What to do when a parameter that has had a gradient before gets none at its turn:
             ``error``, or ``warn`` for models that skip layers at random (layer drop, sparse experts).
         idle_mode: Mode in which modules without a live parameter run forward at fast-only steps: ``train``, as in
-            Trainer, or ``eval``, without dropout and with the running statistics of batch norm.
+            Trainer, or ``eval``, without dropout (batch norm stays as in Trainer). None, the default, is ``train``
+            for SGD, which then is Algorithm 1 to the letter, and ``eval`` for other optimizers.
 
     Raises:
         ValueError: a value is out of range, two groups share a name, or no group has period 1.
@@ -44,7 +45,7 @@ class MultirateConfig:
     initial_full_steps: int = 0
     drift_scale: float | None = None
     missing_gradients: str = "error"
-    idle_mode: str = "train"
+    idle_mode: str | None = None
 
     def __post_init__(self) -> None:
         """Validate, and make ``groups`` a tuple."""
@@ -71,12 +72,12 @@ class MultirateConfig:
             raise ValueError(
                 f"missing_gradients must be one of {MISSING_GRADIENT_RULES}, got {self.missing_gradients!r}."
             )
-        if self.idle_mode not in IDLE_MODES:
-            raise ValueError(f"idle_mode must be one of {IDLE_MODES}, got {self.idle_mode!r}.")
+        if self.idle_mode is not None and self.idle_mode not in IDLE_MODES:
+            raise ValueError(f"idle_mode must be one of {IDLE_MODES}, or None, got {self.idle_mode!r}.")
 
     @classmethod
     def two_rate(
-        cls, fast: str | Sequence[str] = "last:1", period: int = 5, idle: str = "drift", **settings: Any
+        cls, fast: str | Sequence[str] = "depth:0.33", period: int = 5, idle: str = "drift", **settings: Any
     ) -> MultirateConfig:
         """The common case: a group ``fast`` with a gradient at every step, and ``slow`` for all the rest.
 

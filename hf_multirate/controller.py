@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
 from torch import nn
-from torch.optim import Optimizer
+from torch.optim import SGD, Optimizer
 
 from hf_multirate.advice import warn_of_tied_head
 from hf_multirate.config import MultirateConfig
@@ -87,7 +87,8 @@ class Multirate:
         if self.prunes:
             check_optimizer(optimizer)
         self._movement = movement
-        self._pruner = Pruner(model, groups, evaluates=self.config.idle_mode == "eval")
+        mode = self.config.idle_mode or ("train" if type(optimizer) is SGD else "eval")
+        self._pruner = Pruner(model, groups, evaluates=mode == "eval")
         self._check = GradientCheck(groups, tolerant=self.config.missing_gradients == "warn")
         self.telemetry = Telemetry(predicted_speedup(relative_costs(self.config, self.partition, layers_of(model))))
         self.applied, self.step, self._live = 0, None, None

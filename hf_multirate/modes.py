@@ -1,4 +1,7 @@
-"""Run idle modules as what they are at a fast-only step, an inference pass: no dropout, running statistics."""
+"""Run idle modules as what they are at a fast-only step, an inference pass: without dropout.
+
+That is cheaper, and what the fast part learns from has less noise in it.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,15 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
 
 @contextmanager
 def evaluating(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Put each of ``modules``, with all inside it, into eval mode for the duration of its own forward pass.
+
+    Batch norm is left as it is: with running statistics that are updated at full steps only, the fast part would see
+    features of another scale at each kind of step.
 
     Modes are set by hooks around each forward pass, so that a loop may call ``model.train()`` while the context is
     open, as Trainer does. The flags are set one by one and given back exactly, because modules of a user may be in
@@ -24,7 +31,7 @@ def evaluating(modules: Iterable[nn.Module]) -> Iterator[None]:
         if module not in modes:
             modes[module] = {part: part.training for part in module.modules()}
             for part in modes[module]:
-                part.training = False
+                part.training = part.training and isinstance(part, _NormBase)
 
     def leave(module: nn.Module, *args: Any) -> None:
         del args

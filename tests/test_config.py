@@ -97,7 +97,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 def test_config_is_plain_json() -> None:
-    assert json.loads(MultirateConfig.two_rate().to_json())["groups"][0]["patterns"] == ["last:1"]
+    assert json.loads(MultirateConfig.two_rate().to_json())["groups"][0]["patterns"] == ["depth:0.33"]
 
 
 def test_schedule_refreshes_at_step_zero_and_at_every_kth() -> None:

@@ -41,9 +41,16 @@ def test_only_modules_idle_as_a_whole_run_in_eval_mode_and_only_at_fast_only_ste
     assert seen == dict(zip(WATCHED, (full, full, full, always, always), strict=True))
 
 
-def test_by_default_every_module_stays_in_training_mode(tmp_path: Path) -> None:
-    seen = modes_of(trainer_for(tmp_path, MultirateConfig.two_rate("last:1", PERIOD)), WATCHED)
-    assert seen == dict.fromkeys(WATCHED, [True] * 6)
+@pytest.mark.parametrize(
+    ("mode", "optim", "evaluates"),
+    [("train", "adamw_torch", False), (None, "sgd", False), (None, "adamw_torch", True), ("eval", "sgd", True)],
+)
+def test_by_default_sgd_alone_keeps_every_module_in_training_mode(
+    tmp_path: Path, mode: str | None, optim: str, evaluates: bool
+) -> None:
+    config = MultirateConfig.two_rate("last:1", PERIOD, idle_mode=mode)
+    seen = modes_of(trainer_for(tmp_path, config, optim=optim), WATCHED)
+    assert (seen == dict.fromkeys(WATCHED, [True] * 6)) != evaluates
 
 
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
@@ -55,7 +62,7 @@ def test_with_activation_checkpointing_too(tmp_path: Path) -> None:
     assert_same(weights(trainer), weights(plain))
 
 
-def test_idle_batch_norm_uses_and_keeps_its_running_statistics() -> None:
+def test_idle_batch_norm_goes_on_as_in_training() -> None:
     model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 3), nn.Linear(3, 1))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     config = MultirateConfig.two_rate(r"2\.", 2, idle_mode="eval")
@@ -68,7 +75,7 @@ def test_idle_batch_norm_uses_and_keeps_its_running_statistics() -> None:
             optimizer.step()
             optimizer.zero_grad()
             counted.append(int(model[0].num_batches_tracked))
-    assert counted == [1, 1, 2, 2]
+    assert counted == [1, 2, 3, 4]
 
 
 class Failing(nn.Module):

@@ -100,8 +100,13 @@ def _arguments(folder: Path, **settings: object) -> MultirateConfig:
 
 
 def test_arguments_build_the_config(tmp_path: Path) -> None:
-    given = {"multirate_fast": "head", "multirate_period": 3, "multirate_idle": "hold"}
-    assert _arguments(tmp_path, **given) == MultirateConfig.two_rate("head", 3, "hold")
+    given = {
+        "multirate_fast": "head",
+        "multirate_period": 3,
+        "multirate_idle": "hold",
+        "multirate_idle_mode": "train",
+    }
+    assert _arguments(tmp_path, **given) == MultirateConfig.two_rate("head", 3, "hold", idle_mode="train")
     assert _arguments(tmp_path) == MultirateConfig.two_rate()
     assert _arguments(tmp_path, multirate="off") == MultirateConfig.off()
     path = tmp_path / "c.json"

@@ -97,7 +97,7 @@ def residual(one: Tensors, other: Tensors) -> float:
 
 
 def config(period: int, idle: str = "drift", **settings: Any) -> MultirateConfig:
-    return MultirateConfig.two_rate([f"^{name}" for name in FAST], period, idle, **settings)
+    return MultirateConfig.two_rate([f"^{name}" for name in FAST], period, idle, **{"idle_mode": "train", **settings})
 
 
 SGD_SETTINGS: dict[str, dict[str, Any]] = {
@@ -123,7 +123,10 @@ def test_sgd_is_algorithm_1_in_float64(name: str, rate: Rate, idle: str, k: int,
     literal |= {"mu": settings["momentum"], "hold": idle == "hold", "start": start}
     wanted = expected(algorithm_1, deepcopy(model), k=k, h=lambda n: k * rate(n), **literal)
     got = multirate_loop(
-        model, SGD(model.parameters(), lr=RATE, **settings), config(k, idle, initial_full_steps=start), rate
+        model,
+        SGD(model.parameters(), lr=RATE, **settings),
+        config(k, idle, initial_full_steps=start, idle_mode=None),
+        rate,
     )
     assert residual(got, wanted) < 1e-10
 
@@ -179,7 +182,7 @@ def test_limited_drift_is_its_literal_form(kind: type[Optimizer], momentum: dict
         RateGroup("fast", [f"^{name}" for name in FAST], 1),
         RateGroup("slow", ".*", 4, drift_steps=drift_steps),
     )
-    got = multirate_loop(model, optimizer, MultirateConfig(groups, initial_full_steps=2), cosine)
+    got = multirate_loop(model, optimizer, MultirateConfig(groups, initial_full_steps=2, idle_mode="train"), cosine)
     assert residual(got, wanted) < 1e-10
 
 
@@ -222,6 +225,8 @@ def test_trainer_is_algorithm_1_in_float32(tmp_path: Path) -> None:
     optimizer = SGD(model.parameters(), lr=RATE, momentum=0.9, weight_decay=0.05)
     args = arguments(tmp_path, max_steps=STEPS, per_device_train_batch_size=6, max_grad_norm=0.0)
     schedule = LambdaLR(optimizer, lambda step: 1 - step / STEPS)
-    trainer = InOrder(model, args, train_dataset=rows, optimizers=(optimizer, schedule), multirate=config(4))
+    trainer = InOrder(
+        model, args, train_dataset=rows, optimizers=(optimizer, schedule), multirate=config(4, idle_mode=None)
+    )
     trainer.train()
     assert residual({name: value.detach() for name, value in model.named_parameters()}, wanted) < 1e-6
