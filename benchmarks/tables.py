@@ -14,6 +14,16 @@ from typing import Any
 
 
 ROOT = Path(__file__).parent.parent
+ORDER = (
+    "plain",
+    "default",
+    "depth:0.33 train",
+    "last:1",
+    "last:1 train",
+    "last:1 hold train",
+    "head train",
+    "head hold train",
+)
 PAGES = ("docs/results.md", "docs/method.md")
 Results = dict[tuple[str, ...], dict[int, dict[str, Any]]]
 
@@ -44,15 +54,12 @@ def accuracy() -> str:
     """One row per setting."""
     found = results("accuracy")
     plain = found["plain",]
-    order = ["plain", "default", "last:1 hold", "head drift", "head hold"]
-    names = [name for name in order if tuple(name.split()) in found]
     rows = ["| setting | accuracy, % (by seed) | points against plain | training loss |", "|---|---|---|---|"]
-    for name in names:
+    for name in (name for name in ORDER if tuple(name.split()) in found):
         runs = found[tuple(name.split())]
         loss = fmean(run["train_loss"] for run in runs.values())
         gap = "" if name == "plain" else _gap(runs, plain)
-        shown = "last:1 drift (default)" if name == "default" else name
-        rows.append(f"| {shown} | {_points(runs)} | {gap} | {loss:.3f} |")
+        rows.append(f"| {name} | {_points(runs)} | {gap} | {loss:.3f} |")
     return "\n".join(rows)
 
 

@@ -42,6 +42,7 @@ def test_every_result_is_of_a_run_of_the_sweep() -> None:
         assert used["multirate"] == options.get("multirate", "on")
         assert used["multirate_fast"] == options.get("multirate_fast")
         assert used["multirate_idle"] == options.get("multirate_idle")
+        assert used["multirate_idle_mode"] == options.get("multirate_idle_mode") or used["multirate"] == "off"
         assert used["learning_rate"] == float(options.get("learning_rate", 1e-4))
         assert used["num_train_epochs"] == float(options.get("num_train_epochs", 3))
         assert used["train_rows"] == int(options.get("max_train_samples", 7030))
