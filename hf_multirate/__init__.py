@@ -7,17 +7,26 @@ update in between. Method: Vlaar & Leimkuhler, *Multirate Training of Neural Net
 from hf_multirate.arguments import MultirateTrainingArguments
 from hf_multirate.config import MultirateConfig
 from hf_multirate.controller import Multirate
+from hf_multirate.copies import AveragedCopies
+from hf_multirate.copies_trainer import AveragedCopiesMixin, AveragedCopiesTrainer
 from hf_multirate.groups import RateGroup
+from hf_multirate.subset import Subset
 from hf_multirate.trainer import MultirateMixin, MultirateTrainer
+from hf_multirate.turns import CopiesConfig
 
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AveragedCopies",
+    "AveragedCopiesMixin",
+    "AveragedCopiesTrainer",
+    "CopiesConfig",
     "Multirate",
     "MultirateConfig",
     "MultirateMixin",
     "MultirateTrainer",
     "MultirateTrainingArguments",
     "RateGroup",
+    "Subset",
 ]

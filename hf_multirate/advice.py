@@ -21,7 +21,7 @@ def warn_of_tied_head(config: MultirateConfig, partition: Mapping[str, Sequence[
     As part of the fast group such a weight sends backward down to the embedding at every step; as part
     of the slow one its upper use gets a gradient at refreshes only.
     """
-    periods = {name: group.period for group in config.groups for name in partition[group.name]}
+    periods = {name: group.gradient_period for group in config.groups for name in partition[group.name]}
     owners = {group.name: group for group in config.groups}
     group_of = {name: owners[key] for key, names in partition.items() for name in names}
     for name, other in _tied_to_embedding(model):

@@ -6,20 +6,21 @@ matches anything is found out in ``partition.py``, where there are parameters to
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from hf_multirate.groups import RateGroup
+from hf_multirate.groups import PRESETS, RateGroup
+from hf_multirate.plain import build, to_plain, with_groups
 from hf_multirate.schedule import Schedule
+from hf_multirate.subset import Subset
 
 
 MISSING_GRADIENT_RULES = ("error", "warn")
 IDLE_MODES = ("train", "eval")
-_Value = TypeVar("_Value")
+BUFFER_RULES = ("update", "freeze")
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,13 @@ class MultirateConfig:
         idle_mode: Mode in which modules without a live parameter run forward at fast-only steps: ``train``, as in
             Trainer, or ``eval``, without dropout (batch norm stays as in Trainer). None, the default, is ``train``
             for SGD, which then is Algorithm 1 to the letter, and ``eval`` for other optimizers.
+        idle_buffers: What happens to buffers of modules without a live parameter, such as the running statistics of
+            batch norm: ``update``, as in Trainer, or ``freeze``, which puts them back after a fast-only step.
+        group_of: Function of a parameter's name and the parameter that returns the name of its rate group, or None to
+            leave it to the patterns. It is not part of `to_json`, only its name is.
 
     Raises:
-        ValueError: a value is out of range, two groups share a name, or no group has period 1.
+        ValueError: a value is out of range, two groups share a name, a group has no pattern, or none has period 1.
     """
 
     groups: Sequence[RateGroup]
@@ -46,34 +51,15 @@ class MultirateConfig:
     drift_scale: float | None = None
     missing_gradients: str = "error"
     idle_mode: str | None = None
+    idle_buffers: str = "update"
+    group_of: Callable[[str, Any], str | None] | None = None
 
     def __post_init__(self) -> None:
         """Validate, and make ``groups`` a tuple."""
         groups = tuple(self.groups)
         object.__setattr__(self, "groups", groups)
-        for group in groups:
-            if not isinstance(group, RateGroup):
-                raise TypeError(f"groups must be RateGroup objects, got {group!r}.")
-        names = [group.name for group in groups]
-        if len(set(names)) < len(names):
-            raise ValueError(f"rate groups need different names, got {names}.")
-        if not any(group.period == 1 for group in groups):
-            raise ValueError(
-                f"no rate group has period 1, got periods {[group.period for group in groups]}: at some steps nothing "
-                "would get a gradient. Give the fastest group period 1."
-            )
-        if isinstance(self.initial_full_steps, bool) or not isinstance(self.initial_full_steps, int):
-            raise TypeError(f"initial_full_steps must be an integer number of steps, got {self.initial_full_steps!r}.")
-        if self.initial_full_steps < 0:
-            raise ValueError(f"initial_full_steps must not be negative, got {self.initial_full_steps}.")
-        if self.drift_scale is not None and not 0 <= self.drift_scale <= 1:
-            raise ValueError(f"drift_scale must be between 0 and 1, or None, got {self.drift_scale!r}.")
-        if self.missing_gradients not in MISSING_GRADIENT_RULES:
-            raise ValueError(
-                f"missing_gradients must be one of {MISSING_GRADIENT_RULES}, got {self.missing_gradients!r}."
-            )
-        if self.idle_mode is not None and self.idle_mode not in IDLE_MODES:
-            raise ValueError(f"idle_mode must be one of {IDLE_MODES}, or None, got {self.idle_mode!r}.")
+        _check_groups(groups, self.group_of)
+        _check_settings(self)
 
     @classmethod
     def two_rate(
@@ -104,28 +90,49 @@ class MultirateConfig:
         return cls(parts, **settings)
 
     @classmethod
+    def random_subgroups(
+        cls, period: int = 5, subset: Subset | None = None, patterns: str | Sequence[str] = ".*", **settings: Any
+    ) -> MultirateConfig:
+        """Regularisation: random subsets of the weights that take turns at being zero for a cycle.
+
+        Args:
+            period: Steps of a cycle: a subset is zero at all but the first.
+            subset: What is drawn; None is ``Subset()``.
+            patterns: Where it is drawn; all other parameters get a gradient at every step as ever.
+            **settings: Further fields of `MultirateConfig`.
+        """
+        drawn = RateGroup("subset", patterns, period, "zero", subset=subset)
+        return cls((drawn,) if patterns == ".*" else (drawn, RateGroup("rest", ".*", 1)), **settings)
+
+    @classmethod
     def off(cls) -> MultirateConfig:
         """One group that gets a gradient at every step: plain training."""
         return cls((RateGroup("all", ".*", 1),))
 
     @property
     def schedule(self) -> Schedule:
-        """Which groups are live at which step."""
+        """Which groups are live, and get a gradient, at which step."""
+        return Schedule(tuple(group.gradient_period for group in self.groups), self.initial_full_steps)
+
+    @property
+    def cycles(self) -> Schedule:
+        """Which groups are refreshed at which step: as `schedule`, save for groups with ``idle="zero"``."""
         return Schedule(tuple(group.period for group in self.groups), self.initial_full_steps)
+
+    @property
+    def trains_plainly(self) -> bool:
+        """Whether every step is that of plain training."""
+        redrawn = any(group.subset is not None and group.subset.redraw == "step" for group in self.groups)
+        return self.cycles.cycle == 1 and not redrawn
 
     def to_dict(self) -> dict[str, Any]:
         """A dictionary of plain values that `from_dict` turns back into an equal config."""
-        values = dataclasses.asdict(self)
-        values["groups"] = [{**group, "patterns": list(group["patterns"])} for group in values["groups"]]
-        return values
+        return to_plain(self, self.group_of)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> MultirateConfig:
-        """The inverse of `to_dict`; unknown or missing keys raise `ValueError`."""
-        groups = values.get("groups") if isinstance(values, Mapping) else None
-        if not isinstance(groups, Sequence) or isinstance(groups, str):
-            raise ValueError(f"a multirate config needs a list 'groups' of rate groups, got {values!r}.")
-        return _build(cls, {**values, "groups": tuple(_build(RateGroup, group) for group in groups)})
+        """The inverse of `to_dict`; unknown or missing keys, and a ``group_of``, raise `ValueError`."""
+        return build(cls, with_groups(values))
 
     def to_json(self) -> str:
         """The config as a JSON text."""
@@ -145,14 +152,39 @@ class MultirateConfig:
         return cls.from_dict(values)
 
 
-def _build(kind: type[_Value], values: Any) -> _Value:
-    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    if not isinstance(values, Mapping):
-        raise ValueError(f"{kind.__name__} needs a mapping of its fields {sorted(fields)}, got {values!r}.")
-    required = {name for name, field in fields.items() if field.default is dataclasses.MISSING}
-    unknown, missing = sorted(set(values) - set(fields)), sorted(required - set(values))
-    if unknown or missing:
+def _check_groups(groups: tuple[RateGroup, ...], group_of: object) -> None:
+    for group in groups:
+        if not isinstance(group, RateGroup):
+            raise TypeError(f"groups must be RateGroup objects, got {group!r}.")
+    names = [group.name for group in groups]
+    if len(set(names)) < len(names):
+        raise ValueError(f"rate groups need different names, got {names}.")
+    for group in groups:
+        if not group.patterns and group_of is None:
+            raise ValueError(
+                f"rate group {group.name!r} has no pattern: give a regular expression or a preset ({PRESETS})."
+            )
+    if not any(group.gradient_period == 1 for group in groups):
         raise ValueError(
-            f"{kind.__name__}: unknown keys {unknown}, missing keys {missing}; fields are {sorted(fields)}."
+            f"no rate group has period 1, got periods {[group.period for group in groups]}: at some steps nothing "
+            "would get a gradient. Give the fastest group period 1."
         )
-    return kind(**values)
+    if group_of is not None and not callable(group_of):
+        raise TypeError(f"group_of must be a function of a name and a parameter, got {group_of!r}.")
+
+
+def _check_settings(config: MultirateConfig) -> None:
+    if isinstance(config.initial_full_steps, bool) or not isinstance(config.initial_full_steps, int):
+        raise TypeError(f"initial_full_steps must be an integer number of steps, got {config.initial_full_steps!r}.")
+    if config.initial_full_steps < 0:
+        raise ValueError(f"initial_full_steps must not be negative, got {config.initial_full_steps}.")
+    if config.drift_scale is not None and not 0 <= config.drift_scale <= 1:
+        raise ValueError(f"drift_scale must be between 0 and 1, or None, got {config.drift_scale!r}.")
+    if config.missing_gradients not in MISSING_GRADIENT_RULES:
+        raise ValueError(
+            f"missing_gradients must be one of {MISSING_GRADIENT_RULES}, got {config.missing_gradients!r}."
+        )
+    if config.idle_mode is not None and config.idle_mode not in IDLE_MODES:
+        raise ValueError(f"idle_mode must be one of {IDLE_MODES}, or None, got {config.idle_mode!r}.")
+    if config.idle_buffers not in BUFFER_RULES:
+        raise ValueError(f"idle_buffers must be one of {BUFFER_RULES}, got {config.idle_buffers!r}.")

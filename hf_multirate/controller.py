@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import nn
@@ -19,6 +19,7 @@ from hf_multirate.movement import Movement
 from hf_multirate.partition import Partition, assign
 from hf_multirate.probe import check_optimizer
 from hf_multirate.pruner import Pruner
+from hf_multirate.subgroups import Subgroups
 from hf_multirate.telemetry import Telemetry
 
 
@@ -84,11 +85,13 @@ class Multirate:
         parameters = dict(model.named_parameters())
         groups = {name: {key: parameters[key] for key in keys} for name, keys in self.partition.items()}
         movement = Movement(self.config, optimizer, groups)
-        if self.prunes:
-            check_optimizer(optimizer)
-        self._movement = movement
+        subgroups = Subgroups(self.config, optimizer, groups)
+        if self.active:
+            check_optimizer(optimizer, idles=self.prunes)
+        self._movement, self._subgroups = movement, subgroups
         mode = self.config.idle_mode or ("train" if type(optimizer) is SGD else "eval")
-        self._pruner = Pruner(model, groups, evaluates=mode == "eval")
+        freezes = self.config.idle_buffers == "freeze"
+        self._pruner = Pruner(model, groups, evaluates=mode == "eval", freezes_buffers=freezes)
         self._check = GradientCheck(groups, tolerant=self.config.missing_gradients == "warn")
         self.telemetry = Telemetry(predicted_speedup(relative_costs(self.config, self.partition, layers_of(model))))
         self.applied, self.step, self._live = 0, None, None
@@ -121,8 +124,13 @@ class Multirate:
         return self._optimizer is not None
 
     @property
+    def active(self) -> bool:
+        """False for period 1, where training is left exactly as it is."""
+        return not self.config.trains_plainly
+
+    @property
     def prunes(self) -> bool:
-        """False for period 1, where every step is a full step and training is left exactly as it is."""
+        """Whether any step leaves some parameters without a gradient."""
         return self.config.schedule.cycle > 1
 
     @property
@@ -135,7 +143,7 @@ class Multirate:
     @property
     def phase(self) -> int:
         """Position in the cycle of the step begun last; 0 is a full step."""
-        return 0 if self.step is None else self.config.schedule.phase(self.step)
+        return 0 if self.step is None else self.config.cycles.phase(self.step)
 
     def describe(self) -> str:
         """A table of the rate groups, the boundary below which backward is skipped, and the predicted cost."""
@@ -159,19 +167,24 @@ class Multirate:
             return
         self._open.close()
         self.select(step)
-        self._open.enter_context(self.pruned())
+        self._open.enter_context(self.micro_batch())
 
     def select(self, step: int) -> None:
-        """Choose the live groups of ``step`` without pruning anything: see `pruned`."""
+        """Choose the live groups of ``step`` without pruning anything: see `micro_batch`."""
         self._require_attached("begin_step()")
         if step < 0:
             raise ValueError(f"a step index counts from 0, got {step}.")
         self.step, self._live = step, self.config.schedule.live(step)
         self.telemetry.start()
 
-    def pruned(self) -> AbstractContextManager[None]:
-        """A context for forward and backward of one micro-batch; parameters have their flags back on exit."""
-        return nullcontext() if self._live is None else self._pruner.pruned(self._live_names())
+    @contextmanager
+    def micro_batch(self) -> Iterator[None]:
+        """A context for forward and backward of one micro-batch; parameters have flags and values back on exit."""
+        if self._live is None or self.step is None:
+            yield
+            return
+        with self._pruner.pruned(self._live_names()), self._subgroups.zeroed(self.step):
+            yield
 
     def _live_names(self) -> frozenset[str]:
         return frozenset(self.config.groups[i].name for i in self._live or ())
@@ -184,6 +197,7 @@ class Multirate:
         if self.prunes:
             self._check.check(self._live_names(), self.step)
         self._movement.before_step(self.step, self._live)
+        self._subgroups.before_step(self.step)
 
     def _after_optimizer_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         del args, kwargs
@@ -193,6 +207,7 @@ class Multirate:
         overflow = vars(optimizer).get("found_inf")
         if overflow is None or not overflow.item():
             self._movement.after_step(self.step, self._live)
+            self._subgroups.after_step(self.step)
             self.applied += 1
             self.telemetry.stop(full=len(self._live) == len(self.config.groups))
         self._live = None

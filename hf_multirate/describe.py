@@ -24,7 +24,8 @@ def describe(config: MultirateConfig, partition: Partition, model: nn.Module) ->
     rows = [header]
     for group in config.groups:
         count = sum(sizes[name] for name in partition[group.name])
-        rule = group.idle if group.period > 1 else "-"
+        redrawn = group.subset is not None and group.subset.redraw == "step"
+        rule = group.idle if group.period > 1 or redrawn else "-"
         folded = fold(partition[group.name])
         figures = (group.name, str(group.period), rule, f"{count:,}", f"{count / total:.1%}")
         rows += [(*figures, folded[0]), *(("", "", "", "", "", line) for line in folded[1:])]
@@ -50,7 +51,11 @@ def _costs(config: MultirateConfig, partition: Partition, model: nn.Module) -> l
     layers = layers_of(model)
     costs = relative_costs(config, partition, layers)
     if len(costs) == 1:
-        return ["every step is a full step: plain training"]
+        subsets = [group.subset.fraction for group in config.groups if group.subset is not None]
+        if config.trains_plainly or not subsets:
+            return ["every step is a full step: plain training"]
+        shares = ", ".join(f"{fraction:.0%}" for fraction in subsets)
+        return [f"every step is a full step, with {shares} of a group held at zero in turn: no time is saved"]
     lines = []
     for position in sorted({costs.index(cost) for cost in costs[1:]}):
         groups = config.schedule.live(config.initial_full_steps + position)

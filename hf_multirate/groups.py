@@ -7,8 +7,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from hf_multirate.subset import Subset
 
-IDLE_RULES = ("drift", "hold")
+
+IDLE_RULES = ("drift", "hold", "zero")
 PRESETS = "'head', 'last:N' (N >= 1 blocks), 'depth:F' (0 < F <= 1), 'part:I/N' (1 <= I <= N)"
 
 
@@ -51,13 +53,15 @@ class RateGroup:
     Attributes:
         name: How the group is called in tables, logs and errors.
         patterns: Regular expressions searched in parameter names, or one preset: ``head``, ``last:N``, ``depth:F``,
-            ``part:I/N``.
+            ``part:I/N``. None of them if the configuration has a function that names the group.
         period: Optimizer steps between two gradients of the group; 1 is every step.
         idle: What the group does at a step without a gradient. ``drift`` moves it along its last update at every
             step; ``hold`` makes the whole move of the cycle, ``period`` times the learning rate, at the refresh and
-            leaves the group where it is until the next one.
+            leaves the group where it is until the next one; ``zero`` is said of a random subset of the group, which
+            is held at zero between refreshes, while all the rest of it gets a gradient at every step.
         lr_scale: Factor on the learning rate of the group, at its refreshes and in its drift.
         drift_steps: Idle steps after a refresh for which the group drifts before it stands still; None for all.
+        subset: The random subset, for ``zero`` only; None is ``Subset()``.
 
     Raises:
         ValueError: a value is out of range; the message names it.
@@ -70,6 +74,7 @@ class RateGroup:
     idle: str = "drift"
     lr_scale: float = 1.0
     drift_steps: int | None = None
+    subset: Subset | None = None
 
     def __post_init__(self) -> None:
         """Validate, and make ``patterns`` a tuple."""
@@ -88,6 +93,15 @@ class RateGroup:
             raise ValueError(f"lr_scale of rate group {self.name!r} must be positive and finite, got {self.lr_scale}.")
         if self.drift_steps is not None:
             _check_drift_steps(self)
+        if self.idle == "zero" and self.subset is None:
+            object.__setattr__(self, "subset", Subset())
+        if self.subset is not None:
+            _check_subset(self, self.subset)
+
+    @property
+    def gradient_period(self) -> int:
+        """Steps between two gradients for autograd; with ``zero`` all but the subset has one at every step."""
+        return 1 if self.idle == "zero" else self.period
 
 
 def _check_drift_steps(group: RateGroup) -> None:
@@ -103,9 +117,21 @@ def _check_drift_steps(group: RateGroup) -> None:
         )
 
 
+def _check_subset(group: RateGroup, subset: Subset) -> None:
+    if not isinstance(subset, Subset):
+        raise TypeError(f"subset of rate group {group.name!r} must be a Subset, got {subset!r}.")
+    if group.idle != "zero":
+        raise ValueError(
+            f"rate group {group.name!r} has a subset, but its idle rule is {group.idle!r}: only 'zero' has one."
+        )
+    if subset.redraw == "step" and group.period != 1:
+        raise ValueError(
+            f"the subset of rate group {group.name!r} is drawn at every step, which has no cycle, but its period is "
+            f"{group.period}: give it period 1, or redraw='cycle'."
+        )
+
+
 def _check_patterns(name: str, patterns: tuple[str, ...]) -> None:
-    if not patterns:
-        raise ValueError(f"rate group {name!r} has no pattern: give a regular expression or a preset ({PRESETS}).")
     for pattern in patterns:
         if not isinstance(pattern, str):
             raise TypeError(f"patterns of rate group {name!r} must be strings, got {pattern!r}.")

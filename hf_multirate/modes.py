@@ -1,4 +1,4 @@
-"""Run idle modules as what they are at a fast-only step, an inference pass: without dropout.
+"""Run idle modules as what they are at a fast-only step, an inference pass: without dropout, or without a trace.
 
 That is cheaper, and what the fast part learns from has less noise in it.
 """
@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
@@ -48,3 +49,15 @@ def evaluating(modules: Iterable[nn.Module]) -> Iterator[None]:
             handle.remove()
         for module in list(modes):  # left open by an error in its forward pass
             leave(module)
+
+
+@contextmanager
+def frozen_buffers(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Put the buffers of ``modules`` back on exit, such as the running statistics of batch norm."""
+    kept = [(buffer, buffer.detach().clone()) for module in modules for buffer in module.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in kept:
+                buffer.copy_(value)

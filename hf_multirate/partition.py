@@ -40,20 +40,22 @@ class Partition(Mapping[str, tuple[str, ...]]):
 def assign(config: MultirateConfig, model: nn.Module) -> Partition:
     """Give every trainable parameter of ``model`` to the first rate group that matches its name.
 
+    Where the config has a function ``group_of``, its word goes before patterns.
+
     Raises:
-        ValueError: nothing is trainable, a group matches nothing or only what earlier groups took, or a
-            parameter is in no group.
+        ValueError: nothing is trainable, a group matches nothing or only what earlier groups took, a
+            parameter is in no group, or a function names a group that is not there.
     """
     trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     frozen = tuple(name for name, parameter in model.named_parameters() if not parameter.requires_grad)
     if not trainable:
         raise ValueError(
             f"the model has no trainable parameter: all {len(frozen)} have requires_grad=False. Set requires_grad on "
-            "those to train before the trainer is made."
+            "those to train before the trainer is made; an adapter that was loaded needs is_trainable=True."
         )
-    owner: dict[str, str] = {}
+    owner = _named_by_function(config, model, trainable)
     for group in config.groups:
-        matched = _matches(group, model, trainable)
+        matched = _matches(group, model, trainable) + [name for name in trainable if owner.get(name) == group.name]
         for name in matched:
             owner.setdefault(name, group.name)
         _check_not_empty(group, matched, owner, trainable)
@@ -67,8 +69,25 @@ def assign(config: MultirateConfig, model: nn.Module) -> Partition:
     return Partition(names, frozen)
 
 
+def _named_by_function(config: MultirateConfig, model: nn.Module, trainable: list[str]) -> dict[str, str]:
+    if config.group_of is None:
+        return {}
+    names = [group.name for group in config.groups]
+    owner = {}
+    for name in trainable:
+        group = config.group_of(name, model.get_parameter(name))
+        if group is not None and group not in names:
+            raise ValueError(
+                f"group_of({name!r}, ...) returned {group!r}, which is no rate group: return one of {names}, or None "
+                "to leave the parameter to the patterns."
+            )
+        if group is not None:
+            owner[name] = group
+    return owner
+
+
 def _matches(group: RateGroup, model: nn.Module, trainable: list[str]) -> list[str]:
-    preset = parse_preset(group.patterns[0])
+    preset = parse_preset(group.patterns[0]) if group.patterns else None
     if preset is not None:
         members = preset_names(*preset, model)
         return [name for name in trainable if name in members]
@@ -77,6 +96,11 @@ def _matches(group: RateGroup, model: nn.Module, trainable: list[str]) -> list[s
 
 
 def _check_not_empty(group: RateGroup, matched: list[str], owner: dict[str, str], trainable: list[str]) -> None:
+    if not matched and not group.patterns:
+        raise ValueError(
+            f"rate group {group.name!r} has no pattern, and group_of named it for none of {len(trainable)} trainable "
+            f"parameters, e.g. {trainable[-1]!r}. Leave the group out, or let the function return its name."
+        )
     if not matched:
         close = difflib.get_close_matches(group.patterns[0], trainable, n=3, cutoff=0.0)
         raise ValueError(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from hf_multirate import advice
-from hf_multirate.modes import evaluating
+from hf_multirate.modes import evaluating, frozen_buffers
 from hf_multirate.pruning import idle, idle_modules, marks_cut, recorded
 
 
@@ -34,13 +34,20 @@ class Pruner:
         model: The model that owns the parameters.
         groups: Rate group name -> parameter name -> parameter.
         evaluates: Whether modules without a live parameter run in eval mode.
+        freezes_buffers: Whether the buffers of such modules are put back.
     """
 
     def __init__(
-        self, model: nn.Module, groups: Mapping[str, Mapping[str, nn.Parameter]], *, evaluates: bool = False
+        self,
+        model: nn.Module,
+        groups: Mapping[str, Mapping[str, nn.Parameter]],
+        *,
+        evaluates: bool = False,
+        freezes_buffers: bool = False,
     ) -> None:
         self._model = model
         self._evaluates = evaluates
+        self._freezes_buffers = freezes_buffers
         self._groups = groups
         self._idle: dict[frozenset[str], _Idle] = {}
 
@@ -64,6 +71,8 @@ class Pruner:
                 stack.enter_context(marks_cut(found.embeddings))
             if self._evaluates:
                 stack.enter_context(evaluating(module for _, module in found.modules))
+            if self._freezes_buffers:
+                stack.enter_context(frozen_buffers(module for _, module in found.modules))
             if not found.inspected:
                 stack.callback(self._inspect, live, stack.enter_context(recorded(found.modules)))
             yield

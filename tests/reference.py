@@ -133,3 +133,81 @@ def multirate_adamw(
                 moved[i] = theta[i] - (1 if n < start else k) * lr(n) * velocity
         theta = moved
     return theta
+
+
+def random_subgroups(
+    theta: Tensors,
+    grad_L: Gradient,
+    mask: Callable[[int, str], Tensor],
+    *,
+    k: int,
+    h: Callable[[int], float],
+    mu: float,
+    steps: int,
+    weight_decay: float = 0.0,
+    scale: float = 1.0,
+    start: int = 0,
+    every_step: bool = False,
+) -> Tensors:
+    """Random subgroups: theta_S is zero for the fast steps of a cycle, comes back, takes a step k h, is drawn anew.
+
+    ``mask(c, i)`` is draw c of theta_S in tensor i. At a refresh, the first of k steps of a cycle, nothing is zero;
+    theta_S of the cycle before takes a step k h and all else a step h. Momenta of theta_S are frozen with it. With
+    ``every_step`` there is a new theta_S at each step and no refresh: "drop every step".
+    """
+    p = _zeros(theta)
+    for n in range(steps):
+        c = n - start
+        held = c // k if c >= 0 and c % k else None
+        back = c // k - 1 if c > 0 and c % k == 0 else None
+        if every_step:
+            held, back = (c if c >= 0 else None), None
+        in_S = {i: mask(held, i) if held is not None else torch.zeros_like(theta[i]).bool() for i in theta}
+        was_S = {i: mask(back, i) if back is not None else torch.zeros_like(theta[i]).bool() for i in theta}
+        s = scale if held is not None else 1.0
+        s_i = {i: s if in_S[i].any() else 1.0 for i in theta}  # a tensor without a subset is as it is
+        gradient = grad_L(n, {i: torch.where(in_S[i], 0.0, s_i[i] * theta[i]) for i in theta})
+        for i in theta:
+            moved = mu * p[i] + s_i[i] * gradient[i] + weight_decay * theta[i]
+            step = h(n) * torch.where(was_S[i], k * moved, moved)
+            p[i] = torch.where(in_S[i], p[i], moved)
+            theta[i] = torch.where(in_S[i], theta[i], theta[i] - step)
+    return theta
+
+
+def averaged_copies(
+    theta: Tensors,
+    grad_L: Gradient,
+    *,
+    periods: tuple[int, ...],
+    h: Callable[[int], float],
+    mu: float,
+    steps: int,
+    weight_decay: float = 0.0,
+    momenta: str = "keep",
+) -> Tensors:
+    """Copies with step sizes h, k h, ..., each on minibatches of its own, averaged when their times meet.
+
+    Returns the fastest copy after ``steps`` minibatches.
+    """
+    copies = [dict(theta) for _ in periods]
+    p = [_zeros(theta) for _ in periods]
+    n = time = 0
+    while True:
+        time += 1
+        there = [c for c, period in enumerate(periods) if time % period == 0]
+        for c in there:
+            if n == steps:
+                return copies[0]
+            gradient = grad_L(n, copies[c])
+            for i in theta:
+                p[c][i] = mu * p[c][i] + gradient[i] + weight_decay * copies[c][i]
+                copies[c][i] = copies[c][i] - periods[c] * h(n) * p[c][i]
+            n += 1
+        for i in theta if len(there) > 1 else ():
+            mean = sum(copies[c][i] for c in there) / len(there)
+            momentum = sum(p[c][i] for c in there) / len(there)
+            for c in there:
+                copies[c][i] = mean
+                if momenta != "keep":
+                    p[c][i] = momentum if momenta == "average" else torch.zeros_like(mean)

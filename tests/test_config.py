@@ -16,7 +16,6 @@ BAD_GROUPS = {
     "too deep": ({"patterns": "depth:1.5"}, ValueError, "depth:1.5"),
     "bad expression": ({"patterns": "layer.(5"}, ValueError, r"layer\.\(5"),
     "preset and expression": ({"patterns": ("head", "x")}, ValueError, "mixes"),
-    "no pattern": ({"patterns": ()}, ValueError, "no pattern"),
     "no string": ({"patterns": (3,)}, TypeError, "3"),
     "period zero": ({"period": 0}, ValueError, "at least 1, got 0"),
     "period negative": ({"period": -2}, ValueError, "got -2"),
@@ -49,6 +48,9 @@ BAD_CONFIGS = {
     "drift_scale": ({"drift_scale": 1.1}, ValueError, "1.1"),
     "missing_gradients": ({"missing_gradients": "ignore"}, ValueError, "ignore"),
     "idle_mode": ({"idle_mode": "sleep"}, ValueError, "sleep"),
+    "idle_buffers": ({"idle_buffers": "sleep"}, ValueError, "sleep"),
+    "no pattern": ({"groups": [RateGroup("a", (), 1)]}, ValueError, "'a' has no pattern"),
+    "group_of": ({"group_of": "norm"}, TypeError, "function of a name.*'norm'"),
 }
 
 

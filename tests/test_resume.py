@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch.optim import SGD
 
-from hf_multirate import MultirateConfig, RateGroup
+from hf_multirate import MultirateConfig, RateGroup, Subset
 from runs import assert_same, differ, history, trainer_for, weights
 
 
@@ -46,6 +46,8 @@ CASES: dict[str, tuple[MultirateConfig, dict[str, Any]]] = {
     ),
     "adamw-ladder": (MultirateConfig.ladder([1, 2, PERIOD], idle_mode="eval"), {}),
     "rmsprop-ladder-hold": (MultirateConfig.ladder([1, 2, PERIOD], "hold"), DISPLACEMENT),
+    "adamw-zero": (MultirateConfig.random_subgroups(PERIOD, Subset(biases=True)), {}),
+    "momentum-zero-neurons": (MultirateConfig.random_subgroups(PERIOD, Subset(0.3, unit="neuron")), MOMENTUM),
     "adamw-drift-steps": (
         MultirateConfig((RateGroup("fast", "last:2", 1), RateGroup("slow", ".*", PERIOD, drift_steps=2))),
         {},
@@ -97,7 +99,7 @@ def test_resumed_is_uninterrupted(tmp_path: Path, whole: Whole, case: str, step:
 
 def test_phases_of_the_checkpoints_are_all_there() -> None:
     for chosen, _ in CASES.values():
-        phases = {chosen.schedule.phase(step) for step in CHECKPOINTS}
+        phases = {chosen.cycles.phase(step) for step in CHECKPOINTS}
         assert phases == set(range(PERIOD)) or chosen.initial_full_steps
 
 
@@ -159,7 +161,7 @@ def test_other_rate_groups_warn(tmp_path: Path, whole: Whole, caplog: pytest.Log
         assert caplog.text == ""
         other = MultirateConfig.two_rate("last:2", 3)
         got = resumed("adamw-drift", folder / "checkpoint-5", tmp_path, other)
-    assert "rate groups of checkpoint" in caplog.text
+    assert "configuration of checkpoint" in caplog.text
     assert "'period': 4" in caplog.text
     assert [entry["multirate/phase"] for entry in got["history"]] == [0, 1, 2, 3, 0, 2, 0, 1, 2, 0, 1]
 

@@ -1,0 +1,153 @@
+"""A Trainer whose steps a controller has a say in: the loop is Trainer's own, a few methods call ``super()``."""
+
+from __future__ import annotations
+
+import json
+import logging
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+import torch
+from torch import nn
+from transformers import Trainer
+
+
+logger = logging.getLogger(__name__)
+
+if TYPE_CHECKING:
+    _Base = Trainer
+else:
+    _Base = object
+
+
+class Controller(Protocol):
+    """What takes over a model and an optimizer for the time of a training run."""
+
+    config: Any
+    applied: int
+
+    def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Any:
+        """Take over."""
+
+    def detach(self) -> None:
+        """Let go."""
+
+    @property
+    def attached(self) -> bool:
+        """Whether it has taken over."""
+
+    @property
+    def active(self) -> bool:
+        """Whether it changes training at all."""
+
+    @property
+    def phase(self) -> int:
+        """Position in the cycle."""
+
+    def select(self, step: int) -> None:
+        """Begin optimizer step ``step``."""
+
+    def micro_batch(self) -> AbstractContextManager[None]:
+        """A context for forward and backward of one micro-batch."""
+
+    def state_dict(self) -> Any:
+        """What a checkpoint needs besides model and optimizer."""
+
+    def load_state_dict(self, state: Any) -> None:
+        """Take over a `state_dict`."""
+
+
+class ControlledMixin(_Base):
+    """Gives a controller its place in the life of a `transformers.Trainer`.
+
+    A subclass calls `_control` at the end of its ``__init__``.
+    """
+
+    _files = "controller"
+    """Stem of the two files in a checkpoint, and of the entry in the logs."""
+
+    def _control(self, controller: Controller) -> None:
+        self._controller = controller
+        self._training = False
+        self._begun = self._first_step = 0
+        self._resumed: tuple[int, Any] = (0, None)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As in `transformers.Trainer`; model and optimizer are let go of at the end, also after an error."""
+        self._controller.detach()
+        self._training, self._resumed = True, (0, None)
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self._controller.detach()
+            self._training = False
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """As in `transformers.Trainer`; refuses an optimizer that does not fit before the first step."""
+        self._controller.detach()
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if self._training:
+            with self._controller.attach(cast(nn.Module, self.model), optimizer):
+                pass
+        return optimizer
+
+    def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """One micro-batch, as the controller has it at this step."""
+        if not self._training:
+            return super().training_step(model, *args, **kwargs)
+        if not self._controller.attached:
+            self._attach()
+        if self.state.global_step != self._begun:
+            self._begun = self.state.global_step
+            self._controller.select(self._first_step + self._controller.applied)
+        with self._controller.micro_batch():
+            return super().training_step(model, *args, **kwargs)
+
+    def _attach(self) -> None:
+        """Attach at the first micro-batch: only then optimizer, restored state and step are all there."""
+        skipped, drift = self._resumed
+        self._controller.attach(cast(nn.Module, self.model), cast(torch.optim.Optimizer, self.optimizer))
+        if drift is not None:
+            self._controller.load_state_dict(drift)
+        # A step that a gradient scaler skips counts for Trainer, and not for the schedule of the groups.
+        self._first_step = self.state.global_step - skipped
+        self._begun = -1
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """As in `transformers.Trainer`, with the phase that ``loss`` and ``grad_norm`` of the last step belong to."""
+        if self._training and self._controller.active and "loss" in logs:
+            logs[f"{self._files}/phase"] = self._controller.phase
+        super().log(logs, *args, **kwargs)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if not (self.args.should_save and self._controller.attached):
+            return
+        skipped = self.state.global_step - self._first_step - self._controller.applied
+        state = {"skipped_steps": skipped, "config": self._controller.config.to_dict()}
+        Path(output_dir, f"{self._files}.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+        torch.save(self._controller.state_dict(), Path(output_dir, f"{self._files}.pt"))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None or not self._controller.active:
+            return
+        path = Path(checkpoint, f"{self._files}.json")
+        if not path.is_file():
+            logger.warning(
+                "checkpoint %s has no %s: it was written without multirate training, or with save_only_model=True. "
+                "The cycle goes on at the phase of its step, and what that file holds (drift, copies) begins anew.",
+                checkpoint, path.name,
+            )  # fmt: skip
+            return
+        state = json.loads(path.read_text(encoding="utf-8"))
+        if state["config"] != self._controller.config.to_dict():
+            logger.warning(
+                "the configuration of checkpoint %s differs from the one given, which is used. In the checkpoint: %s",
+                checkpoint, state["config"],
+            )  # fmt: skip
+        tensors = path.with_suffix(".pt")
+        if not tensors.is_file():
+            raise ValueError(f"checkpoint {checkpoint!r} has a {path.name} but no {tensors.name}: it is not complete.")
+        self._resumed = (state["skipped_steps"], torch.load(tensors, map_location="cpu", weights_only=True))

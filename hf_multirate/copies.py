@@ -1,0 +1,177 @@
+"""Copies of one network on different time scales, averaged where their times meet.
+
+The copies are tensors, not modules: the model itself takes the values of the copy whose turn it is, and
+has those of the fastest one whenever no step is going on. So hooks, wrappers, modes and whatever a
+module holds besides tensors exist once, and nothing has to be deep-copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from hf_multirate.copy_store import CopyStore
+from hf_multirate.lease import innermost, is_leased, lease, release
+from hf_multirate.probe import check_optimizer
+from hf_multirate.turns import CopiesConfig
+
+
+class AveragedCopies:
+    """Train copies of a model with different step sizes, and average them.
+
+    In a loop of your own::
+
+        with AveragedCopies(CopiesConfig((1, 25))).attach(model, optimizer) as copies:
+            for step, batch in enumerate(batches):
+                copies.begin_step(step)
+                model(**batch).loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+
+    Between steps the model holds the fastest copy, which is the average after each common time.
+
+    Args:
+        config: Periods of the copies, and what an average takes in.
+    """
+
+    def __init__(self, config: CopiesConfig) -> None:
+        self.config = config
+        self.applied = 0
+        """Steps that the optimizer has applied since `attach`."""
+        self.step: int | None = None
+        """Index of the step that was begun last."""
+        self._begun = False
+        self._optimizer: Optimizer | None = None
+        self._store: CopyStore | None = None
+        self._hooks: list[Any] = []
+        self._rates: list[Any] = []
+
+    def attach(self, model: nn.Module, optimizer: Optimizer) -> AveragedCopies:
+        """Take over ``model`` and ``optimizer`` until `detach`; all copies begin as the model is.
+
+        Raises:
+            ValueError: a parameter has no values to copy, or nothing is trainable.
+            RuntimeError: this controller or another one is attached to the optimizer already.
+        """
+        optimizer = innermost(optimizer)
+        if self.attached or is_leased(optimizer):
+            raise RuntimeError("the optimizer or these copies are attached already: call detach() first.")
+        check_optimizer(optimizer, idles=False)
+        self._store = CopyStore(model, optimizer, len(self.config.periods))
+        self._optimizer = optimizer
+        self.applied, self.step, self._begun = 0, None, False
+        self._hooks = [
+            optimizer.register_step_pre_hook(self._before_optimizer_step),
+            optimizer.register_step_post_hook(self._after_optimizer_step),
+        ]
+        lease(optimizer)
+        return self
+
+    def detach(self) -> None:
+        """Leave the model with the fastest copy and the optimizer with its state; does nothing when not attached."""
+        if self._optimizer is None or self._store is None:
+            return
+        self._store.show(0)
+        for hook in self._hooks:
+            hook.remove()
+        release(self._optimizer)
+        self._hooks, self._optimizer, self._store = [], None, None
+
+    def __enter__(self) -> AveragedCopies:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.detach()
+
+    @property
+    def attached(self) -> bool:
+        """Whether there are copies of a model."""
+        return self._optimizer is not None
+
+    @property
+    def active(self) -> bool:
+        """Always: copies train otherwise than one network does."""
+        return True
+
+    @property
+    def phase(self) -> int:
+        """Position of the step begun last in the cycle that ends with an average of all copies."""
+        return 0 if self.step is None else self.step % self.config.cycle
+
+    def begin_step(self, step: int) -> None:
+        """Give the model the values of the copy that takes optimizer step ``step``.
+
+        Args:
+            step: Index of the optimizer step, counted from 0 and going on where it was when a run resumes.
+                Micro-batches that are accumulated have the same one.
+
+        Raises:
+            RuntimeError: nothing is attached.
+        """
+        self.select(step)
+        self._attached_store("begin_step()").show(self.config.turn(step)[0])
+
+    def select(self, step: int) -> None:
+        """Choose the copy of ``step`` without showing it: see `micro_batch`."""
+        self._attached_store("begin_step()")
+        if step < 0:
+            raise ValueError(f"a step index counts from 0, got {step}.")
+        self.step, self._begun = step, True
+
+    @contextmanager
+    def micro_batch(self) -> Iterator[None]:
+        """A context for forward and backward of one micro-batch; the model has the fastest copy again on exit."""
+        store = self._attached_store("micro_batch()")
+        if self.step is not None:
+            store.show(self.config.turn(self.step)[0])
+        try:
+            yield
+        finally:
+            store.show(0)
+
+    def _before_optimizer_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        del args, kwargs
+        if self.step is None or not self._begun:
+            raise RuntimeError("optimizer.step() without begin_step(step): which copy it is for is not known.")
+        copy, _ = self.config.turn(self.step)
+        self._attached_store("step()").show(copy)
+        self._rates = [group["lr"] for group in optimizer.param_groups]
+        for group in optimizer.param_groups:
+            group["lr"] = group["lr"] * self.config.periods[copy]
+
+    def _after_optimizer_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        del args, kwargs
+        for group, rate in zip(optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate
+        store, self._begun = self._attached_store("step()"), False
+        store.show(0)
+        # A gradient scaler leaves this note for optimizers that skip a step by themselves, such as fused AdamW.
+        overflow = vars(optimizer).get("found_inf")
+        if overflow is not None and overflow.item():
+            return
+        assert self.step is not None  # checked before the step
+        self.applied += 1
+        merged = self.config.turn(self.step)[1]
+        if merged:
+            store.average(merged, momenta=self.config.momenta, buffers=self.config.buffers)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Values and optimizer states of all copies but the fastest, which the model and its optimizer hold."""
+        return self._attached_store("state_dict()").state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a `state_dict`; call it after `attach`.
+
+        Raises:
+            ValueError: it has another number of copies, or copies of another model.
+        """
+        self._attached_store("load_state_dict()").load_state_dict(state)
+
+    def _attached_store(self, caller: str) -> CopyStore:
+        if self._store is None:
+            raise RuntimeError(f"{caller} needs a model and an optimizer: call attach(model, optimizer) first.")
+        return self._store

@@ -1,0 +1,70 @@
+"""Configurations as dictionaries of plain values, and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from hf_multirate.groups import RateGroup
+from hf_multirate.subset import Subset
+
+
+_Value = TypeVar("_Value")
+
+
+def to_plain(config: Any, group_of: Callable[..., Any] | None) -> dict[str, Any]:
+    """The fields of a `hf_multirate.MultirateConfig` as strings, numbers, lists and dictionaries.
+
+    Of the function ``group_of`` there is only the name.
+    """
+    values = {field.name: vars(config)[field.name] for field in dataclasses.fields(config)}
+    groups = [dataclasses.asdict(group) for group in config.groups]
+    values["groups"] = [{**group, "patterns": list(group["patterns"])} for group in groups]
+    values["group_of"] = None if group_of is None else _name(group_of)
+    return values
+
+
+def _name(function: Callable[..., Any]) -> str:
+    named = function if inspect.isfunction(function) or inspect.ismethod(function) else type(function)
+    return f"{named.__module__}:{named.__qualname__}"
+
+
+def with_groups(values: Any) -> dict[str, Any]:
+    """The fields of a config with its groups built.
+
+    Raises:
+        ValueError: there is no list of groups, a key is unknown or missing, or a function is named.
+    """
+    groups = values.get("groups") if isinstance(values, Mapping) else None
+    if not isinstance(groups, Sequence) or isinstance(groups, str):
+        raise ValueError(f"a multirate config needs a list 'groups' of rate groups, got {values!r}.")
+    if values.get("group_of") is not None:
+        raise ValueError(
+            f"group_of is the function {values['group_of']!r}, which a text can only name: build the config in Python."
+        )
+    return {**values, "groups": tuple(_rate_group(group) for group in groups)}
+
+
+def _rate_group(values: Any) -> RateGroup:
+    subset = values.get("subset") if isinstance(values, Mapping) else None
+    return build(RateGroup, values if subset is None else {**values, "subset": build(Subset, subset)})
+
+
+def build(kind: type[_Value], values: Any) -> _Value:
+    """A dataclass from a mapping of its fields.
+
+    Raises:
+        ValueError: it is no mapping, or keys are unknown or missing.
+    """
+    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{kind.__name__} needs a mapping of its fields {sorted(fields)}, got {values!r}.")
+    required = {name for name, field in fields.items() if field.default is dataclasses.MISSING}
+    unknown, missing = sorted(set(values) - set(fields)), sorted(required - set(values))
+    if unknown or missing:
+        raise ValueError(
+            f"{kind.__name__}: unknown keys {unknown}, missing keys {missing}; fields are {sorted(fields)}."
+        )
+    return kind(**values)

@@ -1,0 +1,140 @@
+"""Hold random subsets of the weights at zero for a while: regularisation by time scales.
+
+Vlaar & Leimkuhler, *Multirate Training of Neural Networks* (ICML 2022), random subgroups: a subset of
+the weights is zero for the fast steps of a cycle, is then put back, takes one step as long as the
+cycle, and another subset is drawn. The stored values are in the parameters at all times but during
+forward and backward of a micro-batch, so that nobody ever saves or evaluates the zeros.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from hf_multirate.config import MultirateConfig
+from hf_multirate.groups import RateGroup
+from hf_multirate.masks import can_hold, draw
+from hf_multirate.subset import Subset
+
+
+@dataclass
+class _Group:
+    """One rate group with ``idle="zero"``: the parameters that can be held, and the draw made last."""
+
+    rate_group: RateGroup
+    subset: Subset
+    members: dict[str, nn.Parameter]
+    drawn: int | None = None
+    masks: dict[nn.Parameter, Tensor] = field(default_factory=dict)
+
+    def masks_of(self, index: int) -> dict[nn.Parameter, Tensor]:
+        if index != self.drawn:
+            self.masks = {p: draw(self.subset, index, name, p) for name, p in self.members.items()}
+            self.drawn = index
+        return self.masks
+
+
+class Subgroups:
+    """The random subsets of all rate groups with ``idle="zero"``.
+
+    Args:
+        config: The rate groups.
+        optimizer: Their optimizer; tensors of its state that have the shape of their parameter are split as the
+            parameter is. A state of another shape, such as the factors of Adafactor, is not.
+        groups: Rate group name -> parameter name -> parameter.
+
+    Raises:
+        ValueError: no parameter of such a group can be in its subset.
+    """
+
+    def __init__(
+        self, config: MultirateConfig, optimizer: Optimizer, groups: Mapping[str, Mapping[str, nn.Parameter]]
+    ) -> None:
+        self._optimizer = optimizer
+        self._start = config.initial_full_steps
+        self._groups = [
+            _Group(group, group.subset, _members(group, group.subset, groups[group.name]))
+            for group in config.groups
+            if group.subset is not None
+        ]
+        self._before: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._long: list[tuple[nn.Parameter, Tensor, Tensor, float]] = []
+
+    def _held(self, step: int) -> Iterator[tuple[nn.Parameter, Tensor, float]]:
+        for group in self._groups:
+            index = group.subset.held(group.rate_group.period, step - self._start)
+            if index is not None:
+                for parameter, mask in group.masks_of(index).items():
+                    yield parameter, mask, group.subset.scale
+
+    @contextmanager
+    def zeroed(self, step: int) -> Iterator[None]:
+        """Hold the subsets of ``step`` at zero while a micro-batch runs forward and backward.
+
+        Their gradients are zero too, before anything clips or reduces them.
+        """
+        stored, hooks = [], []
+        for parameter, mask, scale in self._held(step):
+            stored.append((parameter, parameter.detach().clone()))
+            hooks.append(parameter.register_hook(_masked(mask, scale)))  # type: ignore[no-untyped-call]
+            with torch.no_grad():
+                parameter.masked_fill_(mask, 0.0).mul_(scale)
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+            with torch.no_grad():
+                for parameter, value in stored:
+                    parameter.copy_(value)
+
+    @torch.no_grad()
+    def before_step(self, step: int) -> None:
+        """Remember what the optimizer must not change at ``step``, and where steps have to be longer."""
+        self._before = []
+        for parameter, mask, _ in self._held(step):
+            self._before += [(tensor, mask, tensor.clone()) for tensor in [parameter, *self._state_of(parameter)]]
+        self._long = []
+        for group in self._groups:
+            index = group.subset.returning(group.rate_group.period, step - self._start)
+            if index is not None:
+                factor = float(group.rate_group.period)
+                for parameter, mask in group.masks_of(index).items():
+                    self._long.append((parameter, mask, parameter.detach().clone(), factor))
+
+    @torch.no_grad()
+    def after_step(self, step: int) -> None:
+        """Put back what was held, and lengthen the step of what returns. Not called for a step that was skipped."""
+        known = {id(tensor) for tensor, _, _ in self._before}
+        for tensor, mask, before in self._before:
+            tensor.copy_(torch.where(mask, before, tensor))
+        for parameter, mask, _ in self._held(step):
+            for tensor in self._state_of(parameter):
+                if id(tensor) not in known:  # made by this very step
+                    tensor.masked_fill_(mask, 0.0)
+        for parameter, mask, before, factor in self._long:
+            parameter.copy_(torch.where(mask, before + factor * (parameter - before), parameter))
+        self._before, self._long = [], []
+
+    def _state_of(self, parameter: nn.Parameter) -> list[Tensor]:
+        state = self._optimizer.state.get(parameter, {})
+        return [value for value in state.values() if isinstance(value, Tensor) and value.shape == parameter.shape]
+
+
+def _members(group: RateGroup, subset: Subset, parameters: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+    members = {name: parameter for name, parameter in parameters.items() if can_hold(subset, parameter)}
+    if not members:
+        raise ValueError(
+            f"rate group {group.name!r} holds a subset at zero, but none of its {len(parameters)} parameters can be "
+            f"in it: all have one dimension, e.g. {list(parameters)[:3]}. Set biases=True, or give the group matrices."
+        )
+    return members
+
+
+def _masked(mask: Tensor, scale: float) -> object:
+    return lambda gradient: gradient.masked_fill(mask, 0.0).mul_(scale)
