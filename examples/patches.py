@@ -53,12 +53,15 @@ def normalised(images: Tensor) -> Tensor:
 
 
 class Patches:
-    """Draws patches; the patterns are part of the task, so they do not depend on the seed of a run."""
+    """Draws patches; the patterns are part of the task, so they do not depend on the seed of a run.
 
-    def __init__(self, classes: int = 10) -> None:
+    Entries of the pattern of a class are at most ``size``: 0.1 in the recipe.
+    """
+
+    def __init__(self, size: float = 0.1, classes: int = 10) -> None:
         generator = torch.Generator().manual_seed(0)
         self._common = 1.25 * torch.randn(3, 7, 7, generator=generator)
-        self._of_class = 0.2 * torch.rand(classes, 3, 7, 7, generator=generator) - 0.1
+        self._of_class = size * (2 * torch.rand(classes, 3, 7, 7, generator=generator) - 1)
 
     def add(self, images: Tensor, labels: Tensor, sizes: Tensor) -> Tensor:
         """Put the common pattern, plus or minus ``sizes`` times that of the label, into copies of ``images``."""

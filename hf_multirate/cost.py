@@ -18,9 +18,10 @@ from hf_multirate.config import MultirateConfig
 
 @dataclass(frozen=True)
 class Layer:
-    """A module with parameters of its own: their names, and its units of work in the forward pass."""
+    """A module with parameters of its own: their names, which of them are matrices, and its work in a forward pass."""
 
     parameters: tuple[str, ...]
+    matrices: frozenset[str]
     forward: float
 
 
@@ -32,8 +33,9 @@ def layers_of(model: nn.Module) -> list[Layer]:
         own = list(module.parameters(recurse=False))
         fresh = tuple(names.pop(id(parameter)) for parameter in own if id(parameter) in names)
         if own:
-            matrices = 0 if isinstance(module, nn.Embedding) else sum(p.numel() for p in own if p.dim() > 1)
-            layers.append(Layer(fresh, float(matrices)))
+            work = 0 if isinstance(module, nn.Embedding) else sum(p.numel() for p in own if p.dim() > 1)
+            matrices = frozenset(name for name in fresh if model.get_parameter(name).dim() > 1)
+            layers.append(Layer(fresh, matrices, float(work)))
     return layers
 
 
@@ -41,13 +43,12 @@ def step_cost(layers: Sequence[Layer], live: Set[str]) -> float:
     """Units of work of a step at which the parameters named in ``live`` get a gradient.
 
     The gradient of a layer's input is needed if some layer before it is live: backward stops at the
-    first live layer, the boundary.
+    first live layer, the boundary. The gradient of a bias is a sum, which counts for nothing.
     """
     cost, upstream = 0.0, False
     for layer in layers:
-        own = any(name in live for name in layer.parameters)
-        cost += layer.forward * (1 + own + upstream)
-        upstream = upstream or own
+        cost += layer.forward * (1 + any(name in live for name in layer.matrices) + upstream)
+        upstream = upstream or any(name in live for name in layer.parameters)
     return cost
 
 

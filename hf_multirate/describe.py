@@ -57,8 +57,10 @@ def _costs(config: MultirateConfig, partition: Partition, model: nn.Module) -> l
         shares = ", ".join(f"{fraction:.0%}" for fraction in subsets)
         return [f"every step is a full step, with {shares} of a group held at zero in turn: no time is saved"]
     lines = []
-    for position in sorted({costs.index(cost) for cost in costs[1:]}):
-        groups = config.schedule.live(config.initial_full_steps + position)
+    lives = [config.schedule.live(config.initial_full_steps + position) for position in range(len(costs))]
+    for position, groups in enumerate(lives):
+        if position == 0 or groups in lives[:position]:
+            continue  # a full step, or told already
         names = [config.groups[i].name for i in groups]
         edge = boundary(layers, {name for group in names for name in partition[group]})
         lines.append(

@@ -33,7 +33,7 @@ class Pruner:
     Args:
         model: The model that owns the parameters.
         groups: Rate group name -> parameter name -> parameter.
-        evaluates: Whether modules without a live parameter run in eval mode.
+        evaluates: Whether modules of idle parameters, without a live one, run in eval mode.
         freezes_buffers: Whether the buffers of such modules are put back.
     """
 
@@ -80,8 +80,11 @@ class Pruner:
     def _find(self, live: frozenset[str]) -> _Idle:
         live_parameters = [p for name in live for p in self._groups[name].values()]
         parameters = [p for name, members in self._groups.items() if name not in live for p in members.values()]
-        modules = idle_modules(self._model, live_parameters)
-        embeddings = [part for _, module in modules for part in module.modules() if isinstance(part, nn.Embedding)]
+        found = idle_modules(self._model, live_parameters)
+        embeddings = [part for _, module in found for part in module.modules() if isinstance(part, nn.Embedding)]
+        # What was frozen all along may lie between live modules, as the base of an adapter does: it stays as it is.
+        identities = {id(parameter) for parameter in parameters}
+        modules = [(name, part) for name, part in found if any(id(p) in identities for p in part.parameters())]
         return _Idle(parameters, modules, embeddings)
 
     def _inspect(self, live: frozenset[str], names: list[str]) -> None:

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hf_multirate import Multirate, MultirateConfig
+from hf_multirate import Multirate, MultirateConfig, MultirateTrainer
 from hf_multirate.modes import evaluating
-from runs import PERIOD, assert_same, trainer_for, weights
+from runs import PERIOD, arguments, assert_same, example, trainer_for, weights
 
 
 CONFIG = MultirateConfig.two_rate("last:1", PERIOD, idle_mode="eval")
@@ -96,3 +96,22 @@ def test_every_module_gets_its_own_mode_back(last: nn.Module) -> None:
     assert {module: module.training for module in model.modules()} == before
     assert not model[1]._forward_hooks
     assert not model[1]._forward_pre_hooks
+
+
+def test_frozen_modules_between_live_ones_keep_their_mode(tmp_path: Path) -> None:
+    """As the base of an adapter: what is above the boundary is trained through, so it keeps its dropout."""
+
+    def only_queries(model: nn.Module) -> None:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_("query" in name or "classifier" in name)
+
+    model, rows = example("bert")
+    only_queries(model)
+    trainer = MultirateTrainer(model=model, args=arguments(tmp_path), train_dataset=rows, multirate=CONFIG)
+    seen = modes_of(
+        trainer, ("bert.embeddings.dropout", "bert.encoder.layer.2", "bert.encoder.layer.3.output.dropout")
+    )
+    full = [step % PERIOD == 0 for step in range(6)]
+    assert seen["bert.encoder.layer.2"] == full
+    assert seen["bert.encoder.layer.3.output.dropout"] == [True] * 6
+    assert seen["bert.embeddings.dropout"] == [True] * 6  # frozen all along
