@@ -182,6 +182,26 @@ def test_micro_batches_of_a_step_are_of_one_copy(tmp_path: Path) -> None:
     assert seen[6][1] == start
 
 
+def test_error_in_a_micro_batch_leaves_the_fastest_copy() -> None:
+    model = network()
+    copies = AveragedCopies(CopiesConfig((1, 3))).attach(model, SGD(model.parameters(), lr=RATE))
+    with torch.no_grad():
+        model[0].weight.add_(1.0)  # so that the copies differ
+    fastest = values(model)
+
+    def fail() -> None:
+        assert differ(values(model), fastest)
+        raise KeyError("in forward")
+
+    copies.select(3)
+    with pytest.raises(KeyError, match="in forward"), copies.micro_batch():
+        fail()
+    assert_same(values(model), fastest)
+    copies.begin_step(3)
+    copies.detach()
+    assert_same(values(model), fastest)
+
+
 def test_other_periods_in_the_checkpoint(tmp_path: Path, whole: tuple[Path, Any]) -> None:
     trainer = trainer_of(tmp_path, CopiesConfig((1, 2, 4)))
     with pytest.raises(ValueError, match=r"has 2 copies.*here are 3"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,9 @@ def test_biases_and_norms_against_weights(tmp_path: Path, family: str, caplog: p
     # Backward goes down to the lowest vector: said in advance, and where it is seen to cross idle modules.
     assert f"backward is skipped below {trainer.multirate.partition['fast'][0]}" in trainer.multirate.describe()
     assert ("backward runs through" in caplog.text) == (family != "bert")
+    # The gradients of weights are saved, a third of the work.
+    (cost,) = re.findall(r"predicted cost (\S+) of", trainer.multirate.describe())
+    assert 0.6 < float(cost) < 0.7
 
 
 def test_expression_for_biases_is_the_function(tmp_path: Path) -> None:

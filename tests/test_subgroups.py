@@ -182,9 +182,11 @@ def test_drawing_leaves_the_global_random_state() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize(("rows", "count"), [(10, 3), (2, 1), (1, 0), (3, 1)])
-def test_neurons_are_whole_rows_and_never_all(rows: int, count: int) -> None:
-    subset = Subset(0.3, unit="neuron", biases=True)
+@pytest.mark.parametrize(
+    ("fraction", "rows", "count"), [(0.3, 10, 3), (0.3, 2, 1), (0.3, 1, 0), (0.1, 3, 1), (0.9, 3, 2)]
+)
+def test_neurons_are_whole_rows_and_never_all(fraction: float, rows: int, count: int) -> None:
+    subset = Subset(fraction, unit="neuron", biases=True)
     weight = draw(subset, 4, "layer.weight", torch.zeros(rows, 5, 2))
     assert torch.equal(weight, weight[:, :1, :1].expand_as(weight))
     assert int(weight[:, 0, 0].sum()) == count
