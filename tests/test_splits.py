@@ -41,7 +41,7 @@ def test_biases_and_norms_against_weights(tmp_path: Path, family: str, caplog: p
     assert ("backward runs through" in caplog.text) == (family != "bert")
     # The gradients of weights are saved, a third of the work.
     (cost,) = re.findall(r"predicted cost (\S+) of", trainer.multirate.describe())
-    assert 0.6 < float(cost) < 0.7
+    assert 0.5 < float(cost) < 0.7
 
 
 def test_expression_for_biases_is_the_function(tmp_path: Path) -> None:
