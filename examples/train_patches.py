@@ -53,7 +53,7 @@ class Settings:
     weight_decay: float = 5e-4
     pattern: float = 0.1
     """Largest entry of the pattern of a class."""
-    momenta: str = "keep"
+    momenta: str = "average"
     buffers: str = "average"
 
 

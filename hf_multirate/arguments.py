@@ -37,7 +37,8 @@ class MultirateTrainingArguments(TrainingArguments):
         default=None, metadata={"help": "Steps between two gradients of the slow part (default: 5)."}
     )
     multirate_idle: str | None = field(
-        default=None, metadata={"help": "What the slow part does in between: 'drift' or 'hold' (default: drift)."}
+        default=None,
+        metadata={"help": "Slow part in between: 'drift', 'hold' or 'zero' (default: drift)."},
     )
     multirate_idle_mode: str | None = field(
         default=None,

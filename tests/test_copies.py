@@ -128,7 +128,7 @@ def test_running_statistics(buffers: str) -> None:
 
 
 SETTINGS: dict[str, Any] = {"max_steps": 10, "save_strategy": "steps", "save_steps": 1}
-COPIES = CopiesConfig((1, 3), "average")
+COPIES = CopiesConfig((1, 3), "keep")
 
 
 def trainer_of(folder: Path, copies: CopiesConfig = COPIES, family: str = "resnet", **settings: Any) -> Any:
