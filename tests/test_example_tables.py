@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import json
 import math
 import os
@@ -15,7 +17,7 @@ import torch
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 pytestmark = pytest.mark.skipif(
-    any(__import__("importlib.util").util.find_spec(name) is None for name in ("mlxtend", "matplotlib")),
+    any(importlib.util.find_spec(name) is None for name in ("mlxtend", "matplotlib")),
     reason="the extra 'examples' is not installed",
 )
 METHODS = {
@@ -92,6 +94,20 @@ def test_table_has_mean_deviation_and_range() -> None:
     text = as_text(Table("T", {"a": {"x": "7"}}, "x", digits=1), runs)
     assert text.splitlines()[0] == "T, 3 seeds: mean ± standard deviation (range)"
     assert text.splitlines()[-1] == "| a | 3.0 ± 2.6 (1.0 to 6.0) | 7 | 2 |"
+
+
+KEPT = {"mnist_subgroups": "train_mnist_subgroups", "lm_subgroups": "train_lm_subgroups", "patches": "train_patches"}
+
+
+@pytest.mark.usefixtures("_examples")
+@pytest.mark.parametrize("name", KEPT)
+def test_tables_in_docs_are_those_of_the_kept_runs(name: str) -> None:
+    from comparison import Run, as_text
+
+    table = importlib.import_module(KEPT[name]).TABLE
+    record = json.loads((EXAMPLES / "results" / f"{name}.json").read_text(encoding="utf-8"))
+    rows = as_text(table, [Run(**run) for run in record["runs"]]).split("\n\n", 1)[1]
+    assert rows in (EXAMPLES.parent / "docs" / "from_scratch.md").read_text(encoding="utf-8")
 
 
 def test_missing_images_are_named(tmp_path: Path) -> None:
