@@ -22,8 +22,8 @@ class CopiesConfig:
 
     Attributes:
         periods: Step sizes of the copies in units of the learning rate: 1, then each a multiple of the one before.
-        momenta: What an average does to the state of the optimizer, which the paper leaves open: all go on from the mean
-            (``average``), each copy has its own (``keep``), or all begin anew (``reset``).
+        momenta: What an average does to the state of the optimizer, which the paper leaves open: all go on from the
+            mean (``average``), each copy has its own (``keep``), or all begin anew (``reset``).
         buffers: Whether buffers such as the running statistics of batch norm are averaged as parameters are, or each
             copy has its own (``keep``).
 
