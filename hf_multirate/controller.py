@@ -190,8 +190,13 @@ class Multirate:
         return frozenset(self.config.groups[i].name for i in self._live or ())
 
     def _before_optimizer_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        del optimizer, args, kwargs
+        del optimizer
         self._open.close()
+        if self.active and any(callable(value) for value in (*args[1:], *kwargs.values())):
+            raise ValueError(
+                "optimizer.step(closure) runs backward inside of the step, where nothing is pruned or held: call "
+                "backward first, then optimizer.step(). Optimizers that need a closure (LBFGS) train plainly only."
+            )
         if self._live is None or self.step is None:
             raise RuntimeError("optimizer.step() without begin_step(step): which groups were live is not known.")
         if self.prunes:

@@ -8,7 +8,7 @@ forward and backward of a micro-batch, so that nobody ever saves or evaluates th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -66,6 +66,7 @@ class Subgroups:
         self._long: list[tuple[nn.Parameter, Tensor, Tensor, float]] = []
 
     def _held(self, step: int) -> Iterator[tuple[nn.Parameter, Tensor, float]]:
+        """Parameters with a subset that is held at ``step``, its mask, and the factor on all the rest."""
         for group in self._groups:
             index = group.subset.held(group.rate_group.period, step - self._start)
             if index is not None:
@@ -136,5 +137,13 @@ def _members(group: RateGroup, subset: Subset, parameters: Mapping[str, nn.Param
     return members
 
 
-def _masked(mask: Tensor, scale: float) -> object:
-    return lambda gradient: gradient.masked_fill(mask, 0.0).mul_(scale)
+def _masked(mask: Tensor, scale: float) -> Callable[[Tensor], Tensor]:
+    def hook(gradient: Tensor) -> Tensor:
+        if gradient.layout != torch.strided:
+            raise ValueError(
+                f"a parameter of shape {tuple(mask.shape)} has a subset held at zero and a sparse gradient: build its "
+                "embedding with sparse=False, or leave it to another rate group."
+            )
+        return gradient.masked_fill(mask, 0.0).mul_(scale)
+
+    return hook

@@ -288,6 +288,36 @@ def test_subsets_of_nothing_are_refused(patterns: str, subset: Subset, words: st
         Multirate(config).attach(model, SGD(model.parameters(), lr=0.1))
 
 
+def test_sparse_gradients_are_refused() -> None:
+    model = nn.Sequential(nn.Embedding(9, 4, sparse=True), nn.Flatten(), nn.Linear(8, 3))
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with Multirate(MultirateConfig.random_subgroups(2)).attach(model, optimizer) as multirate:
+        multirate.select(1)
+        with pytest.raises(ValueError, match=r"shape \(9, 4\).*sparse=False"), multirate.micro_batch():
+            model(torch.tensor([[1, 2]])).sum().backward()
+
+
+@pytest.mark.parametrize("config", [MultirateConfig.random_subgroups(2), MultirateConfig.two_rate("^5", 2)])
+def test_closures_are_refused(config: MultirateConfig) -> None:
+    model = network()
+    optimizer = SGD(model.parameters(), lr=0.1)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = model(batch(0)[0]).square().sum()
+        loss.backward()
+        return loss
+
+    with Multirate(MultirateConfig.off()).attach(model, optimizer) as multirate:
+        multirate.begin_step(0)
+        assert optimizer.step(closure)
+    with Multirate(config).attach(model, optimizer) as multirate:
+        for call in (lambda: optimizer.step(closure), lambda: optimizer.step(closure=closure)):
+            multirate.begin_step(0)
+            with pytest.raises(ValueError, match=r"runs backward inside of the step.*call backward first"):
+                call()
+
+
 def test_config_survives_json() -> None:
     config = MultirateConfig.random_subgroups(3, Subset(0.2, "neuron", True, True, seed=5), "weight$")
     assert MultirateConfig.from_dict(config.to_dict()) == config
