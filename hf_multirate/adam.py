@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from hf_multirate.distributed.shards import local
+
 
 CHUNK = 1 << 18
 """Elements that a CPU looks back at together: what it needs of them stays in its cache."""
@@ -40,7 +42,7 @@ class AdamDrift:
     def _moments(self, parameters: list[Tensor], group: Mapping[str, Any]) -> tuple[list[Tensor], list[Tensor]]:
         states = [self._optimizer.state[parameter] for parameter in parameters]
         second = "max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"
-        return [state["exp_avg"] for state in states], [state[second] for state in states]
+        return [local(state["exp_avg"]) for state in states], [local(state[second]) for state in states]
 
     def drift(
         self, parameters: Sequence[Tensor], group: Mapping[str, Any], scale: float, factors: Mapping[Tensor, float]
@@ -48,18 +50,19 @@ class AdamDrift:
         """See `hf_multirate.drift.DriftRule`."""
         rate = float(group["lr"]) * scale
         for count, members in self._by_count(parameters).items():
+            targets = [local(parameter) for parameter in members]
             if group.get("decoupled_weight_decay") and group["weight_decay"]:
-                torch._foreach_mul_(members, 1.0 - rate * group["weight_decay"])
+                torch._foreach_mul_(targets, 1.0 - rate * group["weight_decay"])
             epsilon, c = _corrections(count, group)
             lengths = [-sign(group) * rate * c * factors[parameter] for parameter in members]
             first, second = self._moments(members, group)
-            if all(_fusible(group, *tensors) for tensors in zip(members, first, second, strict=True)):
-                for p, m, v, length in zip(members, first, second, lengths, strict=True):
+            if all(_fusible(group, *tensors) for tensors in zip(targets, first, second, strict=True)):
+                for p, m, v, length in zip(targets, first, second, lengths, strict=True):
                     _add_update_(p, m, v, epsilon, length)
             else:
                 denominators = list(torch._foreach_sqrt(second))
                 torch._foreach_add_(denominators, epsilon)
-                torch._foreach_addcdiv_(members, first, denominators, lengths)
+                torch._foreach_addcdiv_(targets, first, denominators, lengths)
 
     def slopes(self, parameters: Sequence[Tensor], group: Mapping[str, Any]) -> list[Tensor | None]:
         """See `hf_multirate.drift.DriftRule`; the factor c > 0 of u is left out."""
@@ -68,7 +71,7 @@ class AdamDrift:
         for count, members in self._by_count(stepped).items():
             epsilon, _ = _corrections(count, group)
             first, second = self._moments(members, group)
-            gradients = [parameter.grad for parameter in members if parameter.grad is not None]
+            gradients = [local(parameter.grad) for parameter in members if parameter.grad is not None]
             if all(_fusible(group, *tensors) for tensors in zip(gradients, first, second, strict=True)):
                 wholes = zip(gradients, first, second, strict=True)
                 sums = [_slope(g, m, v, epsilon) for g, m, v in wholes]
@@ -104,7 +107,7 @@ def _fusible(group: Mapping[str, Any], *tensors: Tensor) -> bool:
 
 
 def _plain(tensor: Tensor) -> bool:
-    return tensor.device.type == "cpu" and tensor.is_contiguous() and not tensor.is_complex() and tensor.numel() > 0
+    return tensor.device.type == "cpu" and tensor.is_contiguous() and not tensor.is_complex()
 
 
 def _add_update_(target: Tensor, first: Tensor, second: Tensor, epsilon: float, length: float) -> None:
@@ -122,7 +125,7 @@ def _add_update_(target: Tensor, first: Tensor, second: Tensor, epsilon: float, 
 
 def _slope(gradient: Tensor, first: Tensor, second: Tensor, epsilon: float) -> Tensor:
     scratch = torch.empty(min(CHUNK, gradient.numel()), dtype=gradient.dtype)
-    parts = []
+    parts = [torch.zeros(())]  # a process may hold no element of a small parameter
     for g, m, v in _chunks(gradient, first, second):
         update = scratch[: g.numel()].zero_()
         _add_update_(update, m, v, epsilon, 1.0)

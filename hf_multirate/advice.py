@@ -10,6 +10,7 @@ from torch import nn
 
 from hf_multirate.config import MultirateConfig
 from hf_multirate.cost import layers_of, step_cost
+from hf_multirate.names import canonical, named
 
 
 logger = logging.getLogger(__name__)
@@ -42,11 +43,11 @@ def warn_of_tied_head(config: MultirateConfig, partition: Mapping[str, Sequence[
 
 def _tied_to_embedding(model: nn.Module) -> list[tuple[str, str]]:
     """Pairs of names of one parameter: as ``model.named_parameters()`` spells it, and in a module of another kind."""
-    first = {id(parameter): name for name, parameter in model.named_parameters()}
+    first = {id(parameter): name for name, parameter in named(model).items()}
     tied: dict[str, list[tuple[str, bool]]] = {}
     for path, module in model.named_modules():
         for key, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
-            place = f"{path}.{key}" if path else key
+            place = canonical(f"{path}.{key}" if path else key)
             tied.setdefault(first[id(parameter)], []).append((place, isinstance(module, nn.Embedding)))
     pairs = []
     for name, places in tied.items():

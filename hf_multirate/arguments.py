@@ -46,6 +46,13 @@ class MultirateTrainingArguments(TrainingArguments):
             "help": "Mode of idle modules: 'train', or 'eval' without dropout (default: train for SGD, else eval)."
         },
     )
+    multirate_check_ranks: int | None = field(
+        default=None,
+        metadata={
+            "help": "For debugging runs of several processes: at every N-th refresh of all groups, stop if their "
+            "weights differ (default: 0, never)."
+        },
+    )
     multirate_config: str | None = field(
         default=None, metadata={"help": "JSON file with a whole MultirateConfig, instead of the fields above."}
     )
@@ -64,6 +71,7 @@ class MultirateTrainingArguments(TrainingArguments):
             "period": self.multirate_period,
             "idle": self.multirate_idle,
             "idle_mode": self.multirate_idle_mode,
+            "check_ranks": self.multirate_check_ranks,
         }
         given = {key: value for key, value in fields.items() if value is not None}
         if self.multirate == "off":

@@ -41,6 +41,8 @@ class MultirateConfig:
             batch norm: ``update``, as in Trainer, or ``freeze``, which puts them back after a fast-only step.
         group_of: Function of a parameter's name and the parameter that returns the name of its rate group, or None to
             leave it to the patterns. It is not part of `to_json`, only its name is.
+        check_ranks: For debugging runs of several processes: at every ``check_ranks``-th refresh of all groups, stop
+            if their weights, steps or levels of drift differ. 0 never looks.
 
     Raises:
         ValueError: a value is out of range, two groups share a name, a group has no pattern, or none has period 1.
@@ -53,6 +55,7 @@ class MultirateConfig:
     idle_mode: str | None = None
     idle_buffers: str = "update"
     group_of: Callable[[str, Any], str | None] | None = None
+    check_ranks: int = 0
 
     def __post_init__(self) -> None:
         """Validate, and make ``groups`` a tuple."""
@@ -174,10 +177,12 @@ def _check_groups(groups: tuple[RateGroup, ...], group_of: object) -> None:
 
 
 def _check_settings(config: MultirateConfig) -> None:
-    if isinstance(config.initial_full_steps, bool) or not isinstance(config.initial_full_steps, int):
-        raise TypeError(f"initial_full_steps must be an integer number of steps, got {config.initial_full_steps!r}.")
-    if config.initial_full_steps < 0:
-        raise ValueError(f"initial_full_steps must not be negative, got {config.initial_full_steps}.")
+    for name, unit in (("initial_full_steps", "steps"), ("check_ranks", "cycles")):
+        value = vars(config)[name]
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{name} must be an integer number of {unit}, got {value!r}.")
+        if value < 0:
+            raise ValueError(f"{name} must not be negative, got {value}.")
     if config.drift_scale is not None and not 0 <= config.drift_scale <= 1:
         raise ValueError(f"drift_scale must be between 0 and 1, or None, got {config.drift_scale!r}.")
     if config.missing_gradients not in MISSING_GRADIENT_RULES:

@@ -48,8 +48,8 @@ class Controller(Protocol):
     def select(self, step: int) -> None:
         """Begin optimizer step ``step``."""
 
-    def micro_batch(self) -> AbstractContextManager[None]:
-        """A context for forward and backward of one micro-batch."""
+    def micro_batch(self, last: bool = False) -> AbstractContextManager[None]:
+        """A context for forward and backward of one micro-batch, the ``last`` one of a step or not."""
 
     def state_dict(self) -> Any:
         """What a checkpoint needs besides model and optimizer."""
@@ -101,18 +101,21 @@ class ControlledMixin(_Base):
         if self.state.global_step != self._begun:
             self._begun = self.state.global_step
             self._controller.select(self._first_step + self._controller.applied)
-        with self._controller.micro_batch():
+        with self._controller.micro_batch(last=self.accelerator.sync_gradients):
             return super().training_step(model, *args, **kwargs)
 
     def _attach(self) -> None:
         """Attach at the first micro-batch: only then optimizer, restored state and step are all there."""
         skipped, drift = self._resumed
-        self._controller.attach(cast(nn.Module, self.model), cast(torch.optim.Optimizer, self.optimizer))
+        self._controller.attach(self._model_to_control(), cast(torch.optim.Optimizer, self.optimizer))
         if drift is not None:
             self._controller.load_state_dict(drift)
         # A step that a gradient scaler skips counts for Trainer, and not for the schedule of the groups.
         self._first_step = self.state.global_step - skipped
         self._begun = -1
+
+    def _model_to_control(self) -> nn.Module:
+        return cast(nn.Module, self.model)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """As in `transformers.Trainer`, with the phase that ``loss`` and ``grad_norm`` of the last step belong to."""
@@ -122,12 +125,15 @@ class ControlledMixin(_Base):
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
-        if not (self.args.should_save and self._controller.attached):
+        if not self._controller.attached:
+            return
+        tensors = self._controller.state_dict()  # gathers shards, so all processes have a part in it
+        if not self.args.should_save:
             return
         skipped = self.state.global_step - self._first_step - self._controller.applied
         state = {"skipped_steps": skipped, "config": self._controller.config.to_dict()}
         Path(output_dir, f"{self._files}.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
-        torch.save(self._controller.state_dict(), Path(output_dir, f"{self._files}.pt"))
+        torch.save(tensors, Path(output_dir, f"{self._files}.pt"))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)

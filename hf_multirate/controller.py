@@ -13,9 +13,12 @@ from hf_multirate.advice import warn_of_tied_head
 from hf_multirate.config import MultirateConfig
 from hf_multirate.cost import layers_of, predicted_speedup, relative_costs
 from hf_multirate.describe import describe
+from hf_multirate.distributed import GradSync, choose, unwrapped
+from hf_multirate.distributed.step import SharedStep
 from hf_multirate.gradient_check import GradientCheck
 from hf_multirate.lease import innermost, is_leased, lease, release
 from hf_multirate.movement import Movement
+from hf_multirate.names import named
 from hf_multirate.partition import Partition, assign
 from hf_multirate.probe import check_optimizer
 from hf_multirate.pruner import Pruner
@@ -70,20 +73,25 @@ class Multirate:
         """Take over ``model`` and ``optimizer`` until `detach`, or until the end of a ``with`` block.
 
         Args:
-            model: The model as made, not a wrapper of it: its parameter names are matched.
+            model: The model, or what DistributedDataParallel, ``fully_shard`` or ``torch.compile`` made of it.
             optimizer: One torch optimizer that holds every trainable parameter, or Accelerate's wrapper of it.
 
         Raises:
             ValueError: the groups do not fit the model, the optimizer lacks a parameter, or it moves parameters
                 that have no gradient.
-            RuntimeError: this controller or another one is attached to the optimizer already.
+            RuntimeError: this controller or another one is attached to the optimizer already, or the processes of the
+                run have different configurations or models.
+            NotImplementedError: the model is wrapped by something that this package does not work with.
         """
         optimizer = innermost(optimizer)
         if self.attached or is_leased(optimizer):
             raise RuntimeError("the optimizer or this controller is attached already: call detach() first.")
+        sync = choose(model) if self.active else GradSync()
+        model = unwrapped(model)
         self.assign(model)
-        parameters = dict(model.named_parameters())
+        parameters = named(model)
         groups = {name: {key: parameters[key] for key in keys} for name, keys in self.partition.items()}
+        shared = SharedStep(self.config, sync, groups)
         movement = Movement(self.config, optimizer, groups)
         subgroups = Subgroups(self.config, optimizer, groups)
         if self.active:
@@ -95,6 +103,7 @@ class Multirate:
         self._check = GradientCheck(groups, tolerant=self.config.missing_gradients == "warn")
         self.telemetry = Telemetry(predicted_speedup(relative_costs(self.config, self.partition, layers_of(model))))
         self.applied, self.step, self._live = 0, None, None
+        self._shared = shared
         self._optimizer = optimizer
         self._hooks = [
             optimizer.register_step_pre_hook(self._before_optimizer_step),
@@ -175,16 +184,38 @@ class Multirate:
         if step < 0:
             raise ValueError(f"a step index counts from 0, got {step}.")
         self.step, self._live = step, self.config.schedule.live(step)
+        self._shared.begin(self._live_names())
+        self._shared.check_ranks(step, self._movement.levels)
         self.telemetry.start()
 
     @contextmanager
-    def micro_batch(self) -> Iterator[None]:
-        """A context for forward and backward of one micro-batch; parameters have flags and values back on exit."""
+    def micro_batch(self, last: bool = False) -> Iterator[None]:
+        """A context for forward and backward of one micro-batch; parameters have flags and values back on exit.
+
+        Args:
+            last: Whether to `synchronize` on exit: nothing is accumulated after this micro-batch.
+        """
         if self._live is None or self.step is None:
             yield
             return
-        with self._pruner.pruned(self._live_names()), self._subgroups.zeroed(self.step):
+        shared = self._shared
+        with (
+            self._pruner.pruned(self._live_names(), cuts=shared.cuts),
+            shared.micro_batch(),
+            self._subgroups.zeroed(self.step),
+        ):
             yield
+        if last:
+            shared.synchronize()
+
+    def synchronize(self) -> None:
+        """Average the gradients of a fast-only step over all processes, once the last of them is there.
+
+        Needed in a loop of your own with DistributedDataParallel, which does no more than that at full steps: call it
+        at every step, after the last backward pass and before gradients are clipped.
+        """
+        self._require_attached("synchronize()")
+        self._shared.synchronize()
 
     def _live_names(self) -> frozenset[str]:
         return frozenset(self.config.groups[i].name for i in self._live or ())
@@ -199,6 +230,7 @@ class Multirate:
             )
         if self._live is None or self.step is None:
             raise RuntimeError("optimizer.step() without begin_step(step): which groups were live is not known.")
+        self._shared.require_synchronized(self.step)
         if self.prunes:
             self._check.check(self._live_names(), self.step)
         self._movement.before_step(self.step, self._live)
@@ -216,6 +248,7 @@ class Multirate:
             self.applied += 1
             self.telemetry.stop(full=len(self._live) == len(self.config.groups))
         self._live = None
+        self._shared.end()
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
         """What a checkpoint needs besides model and optimizer, by parameter name; call it while attached."""

@@ -123,8 +123,9 @@ class AveragedCopies:
         self.step, self._begun = step, True
 
     @contextmanager
-    def micro_batch(self) -> Iterator[None]:
+    def micro_batch(self, last: bool = False) -> Iterator[None]:
         """A context for forward and backward of one micro-batch; the model has the fastest copy again on exit."""
+        del last
         store = self._attached_store("micro_batch()")
         if self.step is not None:
             store.show(self.config.turn(self.step)[0])

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from hf_multirate.config import MultirateConfig
+from hf_multirate.names import named
 
 
 @dataclass(frozen=True)
@@ -27,14 +28,15 @@ class Layer:
 
 def layers_of(model: nn.Module) -> list[Layer]:
     """The modules of ``model`` that own parameters, in order of registration; a tied one counts where it is first."""
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    parameters = named(model)
+    names = {id(parameter): name for name, parameter in parameters.items()}
     layers = []
     for module in model.modules():
         own = list(module.parameters(recurse=False))
         fresh = tuple(names.pop(id(parameter)) for parameter in own if id(parameter) in names)
         if own:
             work = 0 if isinstance(module, nn.Embedding) else sum(p.numel() for p in own if p.dim() > 1)
-            matrices = frozenset(name for name in fresh if model.get_parameter(name).dim() > 1)
+            matrices = frozenset(name for name in fresh if parameters[name].dim() > 1)
             layers.append(Layer(fresh, matrices, float(work)))
     return layers
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from hf_multirate.config import MultirateConfig
 from hf_multirate.cost import boundary, layers_of, predicted_speedup, relative_costs
+from hf_multirate.names import named
 from hf_multirate.partition import Partition
 
 
@@ -18,7 +19,7 @@ def describe(config: MultirateConfig, partition: Partition, model: nn.Module) ->
     Parameter names are folded by layer: ``encoder.layer.{0-4}.*`` stands for all trainable parameters of
     five blocks. The predicted cost is the share of a full step, from `hf_multirate.cost`.
     """
-    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    sizes = {name: parameter.numel() for name, parameter in named(model).items()}
     total = sum(sizes[name] for names in partition.values() for name in names)
     header = ("rate group", "period", "idle", "parameters", "share", "names")
     rows = [header]

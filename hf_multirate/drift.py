@@ -18,10 +18,11 @@ from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from hf_multirate.adam import AdamDrift, sign
+from hf_multirate.distributed.shards import local
 
 
 class DriftRule(Protocol):
-    """Moves idle parameters of one torch parameter group."""
+    """Moves idle parameters of one torch parameter group; values ``before`` and all it keeps are those of shards."""
 
     needs_snapshot: bool
     """Whether `keep` has to be called around every step that gives the parameters a gradient."""
@@ -35,7 +36,10 @@ class DriftRule(Protocol):
         """
 
     def slopes(self, parameters: Sequence[Tensor], group: Mapping[str, Any]) -> list[Tensor | None]:
-        """Inner product of each gradient with the last update: negative where the update still goes downhill."""
+        """Inner product of each gradient with the last update: negative where the update still goes downhill.
+
+        Of a sharded parameter it is that of the shard, to be summed over processes.
+        """
 
     def keep(self, parameters: Sequence[Tensor], before: Sequence[Tensor], group: Mapping[str, Any]) -> None:
         """Take note of a step that moved ``parameters`` from the values ``before``."""
@@ -55,7 +59,7 @@ class SGDDrift:
 
     def _buffer(self, parameter: Tensor) -> Tensor | None:
         buffer: Tensor | None = self._optimizer.state.get(parameter, {}).get("momentum_buffer")
-        return buffer
+        return None if buffer is None else local(buffer)
 
     def drift(
         self, parameters: Sequence[Tensor], group: Mapping[str, Any], scale: float, factors: Mapping[Tensor, float]
@@ -63,7 +67,7 @@ class SGDDrift:
         """See `DriftRule`."""
         rate = -sign(group) * float(group["lr"]) * scale
         for factor, members in _by_factor(parameters, factors).items():
-            pairs = [(p, buffer) for p in members if (buffer := self._buffer(p)) is not None]
+            pairs = [(local(p), buffer) for p in members if (buffer := self._buffer(p)) is not None]
             if pairs:
                 targets, buffers = zip(*pairs, strict=True)
                 torch._foreach_add_(targets, buffers, alpha=rate * factor)
@@ -95,7 +99,7 @@ class DisplacementDrift:
         """See `DriftRule`."""
         rate = float(group["lr"]) * scale
         for factor, members in _by_factor(parameters, factors).items():
-            pairs = [(p, self.velocity[p]) for p in members if p in self.velocity]
+            pairs = [(local(p), self.velocity[p]) for p in members if p in self.velocity]
             if pairs:
                 targets, velocities = zip(*pairs, strict=True)
                 torch._foreach_add_(targets, velocities, alpha=rate * factor)
@@ -107,7 +111,7 @@ class DisplacementDrift:
     def keep(self, parameters: Sequence[Tensor], before: Sequence[Tensor], group: Mapping[str, Any]) -> None:
         """See `DriftRule`."""
         rate = float(group["lr"])
-        velocities = torch._foreach_sub(list(parameters), list(before))
+        velocities = torch._foreach_sub([local(parameter) for parameter in parameters], list(before))
         torch._foreach_mul_(velocities, 1.0 / rate if rate else 0.0)
         self.velocity.update(zip(parameters, velocities, strict=True))
 
@@ -122,7 +126,7 @@ def _by_factor(parameters: Sequence[Tensor], factors: Mapping[Tensor, float]) ->
 def _dot(parameter: Tensor, update: Tensor | None, sign: float) -> Tensor | None:
     if update is None or parameter.grad is None:
         return None
-    return sign * (parameter.grad * update).sum(dtype=torch.float32)
+    return sign * (local(parameter.grad) * update).sum(dtype=torch.float32)
 
 
 def choose_rule(optimizer: Optimizer, group: Mapping[str, Any], displacement: DisplacementDrift) -> DriftRule:
@@ -139,5 +143,5 @@ def choose_rule(optimizer: Optimizer, group: Mapping[str, Any], displacement: Di
 
 def stretch_(parameters: Sequence[Tensor], before: Sequence[Tensor], factor: float) -> None:
     """Make the step from ``before`` to the present values of ``parameters`` ``factor`` times as long."""
-    steps = torch._foreach_sub(list(parameters), list(before))
-    torch._foreach_add_(list(parameters), steps, alpha=factor - 1.0)
+    targets = [local(parameter) for parameter in parameters]
+    torch._foreach_add_(targets, torch._foreach_sub(targets, list(before)), alpha=factor - 1.0)

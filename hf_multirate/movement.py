@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from hf_multirate.config import MultirateConfig
+from hf_multirate.distributed.shards import local, shard_of, whole
 from hf_multirate.drift import DisplacementDrift, DriftRule, choose_rule, stretch_
 from hf_multirate.groups import RateGroup
 from hf_multirate.trust import DriftTrust
@@ -102,7 +103,7 @@ class Movement:
                 slopes = bucket.rule.slopes(stepped, self._optimizer.param_groups[bucket.torch_group])
                 bucket.levels = bucket.trust.look_back(stepped, slopes)
             if self._to_keep(bucket, step) or self._stretch(bucket, step) != 1.0:
-                bucket.before = [parameter.detach().clone() for parameter in stepped]
+                bucket.before = [local(parameter).clone() for parameter in stepped]
 
     @torch.no_grad()
     def after_step(self, step: int, live: Sequence[int]) -> None:
@@ -122,13 +123,21 @@ class Movement:
                     stretch_(stepped, bucket.before, self._stretch(bucket, step))
             bucket.before = []
 
-    def state_dict(self) -> dict[str, dict[str, Any]]:
-        """By parameter name: displacements, where the optimizer's state does not do, and levels of drift."""
-        return {
-            "displacement": {self._names[p]: velocity for p, velocity in self._displacement.velocity.items()},
-            "level": {self._names[p]: level for bucket in self._buckets for p, level in bucket.trust.levels.items()},
-        }
+    @property
+    def levels(self) -> dict[str, int]:
+        """Parameter name -> level of its drift, where it finds its own: see `hf_multirate.trust`."""
+        return {self._names[p]: level for bucket in self._buckets for p, level in bucket.trust.levels.items()}
 
+    @torch.no_grad()
+    def state_dict(self) -> dict[str, dict[str, Any]]:
+        """By parameter name: displacements, where the optimizer's state does not do, and levels of drift.
+
+        Tensors are whole whatever the parameters are sharded over, so any number of processes can load them.
+        """
+        velocity = self._displacement.velocity
+        return {"displacement": {self._names[p]: whole(v, p) for p, v in velocity.items()}, "level": self.levels}
+
+    @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
         """Take over a `state_dict`.
 
@@ -143,7 +152,7 @@ class Movement:
                 "with the model and configuration that wrote it."
             )
         self._displacement.velocity = {
-            by_name[name]: value.to(by_name[name].device, copy=True) for name, value in state["displacement"].items()
+            by_name[name]: shard_of(value, by_name[name]) for name, value in state["displacement"].items()
         }
         levels = {by_name[name]: level for name, level in state["level"].items()}
         for bucket in self._buckets:

@@ -10,6 +10,7 @@ from torch import nn
 
 from hf_multirate.config import MultirateConfig
 from hf_multirate.groups import PRESETS, RateGroup, parse_preset
+from hf_multirate.names import named
 from hf_multirate.presets import preset_names
 
 
@@ -46,14 +47,15 @@ def assign(config: MultirateConfig, model: nn.Module) -> Partition:
         ValueError: nothing is trainable, a group matches nothing or only what earlier groups took, a
             parameter is in no group, or a function names a group that is not there.
     """
-    trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    frozen = tuple(name for name, parameter in model.named_parameters() if not parameter.requires_grad)
+    parameters = named(model)
+    trainable = [name for name, parameter in parameters.items() if parameter.requires_grad]
+    frozen = tuple(name for name, parameter in parameters.items() if not parameter.requires_grad)
     if not trainable:
         raise ValueError(
             f"the model has no trainable parameter: all {len(frozen)} have requires_grad=False. Set requires_grad on "
             "those to train before the trainer is made; an adapter that was loaded needs is_trainable=True."
         )
-    owner = _named_by_function(config, model, trainable)
+    owner = _named_by_function(config, {name: parameters[name] for name in trainable})
     for group in config.groups:
         matched = _matches(group, model, trainable) + [name for name in trainable if owner.get(name) == group.name]
         for name in matched:
@@ -69,13 +71,13 @@ def assign(config: MultirateConfig, model: nn.Module) -> Partition:
     return Partition(names, frozen)
 
 
-def _named_by_function(config: MultirateConfig, model: nn.Module, trainable: list[str]) -> dict[str, str]:
+def _named_by_function(config: MultirateConfig, trainable: Mapping[str, nn.Parameter]) -> dict[str, str]:
     if config.group_of is None:
         return {}
     names = [group.name for group in config.groups]
     owner = {}
-    for name in trainable:
-        group = config.group_of(name, model.get_parameter(name))
+    for name, parameter in trainable.items():
+        group = config.group_of(name, parameter)
         if group is not None and group not in names:
             raise ValueError(
                 f"group_of({name!r}, ...) returned {group!r}, which is no rate group: return one of {names}, or None "

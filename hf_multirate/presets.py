@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from hf_multirate.groups import PresetValue
+from hf_multirate.names import named
 
 
 def preset_names(kind: str, value: PresetValue, model: nn.Module) -> frozenset[str]:
@@ -43,7 +44,7 @@ def preset_names(kind: str, value: PresetValue, model: nn.Module) -> frozenset[s
         fast = _top(model, _block_count(kind, value, model))
     else:
         raise ValueError(f"a preset is one of 'head', 'last', 'depth', 'part', got {kind!r}")
-    return frozenset(name for name, parameter in model.named_parameters() if parameter in fast)
+    return frozenset(name for name, parameter in named(model).items() if parameter in fast)
 
 
 def stack_of(model: nn.Module) -> tuple[str, int]:

@@ -52,11 +52,15 @@ class Pruner:
         self._idle: dict[frozenset[str], _Idle] = {}
 
     @contextmanager
-    def pruned(self, live: frozenset[str]) -> Iterator[None]:
+    def pruned(self, live: frozenset[str], *, cuts: bool = True) -> Iterator[None]:
         """While it is open only the groups named in ``live`` require a gradient.
 
         The first micro-batch of each set of live groups is watched: if autograd records a module that has
         no live parameter, the live part is no suffix of the forward pass, which a warning says once.
+
+        Args:
+            live: Names of the live groups.
+            cuts: Whether backward is cut short; False for everything else a fast-only step has.
         """
         if len(live) == len(self._groups):
             yield
@@ -65,14 +69,21 @@ class Pruner:
             self._idle[live] = self._find(live)
         found = self._idle[live]
         with ExitStack() as stack:
-            stack.enter_context(idle(found.parameters))
-            # A reentrant checkpoint returns no gradient at all unless its input requires one.
-            if not advice.checkpoints_reentrantly(self._model):
-                stack.enter_context(marks_cut(found.embeddings))
+            if cuts:
+                stack.enter_context(self._cut(live, found))
             if self._evaluates:
                 stack.enter_context(evaluating(module for _, module in found.modules))
             if self._freezes_buffers:
                 stack.enter_context(frozen_buffers(module for _, module in found.modules))
+            yield
+
+    @contextmanager
+    def _cut(self, live: frozenset[str], found: _Idle) -> Iterator[None]:
+        with ExitStack() as stack:
+            stack.enter_context(idle(found.parameters))
+            # A reentrant checkpoint returns no gradient at all unless its input requires one.
+            if not advice.checkpoints_reentrantly(self._model):
+                stack.enter_context(marks_cut(found.embeddings))
             if not found.inspected:
                 stack.callback(self._inspect, live, stack.enter_context(recorded(found.modules)))
             yield

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any, cast
 
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from transformers import Trainer, TrainingArguments
 
 from hf_multirate.arguments import MultirateTrainingArguments
 from hf_multirate.config import MultirateConfig
 from hf_multirate.controlled import ControlledMixin
 from hf_multirate.controller import Multirate
+from hf_multirate.distributed.refusals import refuse_untested
+
+
+logger = logging.getLogger(__name__)
 
 
 class MultirateMixin(ControlledMixin):
@@ -24,7 +30,7 @@ class MultirateMixin(ControlledMixin):
 
     Raises:
         ValueError: the rate groups do not fit the model.
-        NotImplementedError: the run has several processes, or devices that share a step.
+        NotImplementedError: the run is distributed in a way that is not known to train right.
     """
 
     _files = "multirate"
@@ -36,19 +42,26 @@ class MultirateMixin(ControlledMixin):
         elif not isinstance(multirate, MultirateConfig):
             raise TypeError(f"multirate takes a MultirateConfig, got {multirate!r}.")
         self.multirate = Multirate(multirate)
-        self._refuse_many_devices()
+        if self.multirate.active:
+            refuse_untested(cast(Trainer, self), multirate)
         self.multirate.assign(cast(nn.Module, self.model))
         self._control(self.multirate)
 
-    def _refuse_many_devices(self) -> None:
-        together = self.is_deepspeed_enabled or self.is_fsdp_enabled
-        many = self.args.n_gpu > 1 or together or (self.multirate.prunes and self.args.world_size > 1)
-        if self.multirate.active and many:
-            raise NotImplementedError(
-                f"multirate training runs on one device, got {self.args.world_size} processes with {self.args.n_gpu} "
-                "devices each, or DeepSpeed or FSDP: gradients of idle parameters are not synchronised yet. Start one "
-                "process (CUDA_VISIBLE_DEVICES=0), or train without it (--multirate off)."
+    def _model_to_control(self) -> nn.Module:
+        """The model with its wrapper, which decides how gradients are synchronised."""
+        model: nn.Module = self.model_wrapped
+        wrapped = any(isinstance(module, DistributedDataParallel) for module in model.modules())
+        if self.multirate.active and self.is_fsdp_enabled and wrapped:
+            logger.warning(
+                "FSDP was asked for, but Accelerate has wrapped the model in DistributedDataParallel: it shards on "
+                "accelerators only. Training goes on with whole parameters in every process."
             )
+        if self.multirate.prunes and self.args.world_size > 1 and not (wrapped or self.is_fsdp_enabled):
+            raise NotImplementedError(
+                f"the model of {self.args.world_size} processes is wrapped neither by DistributedDataParallel nor by "
+                f"FSDP2 but is {type(model).__name__}: how its gradients are synchronised is not known."
+            )
+        return model
 
 
 def _from_arguments(args: TrainingArguments) -> MultirateConfig:

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor
+
+from hf_multirate.distributed.shards import total
 
 
 RATIO = 1.5
@@ -47,7 +48,7 @@ class DriftTrust:
         known = [(p, slope) for p, slope in zip(parameters, slopes, strict=True) if slope is not None]
         if not known:
             return {}
-        downhill = (torch.stack([slope for _, slope in known]) < 0).tolist()
+        downhill = (total([slope for _, slope in known], [p for p, _ in known]) < 0).tolist()
         return {
             p: max(self.levels[p] - 1, 0) if down else min(self.levels[p] + 1, LEAST)
             for (p, _), down in zip(known, downhill, strict=True)

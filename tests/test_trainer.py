@@ -195,9 +195,15 @@ def test_log_names_the_phase_of_its_step(tmp_path: Path) -> None:
     assert not any("phase" in key for entry in plain.state.log_history for key in entry)
 
 
-@pytest.mark.parametrize("name", ["world_size", "n_gpu"])
-def test_many_devices_are_refused_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr(TrainingArguments, name, property(lambda self: 2))
-    with pytest.raises(NotImplementedError, match="runs on one device"):
+def test_replicas_in_one_process_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda self: 2))
+    with pytest.raises(NotImplementedError, match="DataParallel on 2 devices"):
         trainer_for(tmp_path, CONFIG)
     trainer_for(tmp_path, MultirateConfig.two_rate(period=1))
+
+
+def test_processes_without_a_wrapper_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = trainer_for(tmp_path, CONFIG)
+    monkeypatch.setattr(TrainingArguments, "world_size", property(lambda self: 2))
+    with pytest.raises(NotImplementedError, match="wrapped neither by DistributedDataParallel nor by FSDP2"):
+        trainer.train()

@@ -1,0 +1,47 @@
+"""Several processes: which wrapper a model has, and what that asks for at fast-only steps."""
+
+from __future__ import annotations
+
+from accelerate.utils import extract_model_from_parallel
+from torch import nn
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+from torch.nn.parallel import DistributedDataParallel
+
+from hf_multirate.distributed.ddp import DDPSync
+from hf_multirate.distributed.fsdp2 import FSDP2Sync
+from hf_multirate.distributed.sync import GradSync
+
+
+__all__ = ["GradSync", "choose", "unwrapped"]
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model as made, whatever DistributedDataParallel and ``torch.compile`` have put around it."""
+    inner: nn.Module = extract_model_from_parallel(model, keep_torch_compile=False)
+    return inner
+
+
+def choose(model: nn.Module) -> GradSync:
+    """How gradients of ``model`` are synchronised, by what it is wrapped in.
+
+    The model is asked and not the settings: on a CPU Accelerate wraps in DDP what is to be sharded.
+
+    Raises:
+        NotImplementedError: the wrapper is DataParallel or FSDP1.
+    """
+    for module in model.modules():
+        if isinstance(module, DistributedDataParallel):
+            return DDPSync(module)
+        if isinstance(module, FSDPModule):
+            return FSDP2Sync(model)
+        if isinstance(module, FullyShardedDataParallel):
+            raise NotImplementedError(
+                "the model is wrapped by FSDP1 (FullyShardedDataParallel), which is deprecated, goes wrong where a "
+                "flat parameter mixes rate groups, and was never tried. Use FSDP2: fsdp_version 2, or fully_shard()."
+            )
+        if isinstance(module, nn.DataParallel):
+            raise NotImplementedError(
+                "the model is wrapped by DataParallel, whose replicas have no parameters to switch off. Start one "
+                "process for each device: accelerate launch, or torchrun."
+            )
+    return GradSync()

@@ -1,0 +1,78 @@
+"""DistributedDataParallel: at fast-only steps its reducer rests, and live gradients are averaged here.
+
+The reducer waits for a gradient of every parameter that was trainable when the model was wrapped. Where one
+is missing it stops without having reduced anything, or reduces zeros for all that is idle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+from torch.nn.parallel import DistributedDataParallel
+
+from hf_multirate.distributed.buckets import average_
+from hf_multirate.distributed.sync import GradSync
+
+
+WIRE: dict[Any, torch.dtype | None] = {
+    default_hooks.allreduce_hook: None,
+    default_hooks.fp16_compress_hook: torch.float16,
+    default_hooks.bf16_compress_hook: torch.bfloat16,
+}
+"""Communication hooks that are honoured at fast-only steps, and the dtype in which each lets gradients travel."""
+
+
+class DDPSync(GradSync):
+    """See `hf_multirate.distributed.sync.GradSync`.
+
+    Args:
+        ddp: The wrapped model.
+
+    Raises:
+        NotImplementedError: a communication hook is registered that is none of `WIRE`.
+    """
+
+    averages = True
+
+    def __init__(self, ddp: DistributedDataParallel) -> None:
+        self._ddp = ddp
+        self.group = ddp.process_group
+        # The graph of the first iteration is the one that the reducer goes by.
+        self.records_first = ddp.static_graph
+        self._owned = {p for name, p in ddp.module.named_parameters() if name not in ddp.parameters_to_ignore}
+        self._wire: torch.dtype | None = None
+        self._reduces_over: dist.ProcessGroup = ddp.process_group
+        for hook, state in ddp._comm_hooks:
+            if hook not in WIRE:
+                raise NotImplementedError(
+                    f"the communication hook {hook.__qualname__!r} of DistributedDataParallel is not applied at "
+                    "fast-only steps. Use fp16_compress_hook or bf16_compress_hook, or none."
+                )
+            self._wire = WIRE[hook]
+            self._reduces_over = state if isinstance(state, dist.ProcessGroup) else _world()
+
+    @contextmanager
+    def pruned(self, live: Sequence[nn.Parameter]) -> Iterator[None]:
+        """See `hf_multirate.distributed.sync.GradSync`."""
+        del live
+        synchronises = self._ddp.require_backward_grad_sync
+        with self._ddp.no_sync():
+            yield
+        # Buffers are broadcast before the forward pass that follows one with synchronisation, as that one would be.
+        self._ddp.require_forward_param_sync = synchronises
+
+    def average(self, live: Sequence[nn.Parameter]) -> None:
+        """See `hf_multirate.distributed.sync.GradSync`; what the wrapper leaves alone is left alone."""
+        average_([p for p in live if p in self._owned], self._reduces_over, self._wire)
+
+
+def _world() -> dist.ProcessGroup:
+    world = dist.group.WORLD
+    assert world is not None  # DistributedDataParallel asks for a process group when it is made
+    return world

@@ -1,0 +1,101 @@
+"""One optimizer step as the processes of a run take it together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from torch import nn
+
+from hf_multirate.config import MultirateConfig
+from hf_multirate.distributed.ranks import check_facts, check_weights
+from hf_multirate.distributed.sync import GradSync
+
+
+class SharedStep:
+    """Keeps account of whether the gradients of the present step are the same everywhere.
+
+    Args:
+        config: The rate groups.
+        sync: What the wrapper of the model asks for.
+        groups: Rate group name -> parameter name -> parameter.
+
+    Raises:
+        NotImplementedError: random subsets are to be drawn in sharded parameters.
+        RuntimeError: processes have different configurations or parameters.
+    """
+
+    def __init__(
+        self, config: MultirateConfig, sync: GradSync, groups: Mapping[str, Mapping[str, nn.Parameter]]
+    ) -> None:
+        self._config = config
+        self._sync = sync
+        self._groups = groups
+        self._live: frozenset[str] | None = None
+        self._averaged = False
+        self._records = sync.records_first
+        if sync.shards and any(group.subset is not None for group in config.groups):
+            raise NotImplementedError(
+                "random subsets that are held at zero are drawn in whole parameters, and FSDP shards them. Train with "
+                "DistributedDataParallel, or with idle='drift' or 'hold'."
+            )
+        if sync.group is not None:
+            members = {name: list(group) for name, group in groups.items()}
+            check_facts({"the configuration": config.to_json(), "the rate groups": str(members)}, sync.group)
+
+    def begin(self, live: frozenset[str]) -> None:
+        """Name the live groups of the step that begins."""
+        self._live = live if len(live) < len(self._groups) else None
+        self._averaged = False
+
+    def end(self) -> None:
+        """The optimizer has stepped."""
+        self._live, self._records = None, False
+
+    @property
+    def cuts(self) -> bool:
+        """Whether backward may be cut short: not while the wrapper records its first pass."""
+        return not self._records
+
+    @contextmanager
+    def micro_batch(self) -> Iterator[None]:
+        """A context for forward and backward of one micro-batch."""
+        if self._live is None:
+            yield
+            return
+        if self.cuts:
+            with self._sync.pruned(self._parameters(live=True)):
+                yield
+            return
+        yield
+        for parameter in self._parameters(live=False):
+            parameter.grad = None
+
+    def synchronize(self) -> None:
+        """Average the gradients, unless the wrapper has; does nothing when called again."""
+        if self._live is not None and self.cuts and not self._averaged:
+            self._sync.average(self._parameters(live=True))
+        self._averaged = True
+
+    def require_synchronized(self, step: int) -> None:
+        """Raise `RuntimeError` if `synchronize` was needed and not called."""
+        if self._live is not None and self._sync.averages and not self._averaged:
+            raise RuntimeError(
+                f"the gradients of step {step} were not averaged over the processes: call synchronize() of the "
+                "controller at every step, after the last backward pass and before gradients are clipped."
+            )
+
+    def check_ranks(self, step: int, levels: Mapping[str, int]) -> None:
+        """Every ``check_ranks``-th cycle of the configuration, raise `RuntimeError` if processes differ."""
+        group, position = self._sync.group, max(0, step - self._config.initial_full_steps)
+        if not self._config.check_ranks or group is None or position % self._config.cycles.cycle:
+            return
+        if position // self._config.cycles.cycle % self._config.check_ranks:
+            return
+        check_facts({"the step": str(step), "the levels of drift": str(dict(levels))}, group)
+        if not self._sync.shards:
+            check_weights({name: p for members in self._groups.values() for name, p in members.items()}, group, step)
+
+    def _parameters(self, *, live: bool) -> list[nn.Parameter]:
+        names = self._live or frozenset()
+        return [p for name, members in self._groups.items() if (name in names) is live for p in members.values()]

@@ -1,0 +1,255 @@
+"""Started by other tests in one or more processes: train, and save what each process has in the end.
+
+    python processes.py FOLDER WRAPPER CASE [CASE ...]
+
+WRAPPER is ddp or fsdp2. A case is words joined by dashes, each of which sets one thing, and after an @ a
+checkpoint to resume from.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.state import PartialState
+from accelerate.utils import DDPCommunicationHookType, DistributedType
+from peft import LoraConfig, get_peft_model
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import SGD, AdamW, RMSprop
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
+
+from hf_multirate import (
+    AveragedCopiesTrainer,
+    CopiesConfig,
+    Multirate,
+    MultirateConfig,
+    MultirateTrainer,
+    RateGroup,
+    Subset,
+)
+from runs import arguments, example
+from tiny import FAMILIES
+from traffic import Traffic, reference
+
+
+WORLD, RANK = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", "1"), ("RANK", "0")))
+ROWS, PERIOD, LONG, SHORT, SAVED = 4, 4, 40, 12, 6
+SUBSETS = {
+    "element": (3, Subset(0.5, "element", biases=True)),
+    "neuron": (3, Subset(0.5, "neuron", biases=True)),
+    "step": (1, Subset(0.5, "element", biases=True, redraw="step")),
+}
+OPTIMIZERS: dict[str, Any] = {
+    "sgd": (SGD, {"lr": 0.05, "momentum": 0.9}),
+    "rmsprop": (RMSprop, {"lr": 1e-3}),
+    "adamw": (AdamW, {"lr": 1e-3, "weight_decay": 0.1}),
+}
+WRAPS: dict[str, dict[str, Any]] = {
+    "static": {"static_graph": True},
+    "views": {"gradient_as_bucket_view": True},
+    "fp16hook": {"comm_hook": DDPCommunicationHookType.FP16},
+    "bf16hook": {"comm_hook": DDPCommunicationHookType.BF16},
+    "powersgd": {"comm_hook": DDPCommunicationHookType.POWER_SGD},
+}
+
+
+def shard_on_cpu() -> None:
+    """Have Accelerate shard on CPUs too, where it would wrap in DDP; what it has wrapped is checked in the end."""
+    ordinary = PartialState.__init__
+
+    def init(self: PartialState, *args: Any, **kwargs: Any) -> None:
+        ordinary(self, *args, **kwargs)
+        if PartialState._shared_state["distributed_type"] == DistributedType.MULTI_CPU:
+            PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+
+    PartialState.__init__ = init  # type: ignore[method-assign]
+
+
+def model_of(words: list[str]) -> tuple[torch.nn.Module, list[dict[str, torch.Tensor]]]:
+    family = next((word for word in words if word in FAMILIES), "bert")
+    # Nine or ten batches in an epoch: of three windows of three, and then one of one.
+    model, rows = example(family, ROWS * (10 if "ragged" in words else 9))
+    for module in model.modules():  # dropout would differ between one process and two
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    if "lora" in words:
+        torch.manual_seed(2)
+        model = get_peft_model(model, LoraConfig(r=4, target_modules=["query", "value"], task_type="SEQ_CLS"))
+    return model, rows
+
+
+def config_of(words: list[str]) -> Any:
+    for word in SUBSETS.keys() & set(words):
+        return MultirateConfig.random_subgroups(*SUBSETS[word])
+    if "plain" in words or "copies" in words:
+        return CopiesConfig((1, 2)) if "copies" in words else None
+    settings: dict[str, Any] = {"check_ranks": 1} if "check" in words else {}
+    if "still" in words:  # what the callback of `reference` comes to
+        settings |= {"drift_scale": 0.0, "idle_mode": "train"}
+        settings["group_of"] = lambda name, _: "fast" if is_fast(name) else None
+        return MultirateConfig((RateGroup("fast", (), 1), RateGroup("slow", ".*", PERIOD)), **settings)
+    if "ladder" in words:
+        return MultirateConfig.ladder([1, 2, PERIOD], **settings)
+    if "middle" in words:  # what is fast is no suffix
+        groups = (RateGroup("fast", r"layer\.[12]\.|classifier", 1), RateGroup("slow", ".*", PERIOD))
+        return MultirateConfig(groups, **settings)
+    period = PERIOD + RANK if "disagree" in words else PERIOD
+    return MultirateConfig.two_rate("last:1", period, "hold" if "hold" in words else "drift", **settings)
+
+
+def settings_of(words: list[str], wrapper: str) -> dict[str, Any]:
+    settings: dict[str, Any] = {
+        "per_device_train_batch_size": ROWS // WORLD,
+        "max_steps": LONG if "long" in words else SHORT,
+        "average_tokens_across_devices": False,
+        "logging_steps": 1,
+        "lr_scheduler_type": "constant",
+        "bf16": "bf16" in words,
+        "gradient_accumulation_steps": 3 if "gas3" in words else 1,
+        "max_grad_norm": 0.0 if "noclip" in words else 0.1,
+        "ddp_find_unused_parameters": "unused" in words,
+    }
+    if "checkpointing" in words or "reentrant" in words:
+        kwargs = {"use_reentrant": "reentrant" in words}
+        settings |= {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": kwargs}
+    if wrapper == "fsdp2":
+        kind = "SHARDED_STATE_DICT" if "sharded" in words else "FULL_STATE_DICT"
+        wraps = {"version": 2, "transformer_layer_cls_to_wrap": ["BertLayer"], "state_dict_type": kind}
+        settings |= {"fsdp": True, "fsdp_config": {**wraps, "reshard_after_forward": "whole" not in words}}
+    if "save" in words:
+        settings |= {"save_strategy": "steps", "save_steps": SAVED}
+    if "evaluate" in words:
+        settings |= {"eval_strategy": "steps", "eval_steps": 3}
+    return settings
+
+
+def trainer_of(words: list[str], wrapper: str, folder: Path) -> Any:
+    model, rows = model_of(words)
+    args = arguments(folder, **settings_of(words, wrapper))
+    optimizer = next((OPTIMIZERS[word] for word in words if word in OPTIMIZERS), OPTIMIZERS["adamw"])
+    common: dict[str, Any] = {"model": model, "args": args, "train_dataset": rows, "eval_dataset": rows[:4]}
+    common["optimizer_cls_and_kwargs"] = optimizer
+    config = config_of(words)
+    if isinstance(config, CopiesConfig):
+        trainer: Any = AveragedCopiesTrainer(**common, copies=config)
+    else:
+        trainer = Trainer(**common) if config is None else MultirateTrainer(**common, multirate=config)
+    # Plain Trainer multiplies a loss that is a mean by the number of processes.
+    trainer.model_accepts_loss_kwargs = False
+    if "drop" in words:
+        trainer.add_callback(reference(lambda name: not is_fast(name), PERIOD))
+    wraps = {key: value for word in words for key, value in WRAPS.get(word, {}).items()}
+    if wraps:
+        wrap_with(trainer, wraps)
+    return trainer
+
+
+def is_fast(name: str) -> bool:
+    """What is at the top of BERT and of ResNet."""
+    return any(part in name for part in ("layer.3.", "pooler", "classifier", "stages.1"))
+
+
+class Nudge(TrainerCallback):
+    """Changes a bit of one weight in the last process, after the sixth step."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if RANK == WORLD - 1 and state.global_step == SAVED:
+            with torch.no_grad():
+                weight = kwargs["model"].classifier.weight
+                weight[0, 0] = torch.nextafter(weight[0, 0], weight[0, 0] + 1)
+
+
+class Death(TrainerCallback):
+    """Kills the last process after eight steps, once: the second start finds a checkpoint of six."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" and RANK == WORLD - 1 and state.global_step == SAVED + 2:
+            os._exit(9)
+
+
+def wrap_with(trainer: Any, settings: dict[str, Any]) -> None:
+    """Have Accelerate hand ``settings`` to DDP that have no field in `TrainingArguments`."""
+    ordinary = trainer._wrap_model
+
+    def wrap(*args: Any, **kwargs: Any) -> Any:
+        model = ordinary(*args, **kwargs)
+        vars(trainer.accelerator.ddp_handler).update(settings)
+        return model
+
+    trainer._wrap_model = wrap
+
+
+def whole(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    values = model.state_dict()
+    return {name: (v.full_tensor() if isinstance(v, DTensor) else v).detach().clone() for name, v in values.items()}
+
+
+def run(case: str, wrapper: str, folder: Path, checkpoint: str | None) -> dict[str, Any]:
+    trainer = trainer_of(case.split("-"), wrapper, folder / case)
+    traffic = Traffic()
+    if "bytes" in case:
+        trainer.add_callback(traffic)
+    if "nudged" in case:
+        trainer.add_callback(Nudge())
+    if "dies" in case:
+        trainer.add_callback(Death())
+        checkpoint = get_last_checkpoint(str(folder / case)) if Path(folder, case).is_dir() else None
+    before = {name: v.detach().clone() for name, v in trainer.model.state_dict().items()}
+    trainer.train(resume_from_checkpoint=checkpoint)
+    wrappers = {kind.__name__ for module in trainer.model_wrapped.modules() for kind in type(module).__mro__}
+    return {
+        "weights": whole(trainer.model),
+        "before": before,
+        "wrapper": sorted(wrappers & {"DistributedDataParallel", "FSDPModule", "FullyShardedDataParallel"}),
+        "traffic": traffic.steps,
+        "history": [entry for entry in trainer.state.log_history if "loss" in entry],
+    }
+
+
+def loop(words: list[str]) -> dict[str, Any]:
+    """A loop of one's own, with DistributedDataParallel put around the model by hand."""
+    model, rows = model_of(words)
+    if WORLD > 1 and not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("gloo")
+    wrapped = DistributedDataParallel(model) if WORLD > 1 else model
+    kind, settings = OPTIMIZERS["sgd"]
+    optimizer = kind(model.parameters(), **settings)
+    with Multirate(config_of(words)).attach(wrapped, optimizer) as multirate:
+        for step in range(2 * PERIOD):
+            multirate.begin_step(step)
+            mine = rows[step * ROWS :][:ROWS][RANK::WORLD]
+            wrapped(**{key: torch.stack([row[key] for row in mine]) for key in mine[0]}).loss.backward()
+            if "forgets" not in words:
+                multirate.synchronize()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+            optimizer.step()
+            optimizer.zero_grad()
+    return {"weights": whole(model)}
+
+
+def main() -> None:
+    folder, wrapper, cases = Path(sys.argv[1]), sys.argv[2], sys.argv[3:]
+    torch.set_num_threads(1)
+    if wrapper == "fsdp2":
+        shard_on_cpu()
+    for word in cases:
+        case, _, checkpoint = word.partition("@")
+        try:
+            words = case.split("-")
+            result = loop(words) if "loop" in words else run(case, wrapper, folder, checkpoint or None)
+        except (NotImplementedError, RuntimeError, ValueError) as error:
+            result = {"error": f"{type(error).__name__}: {error}"}
+            traceback.print_exc()
+        torch.save(result, folder / f"{case}-{RANK}.pt")
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""FSDP2 in two processes: the weights of one process, and no communication for what is idle.
+
+Accelerate wraps in DDP on a CPU; `processes.shard_on_cpu` has it shard, and every test asks what was wrapped.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from test_distributed import GRID
+
+from launch import ALONE, largest, launch, mean, result
+from processes import PERIOD, SAVED, SHORT, is_fast
+from runs import assert_same
+
+
+pytestmark = pytest.mark.distributed
+EQUAL = [
+    "adamw-checkpointing", "adamw-reentrant", "adamw-gas3-ragged", "adamw-ladder", "adamw-hold", "sgd-hold",
+    "rmsprop-gas3", "adamw-middle", "adamw-evaluate", "adamw-evaluate-whole", "adamw-gas3-whole", "adamw-check",
+]  # fmt: skip
+SAVES = [
+    "adamw-save", "rmsprop-save", "sgd-save-gas3", "adamw-save-sharded", "rmsprop-save-sharded",
+    "sgd-save-sharded-gas3", "rmsprop-save-lora", "adamw-save-bf16", "adamw-save-sharded-evaluate-whole",
+]  # fmt: skip
+MOVED = ["adamw-save", "rmsprop-save", "adamw-save-sharded", "rmsprop-save-sharded"]
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return launch(tmp_path_factory.mktemp("one"), ALONE, 1, [*GRID, *EQUAL])
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    others = ["sgd-noclip-bytes", "sgd-noclip-bytes-plain", "sgd-element", "sgd-copies"]
+    folder = launch(tmp_path_factory.mktemp("two"), "fsdp2", 2, [*GRID, *EQUAL, *SAVES, *others])
+    return launch(folder, "fsdp2", 2, [again(folder, case) for case in SAVES])
+
+
+def again(folder: Path, case: str) -> str:
+    return f"{case}-again@{folder / case / f'checkpoint-{SAVED}'}"
+
+
+@pytest.mark.parametrize("case", [*GRID, *EQUAL])
+def test_two_processes_are_one(one: Path, two: Path, case: str) -> None:
+    alone, first, second = result(one, case), result(two, case), result(two, case, 1)
+    assert first["wrapper"] == ["FSDPModule"]
+    assert_same(first["weights"], second["weights"])
+    assert largest(alone, first) < 2e-6
+    assert mean(alone, first) < 2e-8
+
+
+@pytest.mark.parametrize("case", SAVES)
+def test_resumed_in_the_middle_of_a_cycle(two: Path, case: str) -> None:
+    assert result(two, case)["wrapper"] == ["FSDPModule"]
+    assert_same(result(two, f"{case}-again")["weights"], result(two, case)["weights"])
+
+
+def test_resumed_with_another_number_of_processes(tmp_path: Path, two: Path) -> None:
+    launch(tmp_path, "fsdp2", 1, [again(two, case) for case in MOVED])
+    for case in MOVED:
+        assert result(tmp_path, f"{case}-again")["wrapper"] == ["FSDPModule"]
+        assert 0 < largest(result(tmp_path, f"{case}-again"), result(two, case)) < 1e-6
+
+
+def test_fast_steps_reduce_and_gather_the_fast_part_only(two: Path) -> None:
+    ours, plain = result(two, "sgd-noclip-bytes"), result(two, "sgd-noclip-bytes-plain")
+    sizes = {name: value.numel() for name, value in plain["weights"].items()}
+    block = sum(size for name, size in sizes.items() if "layer.0." in name)
+    whole = sum(sizes.values())
+    fast = sum(size for name, size in sizes.items() if is_fast(name))
+    full, *rest = ours["traffic"]
+    for step in plain["traffic"]:
+        assert step == full
+    # One class of three does not divide by two processes: a row of padding.
+    assert whole <= full["reduce_scatter"] <= whole + 17
+    for number, step in enumerate(rest, start=1):
+        if number % PERIOD == 0:
+            assert step == full
+            continue
+        assert fast <= step["reduce_scatter"] <= fast + 17
+        # Forward gathers everything once, and backward what is live. Blocks 0 to 2 are not among that.
+        assert step["all_gather"] <= full["all_gather"] - 3 * block
+    reduced = sum(step["reduce_scatter"] for step in ours["traffic"])
+    assert reduced <= (1 / PERIOD + fast / whole) * full["reduce_scatter"] * SHORT
+
+
+def test_what_needs_whole_parameters_is_refused(two: Path) -> None:
+    assert "idle='zero'" in result(two, "sgd-element")["error"]
+    assert "averaged copies need whole parameters" in result(two, "sgd-copies")["error"]
+
+
+@pytest.mark.slow
+def test_four_processes_are_one(tmp_path: Path, one: Path) -> None:
+    four = launch(tmp_path, "fsdp2", 4, GRID)
+    for case in GRID:
+        assert result(four, case)["wrapper"] == ["FSDPModule"]
+        assert largest(result(one, case), result(four, case)) < 2e-6
+        assert mean(result(one, case), result(four, case)) < 2e-8
+
+
+@pytest.mark.slow
+def test_resumed_with_four_processes(tmp_path: Path, two: Path) -> None:
+    launch(tmp_path, "fsdp2", 4, [again(two, case) for case in MOVED])
+    for case in MOVED:
+        assert 0 < largest(result(tmp_path, f"{case}-again"), result(two, case)) < 1e-6
