@@ -6,6 +6,7 @@ import functools
 import logging
 from collections.abc import Mapping, Sequence, Set
 
+import torch
 from torch import nn
 
 from hf_multirate.config import MultirateConfig
@@ -38,6 +39,22 @@ def warn_of_tied_head(config: MultirateConfig, partition: Mapping[str, Sequence[
                 "%r is tied to the embedding %r and in rate group %r with it: it gets a gradient every %d steps only. "
                 "A fast group that matches %r would send backward to the bottom at every step instead.",
                 other, name, group_of[name].name, periods[name], name,
+            )  # fmt: skip
+
+
+def warn_of_lost_steps(
+    config: MultirateConfig, partition: Mapping[str, Sequence[str]], parameters: Mapping[str, nn.Parameter]
+) -> None:
+    """Say that a step which is to be lengthened may have been rounded away before."""
+    for group in config.groups:
+        lengthens = group.lr_scale != 1.0 or (group.period > 1 and group.idle in ("hold", "zero"))
+        short = [name for name in partition[group.name] if parameters[name].dtype in (torch.bfloat16, torch.float16)]
+        if lengthens and short:
+            logger.warning(
+                "rate group %r lengthens the steps of its optimizer (lr_scale, idle='hold' or 'zero'), and %d of its "
+                "parameters are %s, e.g. %r: steps below the precision of a weight are lost before that. Keep such "
+                "parameters in float32, with bf16=True for mixed precision.",
+                group.name, len(short), parameters[short[0]].dtype, short[0],
             )  # fmt: skip
 
 

@@ -76,7 +76,9 @@ class MultirateConfig:
         return cls(groups, **settings)
 
     @classmethod
-    def ladder(cls, periods: Sequence[int], idle: str = "drift", **settings: Any) -> MultirateConfig:
+    def ladder(
+        cls, periods: Sequence[int], idle: str = "drift", drift_steps: int | None = None, **settings: Any
+    ) -> MultirateConfig:
         """The stack of blocks in equal parts from the top, one for each of ``periods``.
 
         The first part has the head and whatever follows the blocks, the last one the embeddings. With periods
@@ -85,10 +87,12 @@ class MultirateConfig:
         Args:
             periods: Steps between two gradients of each part, from the top; the first is 1.
             idle: What the parts do in between.
+            drift_steps: Idle steps after a gradient at which they drift, before they hold; None is all of them.
             **settings: Further fields of `MultirateConfig`.
         """
         parts = [
-            RateGroup(f"part {i}", f"part:{i}/{len(periods)}", period, idle) for i, period in enumerate(periods, 1)
+            RateGroup(f"part {i}", f"part:{i}/{len(periods)}", period, idle, drift_steps=drift_steps)
+            for i, period in enumerate(periods, 1)
         ]
         return cls(parts, **settings)
 
@@ -126,7 +130,8 @@ class MultirateConfig:
     def trains_plainly(self) -> bool:
         """Whether every step is that of plain training."""
         redrawn = any(group.subset is not None and group.subset.redraw == "step" for group in self.groups)
-        return self.cycles.cycle == 1 and not redrawn
+        scaled = any(group.lr_scale != 1.0 for group in self.groups)
+        return self.cycles.cycle == 1 and not redrawn and not scaled
 
     def to_dict(self) -> dict[str, Any]:
         """A dictionary of plain values that `from_dict` turns back into an equal config."""

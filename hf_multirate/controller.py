@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from torch.optim import SGD, Optimizer
 
-from hf_multirate.advice import warn_of_tied_head
+from hf_multirate.advice import warn_of_lost_steps, warn_of_tied_head
 from hf_multirate.config import MultirateConfig
 from hf_multirate.cost import layers_of, predicted_speedup, relative_costs
 from hf_multirate.describe import describe
@@ -19,6 +19,7 @@ from hf_multirate.gradient_check import GradientCheck
 from hf_multirate.lease import innermost, is_leased, lease, release
 from hf_multirate.movement import Movement
 from hf_multirate.names import named
+from hf_multirate.onlookers import on_look
 from hf_multirate.partition import Partition, assign
 from hf_multirate.probe import check_optimizer
 from hf_multirate.pruner import Pruner
@@ -55,6 +56,7 @@ class Multirate:
         self._live: tuple[int, ...] | None = None
         self._hooks: list[Any] = []
         self._open = ExitStack()
+        self._inside = False
 
     def assign(self, model: nn.Module) -> Multirate:
         """Find out which parameter of ``model`` is in which rate group, without touching either.
@@ -67,6 +69,7 @@ class Multirate:
         self._model = model
         if first:
             warn_of_tied_head(self.config, self._partition, model)
+            warn_of_lost_steps(self.config, self._partition, named(model))
         return self
 
     def attach(self, model: nn.Module, optimizer: Optimizer) -> Multirate:
@@ -108,6 +111,7 @@ class Multirate:
         self._hooks = [
             optimizer.register_step_pre_hook(self._before_optimizer_step),
             optimizer.register_step_post_hook(self._after_optimizer_step),
+            *on_look(model, self._open.close),
         ]
         lease(optimizer)
         return self
@@ -161,10 +165,11 @@ class Multirate:
         return describe(self.config, partition, self._model)
 
     def begin_step(self, step: int) -> None:
-        """Prune backward for the optimizer step ``step``, until ``optimizer.step()``.
+        """Prune backward for the optimizer step ``step``, until `synchronize` or ``optimizer.step()``.
 
         Call it before the first forward pass of a step. With gradient accumulation it may be called before each
-        micro-batch, always with the same number.
+        micro-batch, always with the same number. It is over early when the model is saved, or evaluated without
+        gradients: both see its parameters as they are.
 
         Args:
             step: Index of the optimizer step, counted from 0 and going on where it was when a run resumes.
@@ -172,11 +177,13 @@ class Multirate:
         Raises:
             RuntimeError: the controller is not attached.
         """
-        if self._live is not None and step == self.step:
-            return
-        self._open.close()
-        self.select(step)
-        self._open.enter_context(self.micro_batch())
+        self._require_attached("begin_step()")
+        if self._live is None or step != self.step:
+            self._shared.require_wrapper()
+            self._open.close()
+            self.select(step)
+        if not self._inside:
+            self._open.enter_context(self.micro_batch())
 
     def select(self, step: int) -> None:
         """Choose the live groups of ``step`` without pruning anything: see `micro_batch`."""
@@ -198,13 +205,16 @@ class Multirate:
         if self._live is None or self.step is None:
             yield
             return
-        shared = self._shared
-        with (
-            self._pruner.pruned(self._live_names(), cuts=shared.cuts),
-            shared.micro_batch(),
-            self._subgroups.zeroed(self.step),
-        ):
-            yield
+        shared, self._inside = self._shared, True
+        try:
+            with (
+                self._pruner.pruned(self._live_names(), cuts=shared.cuts),
+                shared.micro_batch(),
+                self._subgroups.zeroed(self.step),
+            ):
+                yield
+        finally:
+            self._inside = False
         if last:
             shared.synchronize()
 
@@ -215,6 +225,7 @@ class Multirate:
         at every step, after the last backward pass and before gradients are clipped.
         """
         self._require_attached("synchronize()")
+        self._open.close()
         self._shared.synchronize()
 
     def _live_names(self) -> frozenset[str]:

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from hf_multirate.copy_store import CopyStore
 from hf_multirate.lease import innermost, is_leased, lease, release
+from hf_multirate.onlookers import on_look
 from hf_multirate.probe import check_optimizer
 from hf_multirate.turns import CopiesConfig
 
@@ -32,7 +33,8 @@ class AveragedCopies:
                 optimizer.step()
                 optimizer.zero_grad()
 
-    Between steps the model holds the fastest copy, which is the average after each common time.
+    Between steps, and whenever it is saved or evaluated without gradients, the model holds the fastest copy, which is
+    the average after each common time.
 
     Args:
         config: Periods of the copies, and what an average takes in.
@@ -54,12 +56,14 @@ class AveragedCopies:
         """Take over ``model`` and ``optimizer`` until `detach`; all copies begin as the model is.
 
         Raises:
-            ValueError: a parameter has no values to copy, or nothing is trainable.
+            ValueError: a parameter has no values to copy, nothing is trainable, or the optimizer has no learning rate
+                that could be made longer.
             RuntimeError: this controller or another one is attached to the optimizer already.
         """
         optimizer = innermost(optimizer)
         if self.attached or is_leased(optimizer):
             raise RuntimeError("the optimizer or these copies are attached already: call detach() first.")
+        _check_rates(optimizer)
         check_optimizer(optimizer, idles=False)
         self._store = CopyStore(model, optimizer, len(self.config.periods))
         self._optimizer = optimizer
@@ -67,6 +71,7 @@ class AveragedCopies:
         self._hooks = [
             optimizer.register_step_pre_hook(self._before_optimizer_step),
             optimizer.register_step_post_hook(self._after_optimizer_step),
+            *on_look(model, lambda: self._attached_store("a look at the model").show(0)),
         ]
         lease(optimizer)
         return self
@@ -76,6 +81,7 @@ class AveragedCopies:
         if self._optimizer is None or self._store is None:
             return
         self._store.show(0)
+        self._restore_rates()
         for hook in self._hooks:
             hook.remove()
         release(self._optimizer)
@@ -146,8 +152,7 @@ class AveragedCopies:
 
     def _after_optimizer_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         del args, kwargs
-        for group, rate in zip(optimizer.param_groups, self._rates, strict=True):
-            group["lr"] = rate
+        self._restore_rates()
         store, self._begun = self._attached_store("step()"), False
         store.show(0)
         # A gradient scaler leaves this note for optimizers that skip a step by themselves, such as fused AdamW.
@@ -159,6 +164,12 @@ class AveragedCopies:
         merged = self.config.turn(self.step)[1]
         if merged:
             store.average(merged, momenta=self.config.momenta, buffers=self.config.buffers)
+
+    def _restore_rates(self) -> None:
+        if self._optimizer is not None and self._rates:
+            for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
+                group["lr"] = rate
+        self._rates = []
 
     def state_dict(self) -> dict[str, Any]:
         """Values and optimizer states of all copies but the fastest, which the model and its optimizer hold."""
@@ -176,3 +187,12 @@ class AveragedCopies:
         if self._store is None:
             raise RuntimeError(f"{caller} needs a model and an optimizer: call attach(model, optimizer) first.")
         return self._store
+
+
+def _check_rates(optimizer: Optimizer) -> None:
+    for group in optimizer.param_groups:
+        if group["lr"] is None or group.get("relative_step"):
+            raise ValueError(
+                f"optimizer {type(optimizer).__name__} finds its own step sizes (relative_step), so a copy cannot "
+                "take longer ones. Give it a learning rate and relative_step=False, or use AdamW or SGD."
+            )

@@ -125,7 +125,9 @@ def _moved(state: Mapping[str, Any], parameter: Tensor) -> State:
 
 def _average_states(states: Sequence[State], parameter: Tensor) -> None:
     for key, value in states[0].items():
-        if isinstance(value, Tensor) and value.shape == parameter.shape and all(key in state for state in states):
+        # A count of steps has the shape of a parameter that is a scalar.
+        alike = key != "step" and isinstance(value, Tensor) and value.shape == parameter.shape
+        if alike and value.is_floating_point() and all(key in state for state in states):
             mean = torch.stack([state[key] for state in states]).mean(0)
             for state in states:
                 state[key].copy_(mean)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import re
+import sys
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from torch import nn
 
@@ -45,7 +47,8 @@ def assign(config: MultirateConfig, model: nn.Module) -> Partition:
 
     Raises:
         ValueError: nothing is trainable, a group matches nothing or only what earlier groups took, a
-            parameter is in no group, or a function names a group that is not there.
+            parameter is in no group, a function names a group that is not there, or the model has an adapter that
+            is frozen.
     """
     parameters = named(model)
     trainable = [name for name, parameter in parameters.items() if parameter.requires_grad]
@@ -55,6 +58,7 @@ def assign(config: MultirateConfig, model: nn.Module) -> Partition:
             f"the model has no trainable parameter: all {len(frozen)} have requires_grad=False. Set requires_grad on "
             "those to train before the trainer is made; an adapter that was loaded needs is_trainable=True."
         )
+    _check_adapter(model, trainable)
     owner = _named_by_function(config, {name: parameters[name] for name in trainable})
     for group in config.groups:
         matched = _matches(group, model, trainable) + [name for name in trainable if owner.get(name) == group.name]
@@ -69,6 +73,18 @@ def assign(config: MultirateConfig, model: nn.Module) -> Partition:
         )
     names = {group.name: tuple(name for name in trainable if owner[name] == group.name) for group in config.groups}
     return Partition(names, frozen)
+
+
+def _check_adapter(model: nn.Module, trainable: list[str]) -> None:
+    peft: Any = sys.modules.get("peft")  # slow to import, and without it there is no such model
+    if peft is None or not isinstance(model, peft.PeftModel):
+        return
+    frozen = all(model.peft_config[name].inference_mode for name in model.active_adapters)
+    if frozen and not any(f".{adapter}" in name for adapter in model.active_adapters for name in trainable):
+        raise ValueError(
+            f"the model has an adapter of which nothing is trainable: only {len(trainable)} parameters of its base "
+            f"are, e.g. {trainable[:2]}. Load the adapter with is_trainable=True, or merge it: merge_and_unload()."
+        )
 
 
 def _named_by_function(config: MultirateConfig, trainable: Mapping[str, nn.Parameter]) -> dict[str, str]:

@@ -220,7 +220,7 @@ def loop(words: list[str]) -> dict[str, Any]:
     wrapped = DistributedDataParallel(model) if WORLD > 1 else model
     kind, settings = OPTIMIZERS["sgd"]
     optimizer = kind(model.parameters(), **settings)
-    with Multirate(config_of(words)).attach(wrapped, optimizer) as multirate:
+    with Multirate(config_of(words)).attach(model if "inside" in words else wrapped, optimizer) as multirate:
         for step in range(2 * PERIOD):
             multirate.begin_step(step)
             mine = rows[step * ROWS :][:ROWS][RANK::WORLD]

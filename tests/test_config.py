@@ -2,11 +2,12 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import hf_multirate
-from hf_multirate import MultirateConfig, RateGroup
+from hf_multirate import MultirateConfig, MultirateTrainingArguments, RateGroup
 from hf_multirate.schedule import Schedule
 
 
@@ -125,3 +126,23 @@ def test_everything_public_has_a_docstring_and_a_version() -> None:
         assert isinstance(public, str) or public.__doc__, name
     assert {"Multirate", "MultirateConfig", "MultirateMixin", "MultirateTrainer", "MultirateTrainingArguments",
             "RateGroup"} <= set(hf_multirate.__all__)  # fmt: skip
+
+
+def test_longer_steps_are_not_plain_training() -> None:
+    assert MultirateConfig((RateGroup("a", ".*", 1),)).trains_plainly
+    assert not MultirateConfig((RateGroup("a", ".*", 1, lr_scale=2.0),)).trains_plainly
+
+
+def test_drift_steps_of_a_ladder() -> None:
+    assert {group.drift_steps for group in MultirateConfig.ladder([1, 2, 4], drift_steps=2).groups} == {2}
+
+
+@pytest.mark.parametrize("value", [-1, 1.0, True])
+def test_check_ranks_is_a_number_of_cycles(value: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match="check_ranks must"):
+        MultirateConfig.two_rate(check_ranks=value)
+
+
+def test_check_ranks_on_the_command_line(tmp_path: Path) -> None:
+    config = MultirateTrainingArguments(str(tmp_path), multirate_check_ranks=3, report_to=[]).to_multirate_config()
+    assert config.check_ranks == 3

@@ -1,12 +1,13 @@
 """The controller in loops of one's own: bare PyTorch, Accelerate, and the ways to use it wrongly."""
 
+import logging
 from collections.abc import Iterator
 
 import pytest
 import torch
 from torch import nn
 
-from hf_multirate import Multirate, MultirateConfig
+from hf_multirate import Multirate, MultirateConfig, RateGroup
 
 
 CONFIG = MultirateConfig.two_rate("2\\.", period=3)
@@ -179,3 +180,22 @@ def test_a_group_without_parameters_is_refused(patterns: str, words: str) -> Non
 def test_a_model_without_trainable_parameters_is_refused() -> None:
     with pytest.raises(ValueError, match="trainable"):
         Multirate(CONFIG).assign(_model().requires_grad_(False))
+
+
+def test_a_closure_is_refused_where_steps_are_lengthened() -> None:
+    model = _model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with Multirate(MultirateConfig((RateGroup("all", ".*", 1, lr_scale=3.0),))).attach(model, optimizer) as multirate:
+        multirate.begin_step(0)
+        with pytest.raises(ValueError, match="closure"):
+            optimizer.step(lambda: 0.0)
+
+
+@pytest.mark.parametrize("group", [RateGroup("all", ".*", 1, lr_scale=3.0), RateGroup("slow", ".*", 3, "hold")])
+def test_long_steps_of_short_floats_are_warned_of(caplog: pytest.LogCaptureFixture, group: RateGroup) -> None:
+    config = MultirateConfig((group,) if group.period == 1 else (RateGroup("fast", "^2", 1), group))
+    with caplog.at_level(logging.WARNING, "hf_multirate"):
+        Multirate(config).assign(_model())
+        assert caplog.text == ""
+        Multirate(config).assign(_model().to(torch.bfloat16))
+    assert "lost before that" in caplog.text

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import weight_norm
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from transformers.optimization import Adafactor
 
 from hf_multirate import AveragedCopies, AveragedCopiesTrainer, CopiesConfig, Multirate, MultirateConfig
 from reference import averaged_copies
@@ -295,3 +296,49 @@ def test_trainer_wants_a_config(tmp_path: Path) -> None:
     model, rows = example("bert")
     with pytest.raises(TypeError, match=r"CopiesConfig, got \(1, 25\)"):
         AveragedCopiesTrainer(model=model, args=arguments(tmp_path), train_dataset=rows, copies=(1, 25))
+
+
+def test_step_sizes_of_the_optimizers_own_are_refused() -> None:
+    model = network()
+    with pytest.raises(ValueError, match="relative_step"):
+        AveragedCopies(CopiesConfig((1, 2))).attach(model, Adafactor(model.parameters()))
+
+
+def test_counts_of_steps_are_not_averaged() -> None:
+    class Scaled(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(3, 1)
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return super().forward(inputs) * self.scale
+
+    model = Scaled()
+    optimizer = AdamW(model.parameters(), lr=0.01)
+    with AveragedCopies(CopiesConfig((1, 4))).attach(model, optimizer) as copies:
+        for step in range(5):
+            copies.begin_step(step)
+            model(torch.ones(2, 3)).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        assert {float(state["step"]) for state in optimizer.state.values()} == {4.0}
+
+
+def test_learning_rate_is_back_after_an_error_within_a_step() -> None:
+    class Failing(SGD):
+        def step(self, closure: Any = None) -> Any:
+            if self.param_groups[0]["lr"] > 0.1:
+                raise RuntimeError("no")
+            return super().step(closure)
+
+    model = network()
+    optimizer = Failing(model.parameters(), lr=0.05)
+    copies = AveragedCopies(CopiesConfig((1, 3))).attach(model, optimizer)
+    for step in range(3):
+        copies.begin_step(step)
+        optimizer.step()
+    copies.begin_step(3)
+    with pytest.raises(RuntimeError, match="no"):
+        optimizer.step()
+    copies.detach()
+    assert optimizer.param_groups[0]["lr"] == 0.05

@@ -42,6 +42,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "sgd-powersgd",
         "loop",
         "loop-forgets",
+        "loop-inside",
     ]
     folder = launch(tmp_path_factory.mktemp("two"), "ddp", 2, [*GRID, *EQUAL, *plain, *SAVES, *others])
     again = [f"{case}-again@{folder / case / f'checkpoint-{SAVED}'}" for case in SAVES]
@@ -128,6 +129,7 @@ def test_loop_of_ones_own(one: Path, two: Path) -> None:
     assert_same(result(two, "loop")["weights"], result(two, "loop", 1)["weights"])
     assert largest(result(one, "loop"), result(two, "loop")) < 1e-7
     assert "gradients of step 1 were not averaged over the processes" in result(two, "loop-forgets")["error"]
+    assert "the model that was attached is wrapped for one" in result(two, "loop-inside")["error"]
 
 
 @pytest.mark.slow

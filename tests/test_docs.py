@@ -45,12 +45,12 @@ def readers_names(folder: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("page", PAGES)
 def test_python_on_the_page_runs(page: str, tmp_path: Path) -> None:
     blocks = fences(page, "python")
-    trains = ("README.md", "docs/guide.md", "docs/adapters.md", "docs/from_scratch.md")
+    trains = ("README.md", "docs/guide.md", "docs/adapters.md", "docs/from_scratch.md", "docs/distributed.md")
     assert bool(blocks) == (page in trains)
     names = readers_names(tmp_path)
     for block in blocks:
         exec(compile(block, page, "exec"), names)
-    if page == "docs/guide.md":
+    if page in ("docs/guide.md", "docs/distributed.md"):
         summary = names["multirate"].telemetry.summary()
         assert summary["full_steps"] + summary["fast_steps"] == 6
     elif blocks:

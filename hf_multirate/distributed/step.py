@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+import torch.distributed as dist
 from torch import nn
 
 from hf_multirate.config import MultirateConfig
@@ -70,6 +71,16 @@ class SharedStep:
         yield
         for parameter in self._parameters(live=False):
             parameter.grad = None
+
+    def require_wrapper(self) -> None:
+        """Raise `RuntimeError` if there are several processes and the model is not wrapped for them."""
+        many = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        if many and self._sync.group is None and self._config.schedule.cycle > 1:
+            raise RuntimeError(
+                f"there are {dist.get_world_size()} processes, but the model that was attached is wrapped for one: "
+                "gradients of fast-only steps would differ between processes. Attach what DistributedDataParallel, "
+                "fully_shard() or Accelerator.prepare() returned, not the model inside."
+            )
 
     def synchronize(self) -> None:
         """Average the gradients, unless the wrapper has; does nothing when called again."""

@@ -1,0 +1,114 @@
+"""Who saves or evaluates a model in the middle of a step, in a loop of one's own, sees its parameters as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD
+
+from hf_multirate import AveragedCopies, CopiesConfig, Multirate, MultirateConfig
+from runs import assert_same
+from small import batch, network
+
+
+Look = Callable[[nn.Module], Any]
+
+
+def saved(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+@torch.no_grad()
+def evaluated(model: nn.Module) -> Tensor:
+    model.eval()
+    output: Tensor = model(batch(99)[0])
+    model.train()
+    return output
+
+
+def controller(kind: str) -> Any:
+    if kind == "copies":
+        return AveragedCopies(CopiesConfig((1, 2)))
+    config = MultirateConfig.random_subgroups(3) if kind == "zero" else MultirateConfig.two_rate("5", 3)
+    return Multirate(config)
+
+
+def backward(model: nn.Module, step: int) -> None:
+    inputs, labels = batch(step)
+    nn.functional.cross_entropy(model(inputs), labels).backward()
+
+
+@pytest.mark.parametrize("kind", ["zero", "copies"])
+@pytest.mark.parametrize("look", [saved, evaluated])
+def test_a_look_in_the_middle_of_a_step(kind: str, look: Look) -> None:
+    model = network()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with controller(kind).attach(model, optimizer) as control:
+        for step in range(7):
+            before = look(model)
+            control.begin_step(step)
+            backward(model, step)
+            # Batch norm counts batches whoever looks.
+            seen = look(model)
+            if look is saved:
+                parameters = dict(model.named_parameters())
+                for name in parameters:
+                    assert_same(seen[name], before[name], f"step {step}: {name}")
+            else:
+                assert torch.isfinite(seen).all()
+            control.begin_step(step)
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+def test_a_step_that_a_scaler_skips_leaves_nothing_behind() -> None:
+    model = network()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with controller("zero").attach(model, optimizer) as control:
+        for step in range(2):
+            control.begin_step(step)
+            backward(model, step)
+            if step == 0:
+                optimizer.step()
+            optimizer.zero_grad()
+        assert not any((value == 0).all() or (value == 0).float().mean() > 0.2 for value in _matrices(saved(model)))
+
+
+def _matrices(values: dict[str, Tensor]) -> list[Tensor]:
+    return [value for value in values.values() if value.dim() > 1]
+
+
+def test_a_look_changes_nothing_of_the_run() -> None:
+    ends = []
+    for looks in (False, True):
+        model = network()
+        optimizer = SGD(model.parameters(), lr=0.1, momentum=0.9)
+        with controller("drift").attach(model, optimizer) as control:
+            for step in range(7):
+                for _ in range(2):
+                    control.begin_step(step)
+                    assert model[0].weight.requires_grad is (step % 3 == 0)
+                    backward(model, step)
+                    if looks:
+                        saved(model)
+                        assert model[0].weight.requires_grad
+                control.synchronize()
+                assert model[0].weight.requires_grad
+                optimizer.step()
+                optimizer.zero_grad()
+        ends.append(saved(model))
+    assert_same(*ends)
+
+
+def test_hooks_are_gone_in_the_end() -> None:
+    model = network()
+    for kind in ("zero", "copies"):
+        with controller(kind).attach(model, SGD(model.parameters(), lr=0.1)):
+            assert model._forward_pre_hooks
+            assert model._state_dict_pre_hooks
+        assert not model._forward_pre_hooks
+        assert not model._state_dict_pre_hooks
