@@ -46,10 +46,9 @@ class Setting:
         return 2 * (self.devices - 1) / self.devices * size / self.bytes_per_second + hops
 
     def ddp(self) -> tuple[float, float]:
-        """Seconds of a full step and of a fast-only one. Only the full one hides what it sends behind backward."""
-        backward, sent = 2 * self.forward, self.reduce(1)
-        full = self.forward + max(backward, sent)
-        return full, self.forward + self.fast * backward + self.reduce(self.fast)
+        """Seconds of a full step and of a fast-only one. Both hide what they send behind backward as far as it goes."""
+        full = self.forward + max(2 * self.forward, self.reduce(1))
+        return full, self.forward + max(self.fast * 2 * self.forward, self.reduce(self.fast))
 
     def fsdp2(self) -> tuple[float, float]:
         """Seconds of a full step and of a fast-only one. Parameters travel in bfloat16."""
@@ -106,8 +105,9 @@ def check(paths: list[Path]) -> str:
         # Both directions of all processes share the link: an all-reduce of a ring sends 2 (N - 1) m bytes in all.
         total, fast = sum(sizes.values()), sizes["fast"]
         sent = 2 * (asked["processes"] - 1) * 4 * total / (asked["mbit"] * 1e6 / 8)
-        hidden = min(sent, 2 / 3 * plain_alone / asked["period"])
-        waits = (asked["period"] * (sent - hidden), sent - hidden + (asked["period"] - 1) * sent * fast / total)
+        backward = 2 / 3 * plain_alone / asked["period"]
+        full, part = max(sent - backward, 0), max(sent - backward, 0) * fast / total
+        waits = (asked["period"] * full, full + (asked["period"] - 1) * part)
         predicted = (plain_alone + waits[0]) / (ours_alone + waits[1])
         lines.append(
             f"| {asked['processes']} | {asked['mbit']} | {asked['fast']} ({fast / total:.2f} of all) "

@@ -128,6 +128,9 @@ def main() -> None:
     args = vars(parser.parse_args())
     seeds, jobs, folder, quick = (args.pop(name) for name in ("seeds", "jobs", "output_dir", "quick"))
     files, novels = args.pop("text_files"), args.pop("janeausten")
+    missing = [name for name in (*files, *([novels] if novels else [])) if not Path(name).exists()]
+    if missing:
+        parser.error(f"{missing[0]!r} does not exist: give text files, or the folder of janeaustenr")
     settings = Settings(text=novels or ":".join(files), **args)
     if quick:
         small = {"words": 20_000, "epochs": 2, "vocabulary": 500, "width": 32, "layers": 2}

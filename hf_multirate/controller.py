@@ -209,7 +209,7 @@ class Multirate:
         try:
             with (
                 self._pruner.pruned(self._live_names(), cuts=shared.cuts),
-                shared.micro_batch(),
+                shared.micro_batch(last=last),
                 self._subgroups.zeroed(self.step),
             ):
                 yield

@@ -15,8 +15,12 @@ from hf_multirate.subset import Subset
 
 
 def can_hold(subset: Subset, parameter: Tensor) -> bool:
-    """Whether ``parameter`` can be in ``subset``: matrices always, vectors with ``biases``, scalars never."""
-    return parameter.dim() > 1 or (parameter.dim() == 1 and subset.biases)
+    """Whether ``parameter`` can be in ``subset``: matrices always, vectors with ``biases``, scalars never.
+
+    Nor can the only neuron of a layer: a subset never has all of them.
+    """
+    rows = 2 if subset.unit == "neuron" else 1
+    return (parameter.dim() > 1 or (parameter.dim() == 1 and subset.biases)) and parameter.shape[0] >= rows
 
 
 def draw(subset: Subset, index: int, name: str, parameter: Tensor) -> Tensor:

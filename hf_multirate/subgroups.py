@@ -132,7 +132,8 @@ def _members(group: RateGroup, subset: Subset, parameters: Mapping[str, nn.Param
     if not members:
         raise ValueError(
             f"rate group {group.name!r} holds a subset at zero, but none of its {len(parameters)} parameters can be "
-            f"in it: all have one dimension, e.g. {list(parameters)[:3]}. Set biases=True, or give the group matrices."
+            f"in it: all have one dimension or one row, e.g. {list(parameters)[:3]}. Set biases=True, or give the "
+            "group matrices."
         )
     return members
 

@@ -33,6 +33,7 @@ from hf_multirate import (
     RateGroup,
     Subset,
 )
+from hf_multirate.distributed import buckets
 from runs import arguments, example
 from tiny import FAMILIES
 from traffic import Traffic, reference
@@ -222,11 +223,22 @@ def loop(words: list[str]) -> dict[str, Any]:
     optimizer = kind(model.parameters(), **settings)
     with Multirate(config_of(words)).attach(model if "inside" in words else wrapped, optimizer) as multirate:
         for step in range(2 * PERIOD):
-            multirate.begin_step(step)
             mine = rows[step * ROWS :][:ROWS][RANK::WORLD]
-            wrapped(**{key: torch.stack([row[key] for row in mine]) for key in mine[0]}).loss.backward()
-            if "forgets" not in words:
-                multirate.synchronize()
+            batch = {key: torch.stack([row[key] for row in mine]) for key in mine[0]}
+            if "last" in words:
+                multirate.select(step)
+                with multirate.micro_batch(last=True):
+                    loss = wrapped(**batch).loss
+                    # Twice at fast-only steps, always or from the sixth on; DDP itself allows it at none.
+                    if step % PERIOD and (("twice" in words) or ("late" in words and step > PERIOD)):
+                        (loss / 2).backward(retain_graph=True)
+                        loss = loss / 2
+                    loss.backward()
+            else:
+                multirate.begin_step(step)
+                wrapped(**batch).loss.backward()
+                if "forgets" not in words:
+                    multirate.synchronize()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
             optimizer.step()
             optimizer.zero_grad()
@@ -238,6 +250,7 @@ def main() -> None:
     torch.set_num_threads(1)
     if wrapper == "fsdp2":
         shard_on_cpu()
+    buckets.BUCKET_BYTES = 5000  # of the fast part of the models here that is several buckets
     for word in cases:
         case, _, checkpoint = word.partition("@")
         try:

@@ -325,3 +325,10 @@ def test_config_survives_json() -> None:
     values["groups"][0]["subset"]["colour"] = 1
     with pytest.raises(ValueError, match=r"Subset: unknown keys.*colour"):
         MultirateConfig.from_dict(values)
+
+
+def test_the_only_neuron_of_a_layer_is_never_in_a_subset() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1))
+    chosen = MultirateConfig.random_subgroups(3, Subset(unit="neuron"), "^1")
+    with pytest.raises(ValueError, match="one dimension or one row"):
+        Multirate(chosen).attach(model, SGD(model.parameters(), lr=0.1))

@@ -7,7 +7,7 @@ is missing it stops without having reduced anything, or reduces zeros for all th
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
 
-from hf_multirate.distributed.buckets import average_
+from hf_multirate.distributed.buckets import Average
 from hf_multirate.distributed.sync import GradSync
 
 
@@ -56,20 +56,39 @@ class DDPSync(GradSync):
                 )
             self._wire = WIRE[hook]
             self._reduces_over = state if isinstance(state, dist.ProcessGroup) else _world()
+        self._average: Average | None = None
+        self._overlaps: bool | None = None
 
     @contextmanager
-    def pruned(self, live: Sequence[nn.Parameter]) -> Iterator[None]:
-        """See `hf_multirate.distributed.sync.GradSync`."""
-        del live
+    def pruned(self, live: Sequence[nn.Parameter], *, last: bool) -> Iterator[None]:
+        """See `hf_multirate.distributed.sync.GradSync`.
+
+        The last micro-batch of a step sends gradients while backward goes on. The first one that is known to be the
+        last is only watched: if backward reaches a parameter more than once (some kinds of checkpointing and of cached
+        losses), in any process, everything is sent behind backward for good.
+        """
         synchronises = self._ddp.require_backward_grad_sync
-        with self._ddp.no_sync():
+        with ExitStack() as stack:
+            stack.enter_context(self._ddp.no_sync())
+            if last and self._overlaps is not False:
+                self._average = self._average_of(live)
+                stack.enter_context(self._average.watching(sends=self._overlaps is True))
             yield
         # Buffers are broadcast before the forward pass that follows one with synchronisation, as that one would be.
         self._ddp.require_forward_param_sync = synchronises
 
     def average(self, live: Sequence[nn.Parameter]) -> None:
         """See `hf_multirate.distributed.sync.GradSync`; what the wrapper leaves alone is left alone."""
-        average_([p for p in live if p in self._owned], self._reduces_over, self._wire)
+        average = self._average or self._average_of(live)
+        average.finish()
+        if self._overlaps is None and self._average is not None:
+            again = torch.tensor(float(any(count > 1 for count in average.counts.values())), device=live[0].device)
+            dist.all_reduce(again, group=self._reduces_over)
+            self._overlaps = not again.item()
+        self._average = None
+
+    def _average_of(self, live: Sequence[nn.Parameter]) -> Average:
+        return Average([p for p in live if p in self._owned], self._reduces_over, self._wire)
 
 
 def _world() -> dist.ProcessGroup:

@@ -29,13 +29,14 @@ class FSDP2Sync(GradSync):
         self.group = dist.group.WORLD
 
     @contextmanager
-    def pruned(self, live: Sequence[nn.Parameter]) -> Iterator[None]:
+    def pruned(self, live: Sequence[nn.Parameter], *, last: bool) -> Iterator[None]:
         """See `hf_multirate.distributed.sync.GradSync`.
 
         A unit takes over ``requires_grad`` of its shards when it gathers them, so those that were kept whole since an
         evaluation let go first. The deepest live unit gathers nothing ahead: below it backward does not come. (A list
         of its own, `FSDPModule.set_modules_to_backward_prefetch`, is not kept.)
         """
+        del last
         for unit, _ in self._units:
             unit.reshard()
         deepest = next((unit for unit, own in self._units if not own.isdisjoint(live)), None)

@@ -59,13 +59,13 @@ class SharedStep:
         return not self._records
 
     @contextmanager
-    def micro_batch(self) -> Iterator[None]:
-        """A context for forward and backward of one micro-batch."""
+    def micro_batch(self, *, last: bool) -> Iterator[None]:
+        """A context for forward and backward of one micro-batch, the ``last`` of a step or not known to be."""
         if self._live is None:
             yield
             return
         if self.cuts:
-            with self._sync.pruned(self._parameters(live=True)):
+            with self._sync.pruned(self._parameters(live=True), last=last):
                 yield
             return
         yield

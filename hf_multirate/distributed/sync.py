@@ -28,9 +28,14 @@ class GradSync:
     shards: bool = False
     """Whether a process holds a part of each parameter only."""
 
-    def pruned(self, live: Sequence[nn.Parameter]) -> AbstractContextManager[None]:
-        """A context for forward and backward of one micro-batch in which only ``live`` get a gradient."""
-        del live
+    def pruned(self, live: Sequence[nn.Parameter], *, last: bool) -> AbstractContextManager[None]:
+        """A context for forward and backward of one micro-batch in which only ``live`` get a gradient.
+
+        Args:
+            live: The parameters.
+            last: Whether nothing is accumulated after it, as far as is known.
+        """
+        del live, last
         return nullcontext()
 
     def average(self, live: Sequence[nn.Parameter]) -> None:
