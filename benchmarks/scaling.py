@@ -46,7 +46,7 @@ class Setting:
         return 2 * (self.devices - 1) / self.devices * size / self.bytes_per_second + hops
 
     def ddp(self) -> tuple[float, float]:
-        """Seconds of a full step and of a fast-only one. Both hide what they send behind backward as far as it goes."""
+        """Seconds of a full step and of a fast-only one. Both hide what they send behind backward."""
         full = self.forward + max(2 * self.forward, self.reduce(1))
         return full, self.forward + max(self.fast * 2 * self.forward, self.reduce(self.fast))
 

@@ -46,7 +46,7 @@ class AveragedCopies:
         """Steps that the optimizer has applied since `attach`."""
         self.step: int | None = None
         """Index of the step that was begun last."""
-        self._begun = False
+        self._begun = self._inside = False
         self._optimizer: Optimizer | None = None
         self._store: CopyStore | None = None
         self._hooks: list[Any] = []
@@ -71,7 +71,7 @@ class AveragedCopies:
         self._hooks = [
             optimizer.register_step_pre_hook(self._before_optimizer_step),
             optimizer.register_step_post_hook(self._after_optimizer_step),
-            *on_look(model, lambda: self._attached_store("a look at the model").show(0)),
+            *on_look(model, self._show_fastest, self._show_begun),
         ]
         lease(optimizer)
         return self
@@ -128,6 +128,15 @@ class AveragedCopies:
             raise ValueError(f"a step index counts from 0, got {step}.")
         self.step, self._begun = step, True
 
+    def _show_fastest(self) -> None:
+        # Trainer asks for a copy by a context, and may look at it there: a reference model does.
+        if self._store is not None and not self._inside:
+            self._store.show(0)
+
+    def _show_begun(self) -> None:
+        if self._store is not None and self._begun and not self._inside and self.step is not None:
+            self._store.show(self.config.turn(self.step)[0])
+
     @contextmanager
     def micro_batch(self, last: bool = False) -> Iterator[None]:
         """A context for forward and backward of one micro-batch; the model has the fastest copy again on exit."""
@@ -135,9 +144,11 @@ class AveragedCopies:
         store = self._attached_store("micro_batch()")
         if self.step is not None:
             store.show(self.config.turn(self.step)[0])
+        self._inside = True
         try:
             yield
         finally:
+            self._inside = False
             store.show(0)
 
     def _before_optimizer_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:

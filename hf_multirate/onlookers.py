@@ -9,8 +9,13 @@ import torch
 from torch import nn
 
 
-def on_look(model: nn.Module, act: Callable[[], None]) -> list[Any]:
-    """Call ``act`` before ``model`` gives its state_dict, and before a forward pass without gradients.
+def on_look(model: nn.Module, look: Callable[[], None], train: Callable[[], None] | None = None) -> list[Any]:
+    """Call ``look`` before ``model`` gives its state_dict, and before a forward pass without gradients.
+
+    Args:
+        model: The model.
+        look: What to do then.
+        train: What to do before a forward pass with gradients.
 
     Returns:
         Handles whose ``remove()`` ends that.
@@ -18,12 +23,14 @@ def on_look(model: nn.Module, act: Callable[[], None]) -> list[Any]:
 
     def before_state_dict(*args: Any) -> None:
         del args
-        act()
+        look()
 
     def before_forward(*args: Any) -> None:
         del args
         if not torch.is_grad_enabled():
-            act()
+            look()
+        elif train is not None:
+            train()
 
     handle = model.register_state_dict_pre_hook(before_state_dict)  # type: ignore[no-untyped-call]
     return [handle, model.register_forward_pre_hook(before_forward)]

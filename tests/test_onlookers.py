@@ -104,6 +104,42 @@ def test_a_look_changes_nothing_of_the_run() -> None:
     assert_same(*ends)
 
 
+def test_copies_go_on_with_their_own_after_a_look() -> None:
+    ends = []
+    for looks in (False, True):
+        model = network()
+        optimizer = SGD(model.parameters(), lr=0.1)
+        with controller("copies").attach(model, optimizer) as control:
+            for step in range(7):
+                control.begin_step(step)
+                for micro in range(2):
+                    backward(model, 2 * step + micro)
+                    if looks:
+                        saved(model)
+                optimizer.step()
+                optimizer.zero_grad()
+        ends.append(saved(model))
+    assert_same(*ends)
+
+
+def test_a_look_within_a_micro_batch_sees_the_copy_of_that() -> None:
+    model = network()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with controller("copies").attach(model, optimizer) as control:
+        for step in range(3):
+            control.select(step)
+            with control.micro_batch():
+                before = model[0].weight.clone()
+                evaluated(model)
+                assert_same(model[0].weight, before)
+                backward(model, step)
+            optimizer.step()
+            optimizer.zero_grad()
+            if step == 1:
+                fast = model[0].weight.clone()
+        assert not torch.equal(before, fast)  # the third step is the other copy's
+
+
 def test_hooks_are_gone_in_the_end() -> None:
     model = network()
     for kind in ("zero", "copies"):
