@@ -7,23 +7,18 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import nn
-from torch.optim import SGD, Optimizer
+from torch.optim import Optimizer
 
 from hf_multirate.advice import warn_of_lost_steps, warn_of_tied_head
+from hf_multirate.attachment import Attachment
 from hf_multirate.config import MultirateConfig
 from hf_multirate.cost import layers_of, predicted_speedup, relative_costs
 from hf_multirate.describe import describe
 from hf_multirate.distributed import GradSync, choose, unwrapped
-from hf_multirate.distributed.step import SharedStep
-from hf_multirate.gradient_check import GradientCheck
 from hf_multirate.lease import innermost, is_leased, lease, release
-from hf_multirate.movement import Movement
 from hf_multirate.names import named
 from hf_multirate.onlookers import on_look
 from hf_multirate.partition import Partition, assign
-from hf_multirate.probe import check_optimizer
-from hf_multirate.pruner import Pruner
-from hf_multirate.subgroups import Subgroups
 from hf_multirate.telemetry import Telemetry
 
 
@@ -94,19 +89,9 @@ class Multirate:
         self.assign(model)
         parameters = named(model)
         groups = {name: {key: parameters[key] for key in keys} for name, keys in self.partition.items()}
-        shared = SharedStep(self.config, sync, groups)
-        movement = Movement(self.config, optimizer, groups)
-        subgroups = Subgroups(self.config, optimizer, groups)
-        if self.active:
-            check_optimizer(optimizer, idles=self.prunes)
-        self._movement, self._subgroups = movement, subgroups
-        mode = self.config.idle_mode or ("train" if type(optimizer) is SGD else "eval")
-        freezes = self.config.idle_buffers == "freeze"
-        self._pruner = Pruner(model, groups, evaluates=mode == "eval", freezes_buffers=freezes)
-        self._check = GradientCheck(groups, tolerant=self.config.missing_gradients == "warn")
+        self._attachment = Attachment(self.config, model, optimizer, groups, sync)
         self.telemetry = Telemetry(predicted_speedup(relative_costs(self.config, self.partition, layers_of(model))))
         self.applied, self.step, self._live = 0, None, None
-        self._shared = shared
         self._optimizer = optimizer
         self._hooks = [
             optimizer.register_step_pre_hook(self._before_optimizer_step),
@@ -179,7 +164,7 @@ class Multirate:
         """
         self._require_attached("begin_step()")
         if self._live is None or step != self.step:
-            self._shared.require_wrapper()
+            self._attachment.shared.require_wrapper()
             self._open.close()
             self.select(step)
         if not self._inside:
@@ -191,8 +176,7 @@ class Multirate:
         if step < 0:
             raise ValueError(f"a step index counts from 0, got {step}.")
         self.step, self._live = step, self.config.schedule.live(step)
-        self._shared.begin(self._live_names())
-        self._shared.check_ranks(step, self._movement.levels)
+        self._attachment.begin(step, self._live)
         self.telemetry.start()
 
     @contextmanager
@@ -205,18 +189,14 @@ class Multirate:
         if self._live is None or self.step is None:
             yield
             return
-        shared, self._inside = self._shared, True
+        self._inside = True
         try:
-            with (
-                self._pruner.pruned(self._live_names(), cuts=shared.cuts),
-                shared.micro_batch(last=last),
-                self._subgroups.zeroed(self.step),
-            ):
+            with self._attachment.micro_batch(self.step, self._live, last=last):
                 yield
         finally:
             self._inside = False
         if last:
-            shared.synchronize()
+            self._attachment.shared.synchronize()
 
     def synchronize(self) -> None:
         """Average the gradients of a fast-only step over all processes, once the last of them is there.
@@ -226,26 +206,14 @@ class Multirate:
         """
         self._require_attached("synchronize()")
         self._open.close()
-        self._shared.synchronize()
-
-    def _live_names(self) -> frozenset[str]:
-        return frozenset(self.config.groups[i].name for i in self._live or ())
+        self._attachment.shared.synchronize()
 
     def _before_optimizer_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         del optimizer
         self._open.close()
-        if self.active and any(callable(value) for value in (*args[1:], *kwargs.values())):
-            raise ValueError(
-                "optimizer.step(closure) runs backward inside of the step, where nothing is pruned or held: call "
-                "backward first, then optimizer.step(). Optimizers that need a closure (LBFGS) train plainly only."
-            )
         if self._live is None or self.step is None:
             raise RuntimeError("optimizer.step() without begin_step(step): which groups were live is not known.")
-        self._shared.require_synchronized(self.step)
-        if self.prunes:
-            self._check.check(self._live_names(), self.step)
-        self._movement.before_step(self.step, self._live)
-        self._subgroups.before_step(self.step)
+        self._attachment.before_step(self.step, self._live, (*args[1:], *kwargs.values()))
 
     def _after_optimizer_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         del args, kwargs
@@ -254,22 +222,21 @@ class Multirate:
         # A gradient scaler leaves this note for optimizers that skip a step by themselves, such as fused AdamW.
         overflow = vars(optimizer).get("found_inf")
         if overflow is None or not overflow.item():
-            self._movement.after_step(self.step, self._live)
-            self._subgroups.after_step(self.step)
+            self._attachment.after_step(self.step, self._live)
             self.applied += 1
             self.telemetry.stop(full=len(self._live) == len(self.config.groups))
         self._live = None
-        self._shared.end()
+        self._attachment.shared.end()
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
         """What a checkpoint needs besides model and optimizer, by parameter name; call it while attached."""
         self._require_attached("state_dict()")
-        return self._movement.state_dict()
+        return self._attachment.movement.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
         """Take over a `state_dict`; call it after `attach`."""
         self._require_attached("load_state_dict()")
-        self._movement.load_state_dict(state)
+        self._attachment.movement.load_state_dict(state)
 
     def _require_attached(self, caller: str) -> None:
         if not self.attached:

@@ -1,0 +1,95 @@
+"""All that acts on a model and an optimizer while a controller has them, put together for one run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+from torch.optim import SGD, Optimizer
+
+from hf_multirate.config import MultirateConfig
+from hf_multirate.distributed import GradSync
+from hf_multirate.distributed.step import SharedStep
+from hf_multirate.gradient_check import GradientCheck
+from hf_multirate.movement import Movement
+from hf_multirate.probe import check_optimizer
+from hf_multirate.pruner import Pruner
+from hf_multirate.subgroups import Subgroups
+
+
+class Attachment:
+    """Prunes, holds, synchronises, checks and moves the parameters of rate groups, step by step.
+
+    Args:
+        config: The rate groups.
+        model: The model that owns the parameters.
+        optimizer: Their optimizer.
+        groups: Rate group name -> parameter name -> parameter.
+        sync: What the wrapper of the model asks for.
+
+    Raises:
+        ValueError: the optimizer lacks a parameter, or it moves parameters that have no gradient.
+        RuntimeError: processes have different configurations or parameters.
+        NotImplementedError: the configuration needs whole parameters and they are sharded.
+    """
+
+    def __init__(
+        self,
+        config: MultirateConfig,
+        model: nn.Module,
+        optimizer: Optimizer,
+        groups: Mapping[str, Mapping[str, nn.Parameter]],
+        sync: GradSync,
+    ) -> None:
+        self._config = config
+        self.shared = SharedStep(config, sync, groups)
+        self.movement = Movement(config, optimizer, groups)
+        self._subgroups = Subgroups(config, optimizer, groups)
+        if not config.trains_plainly:
+            check_optimizer(optimizer, idles=self._prunes)
+        mode = config.idle_mode or ("train" if type(optimizer) is SGD else "eval")
+        freezes = config.idle_buffers == "freeze"
+        self._pruner = Pruner(model, groups, evaluates=mode == "eval", freezes_buffers=freezes)
+        self._check = GradientCheck(groups, tolerant=config.missing_gradients == "warn")
+
+    @property
+    def _prunes(self) -> bool:
+        return self._config.schedule.cycle > 1
+
+    def _names(self, live: Sequence[int]) -> frozenset[str]:
+        return frozenset(self._config.groups[i].name for i in live)
+
+    def begin(self, step: int, live: Sequence[int]) -> None:
+        """Name the step that begins, and the indices of its live groups."""
+        self.shared.begin(self._names(live))
+        self.shared.check_ranks(step, self.movement.levels)
+
+    @contextmanager
+    def micro_batch(self, step: int, live: Sequence[int], *, last: bool) -> Iterator[None]:
+        """A context for forward and backward of one micro-batch."""
+        with (
+            self._pruner.pruned(self._names(live), cuts=self.shared.cuts),
+            self.shared.micro_batch(last=last),
+            self._subgroups.zeroed(step),
+        ):
+            yield
+
+    def before_step(self, step: int, live: Sequence[int], arguments: Sequence[Any]) -> None:
+        """Check the gradients and the ``arguments`` of ``optimizer.step``, and look at what it will change."""
+        if not self._config.trains_plainly and any(callable(value) for value in arguments):
+            raise ValueError(
+                "optimizer.step(closure) runs backward inside of the step, where nothing is pruned or held: call "
+                "backward first, then optimizer.step(). Optimizers that need a closure (LBFGS) train plainly only."
+            )
+        self.shared.require_synchronized(step)
+        if self._prunes:
+            self._check.check(self._names(live), step)
+        self.movement.before_step(step, live)
+        self._subgroups.before_step(step)
+
+    def after_step(self, step: int, live: Sequence[int]) -> None:
+        """Move what the optimizer has not moved, or not far enough. Not called for a step that was skipped."""
+        self.movement.after_step(step, live)
+        self._subgroups.after_step(step)
