@@ -11,7 +11,7 @@ from hf_multirate.copies import AveragedCopies
 from hf_multirate.copies_trainer import AveragedCopiesMixin, AveragedCopiesTrainer
 from hf_multirate.groups import RateGroup
 from hf_multirate.subset import Subset
-from hf_multirate.trainer import MultirateMixin, MultirateTrainer
+from hf_multirate.trainer import MultirateMixin, MultirateSeq2SeqTrainer, MultirateTrainer
 from hf_multirate.turns import CopiesConfig
 
 
@@ -25,6 +25,7 @@ __all__ = [
     "Multirate",
     "MultirateConfig",
     "MultirateMixin",
+    "MultirateSeq2SeqTrainer",
     "MultirateTrainer",
     "MultirateTrainingArguments",
     "RateGroup",

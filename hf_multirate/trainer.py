@@ -1,4 +1,4 @@
-"""The Trainer of transformers with multirate training."""
+"""The Trainers of transformers with multirate training."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, cast
 from accelerate.utils import parse_flag_from_env
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from transformers import Trainer, TrainingArguments
+from transformers import Seq2SeqTrainer, Trainer, TrainingArguments
 
 from hf_multirate.arguments import MultirateTrainingArguments
 from hf_multirate.config import MultirateConfig
@@ -72,3 +72,7 @@ def _from_arguments(args: TrainingArguments) -> MultirateConfig:
 
 class MultirateTrainer(MultirateMixin, Trainer):
     """`transformers.Trainer` with multirate training; takes all its arguments, and ``multirate``."""
+
+
+class MultirateSeq2SeqTrainer(MultirateMixin, Seq2SeqTrainer):
+    """`transformers.Seq2SeqTrainer` with multirate training; takes all its arguments, and ``multirate``."""
