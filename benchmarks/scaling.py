@@ -1,7 +1,7 @@
 """A model on paper of what multirate training saves on many devices, and how well it does on this machine.
 
     python benchmarks/scaling.py                                            # the tables of docs/distributed.md
-    python benchmarks/scaling.py --check benchmarks/results/processes-*.json  # against what processes.py measured
+    python benchmarks/scaling.py --check benchmarks/results/processes/*.json  # against what processes.py measured
 
 All times are those of one device and one step. Computation: forward f, backward b = 2 f. Communication: a message of m
 bytes takes 2 (N - 1) / N m / B as an all-reduce of a ring over N devices and half of that as a gather or scatter, and

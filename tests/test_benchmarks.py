@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -65,3 +66,27 @@ def test_speed_times_a_pair() -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "pair 0: plain" in done.stdout
     assert "ratio of whole runs: median" in done.stdout
+
+
+def printed(script: str, *options: str) -> str:
+    command = [sys.executable, str(ROOT / "benchmarks" / script), *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+
+
+def test_model_on_paper_is_that_of_the_page() -> None:
+    page = (ROOT / "docs" / "distributed.md").read_text(encoding="utf-8")
+    kept = sorted((ROOT / "benchmarks" / "results" / "processes").glob("*.json"))
+    assert len(kept) == 5
+    assert printed("scaling.py").strip() in page
+    assert printed("scaling.py", "--check", *map(str, kept)).strip() in page
+
+
+@pytest.mark.distributed
+def test_processes_are_timed(tmp_path: Path) -> None:
+    small = ["--cycles=2", "--layers=2", "--width=32", "--rows=2", "--tokens=8", "--period=3", "--record"]
+    output = printed("processes.py", *small, str(tmp_path / "record.json"))
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert [len(seconds) for seconds in record["seconds"].values()] == [2] * 4
+    assert set(record["parameters"]) == {"fast", "slow"}
+    assert "waiting for communication" in output
