@@ -235,8 +235,11 @@ def loop(words: list[str]) -> dict[str, Any]:
                         loss = loss / 2
                     loss.backward()
             else:
-                multirate.begin_step(step)
-                wrapped(**batch).loss.backward()
+                for _ in range(2 if "early" in words else 1):
+                    multirate.begin_step(step)
+                    wrapped(**batch).loss.backward()
+                    if "early" in words:
+                        multirate.synchronize()
                 if "forgets" not in words:
                     multirate.synchronize()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)

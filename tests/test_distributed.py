@@ -43,6 +43,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "loop",
         "loop-forgets",
         "loop-inside",
+        "loop-early",
         "loop-last",
         "loop-last-twice",
         "loop-last-late",
@@ -134,6 +135,7 @@ def test_loop_of_ones_own(one: Path, two: Path) -> None:
     assert_same(result(two, "loop")["weights"], result(two, "loop", 1)["weights"])
     assert largest(result(one, "loop"), result(two, "loop")) < 1e-7
     assert "gradients of step 1 were not averaged over the processes" in result(two, "loop-forgets")["error"]
+    assert "before the last micro-batch of a step" in result(two, "loop-early")["error"]
     assert "the model that was attached is wrapped for one" in result(two, "loop-inside")["error"]
 
 

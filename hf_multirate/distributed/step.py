@@ -64,6 +64,11 @@ class SharedStep:
         if self._live is None:
             yield
             return
+        if self._averaged and self._sync.averages:
+            raise RuntimeError(
+                "synchronize() was called before the last micro-batch of a step: what is accumulated after it would "
+                "stay in one process. Call it once, behind the last backward pass (if accelerator.sync_gradients)."
+            )
         if self.cuts:
             with self._sync.pruned(self._parameters(live=True), last=last):
                 yield
