@@ -64,17 +64,20 @@ class Attachment:
     def begin(self, step: int, live: Sequence[int]) -> None:
         """Name the step that begins, and the indices of its live groups."""
         self.shared.begin(self._names(live))
-        self.shared.check_ranks(step, self.movement.levels)
+        if self.shared.compares(step):
+            self.shared.compare(step, self.movement.levels)
 
     @contextmanager
     def micro_batch(self, step: int, live: Sequence[int], *, last: bool) -> Iterator[None]:
-        """A context for forward and backward of one micro-batch."""
+        """A context for forward and backward of one micro-batch; the ``last`` one synchronises gradients on exit."""
         with (
             self._pruner.pruned(self._names(live), cuts=self.shared.cuts),
             self.shared.micro_batch(last=last),
             self._subgroups.zeroed(step),
         ):
             yield
+        if last:
+            self.shared.synchronize()
 
     def before_step(self, step: int, live: Sequence[int], arguments: Sequence[Any]) -> None:
         """Check the gradients and the ``arguments`` of ``optimizer.step``, and look at what it will change."""

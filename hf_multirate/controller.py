@@ -195,8 +195,6 @@ class Multirate:
                 yield
         finally:
             self._inside = False
-        if last:
-            self._attachment.shared.synchronize()
 
     def synchronize(self) -> None:
         """Average the gradients of a fast-only step over all processes, once the last of them is there.

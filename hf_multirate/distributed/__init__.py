@@ -9,6 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hf_multirate.distributed.ddp import DDPSync
 from hf_multirate.distributed.fsdp2 import FSDP2Sync
+from hf_multirate.distributed.refusals import FSDP1, REPLICAS, refuse
 from hf_multirate.distributed.sync import GradSync
 
 
@@ -35,13 +36,7 @@ def choose(model: nn.Module) -> GradSync:
         if isinstance(module, FSDPModule):
             return FSDP2Sync(model)
         if isinstance(module, FullyShardedDataParallel):
-            raise NotImplementedError(
-                "the model is wrapped by FSDP1 (FullyShardedDataParallel), which is deprecated, goes wrong where a "
-                "flat parameter mixes rate groups, and was never tried. Use FSDP2: fsdp_version 2, or fully_shard()."
-            )
+            refuse(FSDP1)
         if isinstance(module, nn.DataParallel):
-            raise NotImplementedError(
-                "the model is wrapped by DataParallel, whose replicas have no parameters to switch off. Start one "
-                "process for each device: accelerate launch, or torchrun."
-            )
+            refuse(f"DataParallel, {REPLICAS}")
     return GradSync()

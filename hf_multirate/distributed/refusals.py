@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from accelerate.utils import DistributedType
 
@@ -12,14 +12,38 @@ from hf_multirate.config import MultirateConfig
 if TYPE_CHECKING:
     from transformers import Trainer
 
-PROCESSES = "Use one process for each device with DistributedDataParallel or FSDP2 (accelerate launch)."
+PROCESSES = "Use one process for each device with DistributedDataParallel or FSDP2 (accelerate launch, or torchrun)."
+REPLICAS = f"whose replicas have no parameters to switch off. {PROCESSES}"
+FSDP1 = (
+    "FSDP1 (FullyShardedDataParallel), which is deprecated, goes wrong where a flat parameter mixes rate groups, and "
+    "was never tried. Use FSDP2: version 2 in fsdp_config, fsdp_version 2 in the file of accelerate config, or "
+    "fully_shard()."
+)
+
+
+def refuse(reason: str) -> NoReturn:
+    """Raise `NotImplementedError`."""
+    raise NotImplementedError(f"multirate training does not work with {reason}")
 
 
 def refuse_untested(trainer: Trainer, config: MultirateConfig) -> None:
     """Raise `NotImplementedError` if the run of ``trainer`` is distributed in a way that is not known to be right."""
-    reason = _devices(trainer) or _model(trainer) or _fsdp(trainer, config)
+    reason = _devices(trainer) or _model(trainer)
     if reason is not None:
-        raise NotImplementedError(f"multirate training does not work with {reason}")
+        refuse(reason)
+    if trainer.is_fsdp_enabled:
+        if trainer.accelerator.state.fsdp_plugin.fsdp_version == 1:
+            refuse(FSDP1)
+        refuse_subsets(config)
+
+
+def refuse_subsets(config: MultirateConfig) -> None:
+    """Raise `NotImplementedError` if ``config`` cannot train sharded parameters."""
+    if any(group.subset is not None for group in config.groups):
+        refuse(
+            "FSDP and idle='zero' together: random subsets are drawn in whole parameters, and FSDP shards them. Use "
+            "DistributedDataParallel, or idle='drift' or 'hold'."
+        )
 
 
 def _devices(trainer: Trainer) -> str | None:
@@ -30,8 +54,8 @@ def _devices(trainer: Trainer) -> str | None:
         )
     if trainer.args.n_gpu > 1:
         return (
-            f"DataParallel on {trainer.args.n_gpu} devices of one process, whose replicas have no parameters to "
-            f"switch off. {PROCESSES} For one device of several, set CUDA_VISIBLE_DEVICES=0."
+            f"DataParallel on {trainer.args.n_gpu} devices of one process, {REPLICAS} For one device of several, set "
+            "CUDA_VISIBLE_DEVICES=0."
         )
     kind = trainer.accelerator.distributed_type
     tested = kind in (DistributedType.NO, DistributedType.FSDP) or kind.value.startswith("MULTI_")
@@ -49,21 +73,4 @@ def _model(trainer: Trainer) -> str | None:
     parallelism = trainer.accelerator.parallelism_config
     if parallelism is not None and (parallelism.tp_enabled or parallelism.cp_enabled or parallelism.sp_enabled):
         return f"tensor, context or sequence parallelism ({parallelism}), which was never tried. {PROCESSES}"
-    return None
-
-
-def _fsdp(trainer: Trainer, config: MultirateConfig) -> str | None:
-    plugin = trainer.accelerator.state.fsdp_plugin if trainer.is_fsdp_enabled else None
-    if plugin is None:
-        return None
-    if plugin.fsdp_version == 1:
-        return (
-            "FSDP1, which is deprecated, goes wrong where a flat parameter mixes rate groups, and was never tried. "
-            "Use FSDP2: version 2 in fsdp_config, or fsdp_version 2 in the file of accelerate config."
-        )
-    if any(group.subset is not None for group in config.groups):
-        return (
-            "FSDP and idle='zero' together: random subsets are drawn in whole parameters, and FSDP shards them. Use "
-            "DistributedDataParallel, or idle='drift' or 'hold'."
-        )
     return None

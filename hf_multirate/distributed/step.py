@@ -10,6 +10,7 @@ from torch import nn
 
 from hf_multirate.config import MultirateConfig
 from hf_multirate.distributed.ranks import check_facts, check_weights
+from hf_multirate.distributed.refusals import refuse_subsets
 from hf_multirate.distributed.sync import GradSync
 
 
@@ -35,11 +36,8 @@ class SharedStep:
         self._live: frozenset[str] | None = None
         self._averaged = False
         self._records = sync.records_first
-        if sync.shards and any(group.subset is not None for group in config.groups):
-            raise NotImplementedError(
-                "random subsets that are held at zero are drawn in whole parameters, and FSDP shards them. Train with "
-                "DistributedDataParallel, or with idle='drift' or 'hold'."
-            )
+        if sync.shards:
+            refuse_subsets(config)
         if sync.group is not None:
             members = {name: list(group) for name, group in groups.items()}
             check_facts({"the configuration": config.to_json(), "the rate groups": str(members)}, sync.group)
@@ -79,7 +77,7 @@ class SharedStep:
 
     def require_wrapper(self) -> None:
         """Raise `RuntimeError` if there are several processes and the model is not wrapped for them."""
-        many = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        many = dist.is_initialized() and dist.get_world_size() > 1
         if many and self._sync.group is None and self._config.schedule.cycle > 1:
             raise RuntimeError(
                 f"there are {dist.get_world_size()} processes, but the model that was attached is wrapped for one: "
@@ -101,12 +99,15 @@ class SharedStep:
                 "controller at every step, after the last backward pass and before gradients are clipped."
             )
 
-    def check_ranks(self, step: int, levels: Mapping[str, int]) -> None:
-        """Every ``check_ranks``-th cycle of the configuration, raise `RuntimeError` if processes differ."""
-        group, position = self._sync.group, max(0, step - self._config.initial_full_steps)
-        if not self._config.check_ranks or group is None or position % self._config.cycles.cycle:
-            return
-        if position // self._config.cycles.cycle % self._config.check_ranks:
+    def compares(self, step: int) -> bool:
+        """Whether processes are compared before ``step``: every ``check_ranks``-th cycle of the configuration."""
+        every = self._config.check_ranks * self._config.cycles.cycle
+        return every > 0 and max(0, step - self._config.initial_full_steps) % every == 0
+
+    def compare(self, step: int, levels: Mapping[str, int]) -> None:
+        """Raise `RuntimeError` if processes differ."""
+        group = self._sync.group
+        if group is None:
             return
         check_facts({"the step": str(step), "the levels of drift": str(dict(levels))}, group)
         if not self._sync.shards:
