@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from processes import SAVED
+
 
 HERE = Path(__file__).parent
 ALONE = "alone"
@@ -37,6 +39,19 @@ def result(folder: Path, case: str, rank: int = 0) -> dict[str, Any]:
     """What ``case`` came to in one process."""
     found: dict[str, Any] = torch.load(folder / f"{case}-{rank}.pt")
     return found
+
+
+def again(folder: Path, case: str) -> str:
+    """Resume ``case`` from the checkpoint that it has left in ``folder``."""
+    return f"{case}-again@{folder / case / f'checkpoint-{SAVED}'}"
+
+
+def assert_trained_alike(alone: Path, folder: Path, case: str, wrapper: str) -> None:
+    """Processes with ``wrapper`` end with the weights of one process, up to rounding."""
+    one, many = result(alone, case), result(folder, case)
+    assert many["wrapper"] == [wrapper]
+    assert largest(one, many) < 2e-6
+    assert mean(one, many) < 2e-8
 
 
 def largest(one: dict[str, Any], other: dict[str, Any]) -> float:

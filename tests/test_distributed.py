@@ -6,14 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from launch import ALONE, largest, launch, mean, result
+from launch import ALONE, again, assert_trained_alike, largest, launch, result
 from processes import PERIOD, SAVED, SHORT, is_fast
 from runs import assert_same
 
 
 pytestmark = pytest.mark.distributed
 GRID = [f"long-{kind}{gas}{lora}" for kind in ("sgd", "adamw") for gas in ("", "-gas3") for lora in ("", "-lora")]
-
 EQUAL = [
     "sgd-element", "sgd-neuron", "sgd-step", "sgd-copies",
     "adamw-unused", "adamw-views", "adamw-static", "adamw-checkpointing", "adamw-reentrant",
@@ -49,17 +48,14 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "loop-last-late",
     ]
     folder = launch(tmp_path_factory.mktemp("two"), "ddp", 2, [*GRID, *EQUAL, *plain, *SAVES, *others])
-    again = [f"{case}-again@{folder / case / f'checkpoint-{SAVED}'}" for case in SAVES]
-    return launch(folder, "ddp", 2, again)
+    return launch(folder, "ddp", 2, [again(folder, case) for case in SAVES])
 
 
 @pytest.mark.parametrize("case", [*GRID, *EQUAL])
 def test_two_processes_are_one(one: Path, two: Path, case: str) -> None:
-    alone, first, second = result(one, case), result(two, case), result(two, case, 1)
-    assert first["wrapper"] == ["DistributedDataParallel"]
+    assert_trained_alike(one, two, case, "DistributedDataParallel")
+    first, second = result(two, case), result(two, case, 1)
     assert_same(first["weights"], second["weights"])
-    assert largest(alone, first) < 2e-6
-    assert mean(alone, first) < 2e-8
     moved = {name: float((first["weights"][name] - value).abs().max()) for name, value in first["before"].items()}
     for part in (True, False):
         assert max(length for name, length in moved.items() if is_fast(name) is part) > 1e-4
@@ -95,7 +91,7 @@ def test_resumed_in_the_middle_of_a_cycle(two: Path, case: str) -> None:
 
 @pytest.mark.parametrize("case", ["adamw-save", "rmsprop-save-lora"])
 def test_resumed_with_another_number_of_processes(tmp_path: Path, two: Path, case: str) -> None:
-    launch(tmp_path, ALONE, 1, [f"{case}-again@{two / case / f'checkpoint-{SAVED}'}"])
+    launch(tmp_path, ALONE, 1, [again(two, case)])
     assert 0 < largest(result(tmp_path, f"{case}-again"), result(two, case)) < 1e-6
 
 
@@ -150,5 +146,4 @@ def test_backward_that_comes_twice_is_waited_for(one: Path, two: Path) -> None:
 def test_four_processes_are_one(tmp_path: Path, one: Path) -> None:
     four = launch(tmp_path, "ddp", 4, GRID)
     for case in GRID:
-        assert largest(result(one, case), result(four, case)) < 2e-6
-        assert mean(result(one, case), result(four, case)) < 2e-8
+        assert_trained_alike(one, four, case, "DistributedDataParallel")

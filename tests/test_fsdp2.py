@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from test_distributed import GRID
 
-from launch import ALONE, largest, launch, mean, result
-from processes import PERIOD, SAVED, SHORT, is_fast
+from launch import ALONE, again, assert_trained_alike, largest, launch, result
+from processes import PERIOD, SHORT, is_fast
 from runs import assert_same
 
 
@@ -39,17 +39,11 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return launch(folder, "fsdp2", 2, [again(folder, case) for case in SAVES])
 
 
-def again(folder: Path, case: str) -> str:
-    return f"{case}-again@{folder / case / f'checkpoint-{SAVED}'}"
-
-
 @pytest.mark.parametrize("case", [*GRID, *EQUAL])
 def test_two_processes_are_one(one: Path, two: Path, case: str) -> None:
-    alone, first, second = result(one, case), result(two, case), result(two, case, 1)
-    assert first["wrapper"] == ["FSDPModule"]
+    assert_trained_alike(one, two, case, "FSDPModule")
+    first, second = result(two, case), result(two, case, 1)
     assert_same(first["weights"], second["weights"])
-    assert largest(alone, first) < 2e-6
-    assert mean(alone, first) < 2e-8
 
 
 @pytest.mark.parametrize("case", SAVES)
@@ -96,9 +90,7 @@ def test_what_needs_whole_parameters_is_refused(two: Path) -> None:
 def test_four_processes_are_one(tmp_path: Path, one: Path) -> None:
     four = launch(tmp_path, "fsdp2", 4, GRID)
     for case in GRID:
-        assert result(four, case)["wrapper"] == ["FSDPModule"]
-        assert largest(result(one, case), result(four, case)) < 2e-6
-        assert mean(result(one, case), result(four, case)) < 2e-8
+        assert_trained_alike(one, four, case, "FSDPModule")
 
 
 @pytest.mark.slow
