@@ -8,16 +8,21 @@ checkpoint to resume from.
 
 from __future__ import annotations
 
+import gc
 import os
+import shutil
 import sys
 import traceback
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from accelerate.state import PartialState
-from accelerate.utils import DDPCommunicationHookType, DistributedType
+from accelerate.utils import DDPCommunicationHookType, DistributedDataParallelKwargs, DistributedType
 from peft import LoraConfig, get_peft_model
+from torch.distributed.algorithms import Join
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, AdamW, RMSprop
@@ -201,6 +206,9 @@ def run(case: str, wrapper: str, folder: Path, checkpoint: str | None) -> dict[s
     if "dies" in case:
         trainer.add_callback(Death())
         checkpoint = get_last_checkpoint(str(folder / case)) if Path(folder, case).is_dir() else None
+    if "partial" in case and RANK:  # a machine whose copy of the checkpoint is not complete
+        complete, checkpoint = checkpoint, str(folder / "partial")
+        shutil.copytree(str(complete), checkpoint, ignore=shutil.ignore_patterns("multirate*"))
     before = {name: v.detach().clone() for name, v in trainer.model.state_dict().items()}
     trainer.train(resume_from_checkpoint=checkpoint)
     wrappers = {kind.__name__ for module in trainer.model_wrapped.modules() for kind in type(module).__mro__}
@@ -213,15 +221,63 @@ def run(case: str, wrapper: str, folder: Path, checkpoint: str | None) -> dict[s
     }
 
 
+def wrapped_of(words: list[str], model: torch.nn.Module) -> torch.nn.Module:
+    """By hand, as loops of one's own do it."""
+    if "tied" in words:  # DDP is told one of the names only, and reduces the parameter by the other
+        model.bert.pooler.dense.weight = model.bert.encoder.layer[3].attention.output.dense.weight
+        ignored = "bert.encoder.layer.3.attention.output.dense.weight"
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, [ignored])
+    if WORLD == 1:
+        return model
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("gloo")
+    if "several" in words:
+        model.classifier = DistributedDataParallel(model.classifier)
+    model.bert.embeddings.requires_grad_("thawed" not in words)
+    wrapped = DistributedDataParallel(model)
+    model.bert.embeddings.requires_grad_(True)
+    return torch.compile(wrapped, backend="eager") if "compiled" in words else wrapped
+
+
+def windows(words: list[str]) -> dict[str, Any]:
+    """Accumulation by Accelerate in a loop of one's own: ``begin_step`` before each micro-batch, inside or outside."""
+    model, rows = model_of(words)
+    kind, settings = OPTIMIZERS["sgd"]
+    wraps = DistributedDataParallelKwargs(find_unused_parameters="unused" in words, static_graph="static" in words)
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2, kwargs_handlers=[wraps])
+    wrapped, optimizer = accelerator.prepare(model, kind(model.parameters(), **settings))
+    step, rests = 0, []
+    with Multirate(config_of(words)).attach(wrapped, optimizer) as multirate:
+        for i in range(4 * PERIOD):
+            mine = rows[i % 9 * ROWS :][:ROWS][RANK::WORLD]
+            batch = {key: torch.stack([row[key] for row in mine]) for key in mine[0]}
+            if "before" in words:
+                multirate.begin_step(step)
+            with accelerator.accumulate(wrapped):
+                if "before" not in words:
+                    multirate.begin_step(step)
+                accelerator.backward(wrapped(**batch).loss)
+                if accelerator.sync_gradients:
+                    multirate.synchronize()
+                    accelerator.clip_grad_norm_(model.parameters(), 0.1)
+                    step += 1
+                optimizer.step()
+                optimizer.zero_grad()
+            rests.append(WORLD > 1 and not wrapped.require_backward_grad_sync)
+    return {"weights": whole(model), "rests": rests}
+
+
 def loop(words: list[str]) -> dict[str, Any]:
     """A loop of one's own, with DistributedDataParallel put around the model by hand."""
     model, rows = model_of(words)
-    if WORLD > 1 and not torch.distributed.is_initialized():
-        torch.distributed.init_process_group("gloo")
-    wrapped = DistributedDataParallel(model) if WORLD > 1 else model
+    wrapped = wrapped_of(words, model)
     kind, settings = OPTIMIZERS["sgd"]
     optimizer = kind(model.parameters(), **settings)
-    with Multirate(config_of(words)).attach(model if "inside" in words else wrapped, optimizer) as multirate:
+    with ExitStack() as stack:
+        multirate = Multirate(config_of(words)).attach(model if "inside" in words else wrapped, optimizer)
+        stack.enter_context(multirate)
+        if "join" in words:
+            stack.enter_context(Join([wrapped]))
         for step in range(2 * PERIOD):
             mine = rows[step * ROWS :][:ROWS][RANK::WORLD]
             batch = {key: torch.stack([row[key] for row in mine]) for key in mine[0]}
@@ -258,11 +314,16 @@ def main() -> None:
         case, _, checkpoint = word.partition("@")
         try:
             words = case.split("-")
-            result = loop(words) if "loop" in words else run(case, wrapper, folder, checkpoint or None)
+            if "loop" in words:
+                result = windows(words) if "window" in words else loop(words)
+            else:
+                result = run(case, wrapper, folder, checkpoint or None)
         except (NotImplementedError, RuntimeError, ValueError) as error:
             result = {"error": f"{type(error).__name__}: {error}"}
             traceback.print_exc()
         torch.save(result, folder / f"{case}-{RANK}.pt")
+    # A wrapper in a cycle of references holds the group beyond its end, and gloo aborts then.
+    gc.collect()
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
