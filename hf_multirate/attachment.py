@@ -65,7 +65,7 @@ class Attachment:
         """Name the step that begins, and the indices of its live groups."""
         self.shared.begin(self._names(live))
         if self.shared.compares(step):
-            self.shared.compare(step, self.movement.levels)
+            self.shared.compare(step, self.movement.facts())
 
     @contextmanager
     def micro_batch(self, step: int, live: Sequence[int], *, last: bool) -> Iterator[None]:

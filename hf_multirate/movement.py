@@ -128,6 +128,11 @@ class Movement:
         """Parameter name -> level of its drift, where it finds its own: see `hf_multirate.trust`."""
         return {self._names[p]: level for bucket in self._buckets for p, level in bucket.trust.levels.items()}
 
+    def facts(self) -> dict[str, str]:
+        """What all processes of a run have in common, in words."""
+        displaced = [self._names[p] for p in self._displacement.velocity]
+        return {"the levels of drift": str(self.levels), "the parameters with a displacement": str(sorted(displaced))}
+
     @torch.no_grad()
     def state_dict(self) -> dict[str, dict[str, Any]]:
         """By parameter name: displacements, where the optimizer's state does not do, and levels of drift.

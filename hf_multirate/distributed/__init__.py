@@ -28,8 +28,11 @@ def choose(model: nn.Module) -> GradSync:
     The model is asked and not the settings: on a CPU Accelerate wraps in DDP what is to be sharded.
 
     Raises:
-        NotImplementedError: the wrapper is DataParallel or FSDP1.
+        NotImplementedError: the wrapper is DataParallel or FSDP1, or there are several of DDP.
     """
+    wrappers = [module for module in model.modules() if isinstance(module, DistributedDataParallel)]
+    if len(wrappers) > 1:
+        refuse(f"{len(wrappers)} modules wrapped in DistributedDataParallel within one model: wrap the whole model.")
     for module in model.modules():
         if isinstance(module, DistributedDataParallel):
             return DDPSync(module)

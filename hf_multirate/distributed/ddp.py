@@ -17,6 +17,7 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
 
 from hf_multirate.distributed.buckets import Average
+from hf_multirate.distributed.refusals import refuse
 from hf_multirate.distributed.sync import GradSync
 
 
@@ -36,6 +37,7 @@ class DDPSync(GradSync):
 
     Raises:
         NotImplementedError: a communication hook is registered that is none of `WIRE`.
+        ValueError: a parameter was frozen when DDP was made, and is trained now.
     """
 
     averages = True
@@ -45,7 +47,7 @@ class DDPSync(GradSync):
         self.group = ddp.process_group
         # The graph of the first iteration is the one that the reducer goes by.
         self.records_first = ddp.static_graph
-        self._owned = {p for name, p in ddp.module.named_parameters() if name not in ddp.parameters_to_ignore}
+        self._owned = _owned(ddp)
         self._wire: torch.dtype | None = None
         self._reduces_over: dist.ProcessGroup = ddp.process_group
         for hook, state in ddp._comm_hooks:
@@ -67,15 +69,17 @@ class DDPSync(GradSync):
         last is only watched: if backward reaches a parameter more than once (some kinds of checkpointing and of cached
         losses), in any process, everything is sent behind backward for good.
         """
-        synchronises = self._ddp.require_backward_grad_sync
+        if self._ddp._join_config.enable:
+            refuse(
+                "Join (join_uneven_inputs) around DistributedDataParallel: a process without batches takes no part in "
+                "the means of fast-only steps. Give all processes as many batches, as drop_last does."
+            )
         with ExitStack() as stack:
-            stack.enter_context(self._ddp.no_sync())
+            stack.enter_context(_reducer_rests(self._ddp))
             if last and self._overlaps is not False:
                 self._average = self._average_of(live)
                 stack.enter_context(self._average.watching(sends=self._overlaps is True))
             yield
-        # Buffers are broadcast before the forward pass that follows one with synchronisation, as that one would be.
-        self._ddp.require_forward_param_sync = synchronises
 
     def average(self, live: Sequence[nn.Parameter]) -> None:
         """See `hf_multirate.distributed.sync.GradSync`; what the wrapper leaves alone is left alone."""
@@ -89,6 +93,56 @@ class DDPSync(GradSync):
 
     def _average_of(self, live: Sequence[nn.Parameter]) -> Average:
         return Average([p for p in live if p in self._owned], self._reduces_over, self._wire)
+
+
+@contextmanager
+def _reducer_rests(ddp: DistributedDataParallel) -> Iterator[None]:
+    """`DistributedDataParallel.no_sync`, which acts on forward passes only, around each of them by itself.
+
+    A context of the caller's, of ``no_sync`` or ``accelerator.accumulate``, may begin or end while this one is open.
+    """
+    synchronises: list[bool] = []
+
+    def before(module: nn.Module, args: Any) -> None:
+        synchronises.append(ddp.require_backward_grad_sync)
+        ddp.require_backward_grad_sync = False
+
+    def after(module: nn.Module, args: Any, output: Any) -> None:
+        if not synchronises:  # something before this hook's counterpart has failed
+            return
+        ddp.require_backward_grad_sync = synchronises.pop()
+        # Buffers are broadcast before the forward pass that follows one with synchronisation, as that one would be.
+        ddp.require_forward_param_sync = ddp.require_backward_grad_sync
+
+    handles = [ddp.register_forward_pre_hook(before), ddp.register_forward_hook(after, always_call=True)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _owned(ddp: DistributedDataParallel) -> set[nn.Parameter]:
+    """Parameters that DDP reduces, by the names it compares: of each module, so without a name for the root itself.
+
+    Raises:
+        ValueError: a parameter was frozen when DDP was made, and is trained now.
+    """
+    owned = {
+        parameter
+        for module_name, module in ddp.module.named_modules()
+        for name, parameter in module.named_parameters(recurse=False)
+        if f"{module_name}.{name}" not in ddp.parameters_to_ignore
+    }
+    trained = sum(parameter.requires_grad for parameter in owned)
+    reduced = ddp._get_ddp_logging_data()["num_parameter_tensors"]  # type: ignore[no-untyped-call]
+    if trained > reduced:
+        raise ValueError(
+            f"{trained} parameters are trained, but DistributedDataParallel reduces the gradients of {reduced}: the "
+            "others were frozen when it was made, and would differ between processes. Set requires_grad first, then "
+            "wrap the model."
+        )
+    return owned
 
 
 def _world() -> dist.ProcessGroup:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from textwrap import shorten
 
 import torch
 import torch.distributed as dist
@@ -11,6 +12,9 @@ from torch import Tensor
 
 CHUNK = 1 << 20
 """Elements that are hashed together, to bound what the debug check needs of memory."""
+
+SHOWN = 160
+"""Characters of a text in an error."""
 
 
 def check_facts(facts: Mapping[str, str], group: dist.ProcessGroup) -> None:
@@ -21,10 +25,18 @@ def check_facts(facts: Mapping[str, str], group: dist.ProcessGroup) -> None:
         values = [theirs[key] for theirs in gathered]
         if len(set(values)) > 1:
             other = next(rank for rank, value in enumerate(values) if value != values[0])
+            first, second = _difference(values[0], values[other])
             raise RuntimeError(
-                f"processes disagree about {key}: process 0 has {values[0]}, process {other} has {values[other]}. "
+                f"processes disagree about {key}: process 0 has {first}, process {other} has {second}. "
                 "Give every process the same configuration, model and checkpoint."
             )
+
+
+def _difference(one: str, other: str) -> list[str]:
+    """Both texts, of long ones the part in which they begin to differ."""
+    alike = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    start = max(0, alike - SHOWN // 2)
+    return [("..." if start else "") + shorten(text[start:], SHOWN, placeholder="...") for text in (one, other)]
 
 
 def check_weights(parameters: Mapping[str, Tensor], group: dist.ProcessGroup, step: int) -> None:

@@ -34,7 +34,7 @@ class SharedStep:
         self._sync = sync
         self._groups = groups
         self._live: frozenset[str] | None = None
-        self._averaged = False
+        self._averaged = self._compared = False
         self._records = sync.records_first
         if sync.shards:
             refuse_subsets(config)
@@ -100,17 +100,20 @@ class SharedStep:
             )
 
     def compares(self, step: int) -> bool:
-        """Whether processes are compared before ``step``: every ``check_ranks``-th cycle of the configuration."""
+        """Whether processes are compared before ``step``: the first, and every ``check_ranks``-th cycle's."""
+        if not self._compared:
+            return self._sync.group is not None
         every = self._config.check_ranks * self._config.cycles.cycle
         return every > 0 and max(0, step - self._config.initial_full_steps) % every == 0
 
-    def compare(self, step: int, levels: Mapping[str, int]) -> None:
-        """Raise `RuntimeError` if processes differ."""
+    def compare(self, step: int, facts: Mapping[str, str]) -> None:
+        """Raise `RuntimeError` if processes differ in step or ``facts`` or, with ``check_ranks``, in weights."""
         group = self._sync.group
         if group is None:
             return
-        check_facts({"the step": str(step), "the levels of drift": str(dict(levels))}, group)
-        if not self._sync.shards:
+        check_facts({"the step": str(step), **facts}, group)
+        self._compared = True
+        if self._config.check_ranks and not self._sync.shards:
             check_weights({name: p for members in self._groups.values() for name, p in members.items()}, group, step)
 
     def _parameters(self, *, live: bool) -> list[nn.Parameter]:
