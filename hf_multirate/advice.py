@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Mapping, Sequence, Set
 
@@ -85,18 +84,6 @@ def not_a_suffix(model: nn.Module, recorded: Sequence[str], live: Set[str]) -> s
         "needs a gradient, so the time of their backward is not saved (predicted cost of this "
         f"step {step_cost(layers, live) / full:.2f} of a full one). "
         "Make the fast group a suffix of the forward pass ('head', 'last:N'). If it is one, the model or a hook marks "
-        "an input as requiring a gradient: with activation checkpointing use use_reentrant=False; with Wav2Vec2 call "
+        "an input as requiring a gradient: with a checkpoint of your own use use_reentrant=False; with Wav2Vec2 call "
         "freeze_feature_encoder()."
     )
-
-
-def checkpoints_reentrantly(model: nn.Module) -> bool:
-    """Whether a module of a transformers model recomputes activations with ``use_reentrant=True``.
-
-    That kind of checkpoint returns no gradient at all unless an input of it requires one.
-    """
-    for module in model.modules():
-        function = vars(module).get("_gradient_checkpointing_func")
-        if isinstance(function, functools.partial) and function.keywords.get("use_reentrant"):
-            return True
-    return False

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from torch import nn
 
 from hf_multirate import advice
+from hf_multirate.checkpointing import markable, marks_cut, reentrant, without_reentrance
 from hf_multirate.modes import evaluating, frozen_buffers
-from hf_multirate.pruning import idle, idle_modules, marks_cut, recorded
+from hf_multirate.pruning import idle, idle_modules, recorded
 
 
 logger = logging.getLogger(__name__)
@@ -23,7 +24,7 @@ class _Idle:
 
     parameters: list[nn.Parameter]
     modules: list[tuple[str, nn.Module]]
-    embeddings: list[nn.Embedding]
+    markable: list[nn.Module]
     inspected: bool = False
 
 
@@ -81,9 +82,8 @@ class Pruner:
     def _cut(self, live: frozenset[str], found: _Idle) -> Iterator[None]:
         with ExitStack() as stack:
             stack.enter_context(idle(found.parameters))
-            # A reentrant checkpoint returns no gradient at all unless its input requires one.
-            if not advice.checkpoints_reentrantly(self._model):
-                stack.enter_context(marks_cut(found.embeddings))
+            stack.enter_context(without_reentrance(reentrant(self._model)))
+            stack.enter_context(marks_cut(found.markable))
             if not found.inspected:
                 stack.callback(self._inspect, live, stack.enter_context(recorded(found.modules)))
             yield
@@ -92,11 +92,10 @@ class Pruner:
         live_parameters = [p for name in live for p in self._groups[name].values()]
         parameters = [p for name, members in self._groups.items() if name not in live for p in members.values()]
         found = idle_modules(self._model, live_parameters)
-        embeddings = [part for _, module in found for part in module.modules() if isinstance(part, nn.Embedding)]
         # What was frozen all along may lie between live modules, as the base of an adapter does: it stays as it is.
         identities = {id(parameter) for parameter in parameters}
         modules = [(name, part) for name, part in found if any(id(p) in identities for p in part.parameters())]
-        return _Idle(parameters, modules, embeddings)
+        return _Idle(parameters, modules, markable(self._model, (module for _, module in found)))
 
     def _inspect(self, live: frozenset[str], names: list[str]) -> None:
         self._idle[live].inspected = True

@@ -29,39 +29,6 @@ def idle(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
 
 
 @contextmanager
-def marks_cut(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Detach the outputs of ``modules`` that require a gradient only because somebody marked them.
-
-    Activation checkpointing in transformers registers a hook that marks the output of the input embeddings,
-    ``enable_input_require_grads``; another hook may have added noise to it since (NEFTune). With everything below
-    the boundary idle the mark has no use, and backward would run down to it. An output that a parameter has a part
-    in is left alone: somebody upstream is live.
-    """
-    handles = [module.register_forward_hook(_detach_marked) for module in modules]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _detach_marked(module: nn.Module, args: Any, output: Any) -> Any:
-    del module, args
-    if isinstance(output, torch.Tensor) and output.requires_grad and not _depends_on_parameter(output):
-        return output.detach()
-    return output
-
-
-def _depends_on_parameter(output: torch.Tensor) -> bool:
-    """Whether backward from ``output`` would reach a parameter."""
-    nodes = [output.grad_fn] if output.grad_fn is not None else []
-    for node in nodes:  # grows while it is walked
-        nodes += [above for above, _ in node.next_functions if above is not None and above not in nodes]
-    leaves: list[Any] = [node for node in nodes if not node.next_functions]
-    return any(leaf.name().endswith("AccumulateGrad") and isinstance(leaf.variable, nn.Parameter) for leaf in leaves)
-
-
-@contextmanager
 def recorded(modules: Iterable[tuple[str, nn.Module]]) -> Iterator[list[str]]:
     """Collect the names of those ``modules`` whose output autograd has recorded.
 

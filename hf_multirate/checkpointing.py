@@ -1,0 +1,89 @@
+"""Keep the saving of fast-only steps under activation checkpointing of transformers models.
+
+So that something below a checkpoint requires a gradient, transformers and PEFT mark the output of the input
+embeddings, and backward would run down to it. Checkpoints with ``use_reentrant=True`` return no gradient at all
+unless an input of theirs requires one, so without the mark the live part would learn nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+
+@contextmanager
+def without_reentrance(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Have ``modules`` recompute with ``use_reentrant=False``, which gives the same gradients with no mark needed."""
+    before = [(module, vars(module)["_gradient_checkpointing_func"]) for module in modules]
+    for module, function in before:
+        keywords = {**function.keywords, "use_reentrant": False}
+        vars(module)["_gradient_checkpointing_func"] = functools.partial(function.func, *function.args, **keywords)
+    try:
+        yield
+    finally:
+        for module, function in before:
+            vars(module)["_gradient_checkpointing_func"] = function
+
+
+def reentrant(model: nn.Module) -> list[nn.Module]:
+    """Modules of transformers models that recompute their activations with ``use_reentrant=True``."""
+    functions = ((module, vars(module).get("_gradient_checkpointing_func")) for module in model.modules())
+    return [
+        module
+        for module, function in functions
+        if isinstance(function, functools.partial) and function.keywords.get("use_reentrant")
+    ]
+
+
+def markable(model: nn.Module, idle: Iterable[nn.Module]) -> list[nn.Module]:
+    """Embeddings within ``idle`` modules, of tokens or of what the transformers models in ``model`` take instead."""
+    parts = {part for module in idle for part in module.modules()}
+    inputs = {_input_embeddings(module) for module in model.modules() if isinstance(module, PreTrainedModel)}
+    return [part for part in model.modules() if part in parts and (isinstance(part, nn.Embedding) or part in inputs)]
+
+
+def _input_embeddings(model: PreTrainedModel) -> nn.Module | None:
+    try:
+        found: nn.Module | None = model.get_input_embeddings()
+    except NotImplementedError:
+        return None
+    return found
+
+
+@contextmanager
+def marks_cut(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Detach the outputs of ``modules`` that require a gradient only because somebody marked them.
+
+    Activation checkpointing in transformers registers a hook that marks the output of the input embeddings,
+    ``enable_input_require_grads``; another hook may have added noise to it since (NEFTune). With everything below
+    the boundary idle the mark has no use, and backward would run down to it. An output that a parameter has a part
+    in is left alone: somebody upstream is live.
+    """
+    handles = [module.register_forward_hook(_detach_marked) for module in modules]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _detach_marked(module: nn.Module, args: Any, output: Any) -> Any:
+    del module, args
+    if isinstance(output, torch.Tensor) and output.requires_grad and not _depends_on_parameter(output):
+        return output.detach()
+    return output
+
+
+def _depends_on_parameter(output: torch.Tensor) -> bool:
+    """Whether backward from ``output`` would reach a parameter."""
+    nodes = [output.grad_fn] if output.grad_fn is not None else []
+    for node in nodes:  # grows while it is walked
+        nodes += [above for above, _ in node.next_functions if above is not None and above not in nodes]
+    leaves: list[Any] = [node for node in nodes if not node.next_functions]
+    return any(leaf.name().endswith("AccumulateGrad") and isinstance(leaf.variable, nn.Parameter) for leaf in leaves)
