@@ -1,13 +1,14 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+LOWER := .venv-lower
 STAMP := $(VENV)/installed.stamp
 ARGS ?=
 
 # One process on one device; every choice is spelled out so that accelerate neither asks nor warns.
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
-.PHONY: venv glue test test-slow lint clean
+.PHONY: venv glue test test-slow test-lower lint clean
 
 venv: $(STAMP)
 
@@ -26,11 +27,20 @@ test: venv
 test-slow: venv
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
 
+# The oldest versions that are supported, in an environment of their own; linters are those of the newest.
+test-lower: $(LOWER)/installed.stamp
+	HF_HUB_OFFLINE=1 $(LOWER)/bin/python -m pytest -m "not slow" $(ARGS)
+
+$(LOWER)/installed.stamp: setup.cfg setup.py pyproject.toml constraints/lower.txt
+	$(PYTHON) -m venv $(LOWER)
+	$(LOWER)/bin/python -m pip install --disable-pip-version-check --quiet -c constraints/lower.txt -e ".[examples,test]"
+	touch $@
+
 lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache runs
+	rm -rf $(VENV) $(LOWER) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache runs
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

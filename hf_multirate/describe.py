@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 
 from torch import nn
@@ -80,9 +81,11 @@ def fold(names: Sequence[str]) -> list[str]:
     """
     blocks: dict[str, list[int]] = {}
     order: dict[str, list[str]] = {}
+    # A number at the very front is a block if others are like it, and not the place of a whole model in a pipeline.
+    behind = Counter(name.partition(".")[2] for name in names)
     for name in names:
         match = re.match(r"(.*?\.)?(\d+)\.", name)
-        if match:
+        if match and (match.group(1) or behind[name[match.end() :]] > 1):
             prefix = match.group(1) or ""
             blocks.setdefault(prefix, [])
             if int(match.group(2)) not in blocks[prefix]:

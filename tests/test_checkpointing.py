@@ -10,8 +10,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from torch.utils.flop_counter import FlopCounterMode
 
+from counted import Counted, saving
 from hf_multirate import Multirate, MultirateConfig, MultirateTrainer, RateGroup
 from hf_multirate.checkpointing import marks_cut, reentrant
 from runs import CONFIG, PERIOD, assert_same, example, history, trainer_for, weights
@@ -23,20 +23,8 @@ REENTRANT = {**CHECKPOINTING, "gradient_checkpointing_kwargs": {"use_reentrant":
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
 
 
-class Counted(MultirateTrainer):
-    """Counts the floating point operations of forward and backward of each step."""
-
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        with FlopCounterMode(display=False) as counter:
-            loss = super().training_step(*args, **kwargs)
-        self.__dict__.setdefault("flops", []).append(counter.get_total_flops())
-        return loss
-
-
-def saving(flops: list[int]) -> float:
-    """Cost of a fast-only step as a share of a full one's."""
-    assert flops == [flops[step % PERIOD and 1] for step in range(len(flops))]
-    return flops[1] / flops[0]
+class Watched(Counted, MultirateTrainer):
+    """Counts operations."""
 
 
 # transformers marks the output of embeddings as requiring a gradient: backward would run through all that is idle.
@@ -47,12 +35,12 @@ def saving(flops: list[int]) -> float:
 def test_checkpointing_keeps_the_saving(
     tmp_path: Path, warnings_of: Any, family: str, noise: float | None, settings: dict[str, Any]
 ) -> None:
-    plain = trainer_for(tmp_path, CONFIG, family, kind=Counted, neftune_noise_alpha=noise)
+    plain = trainer_for(tmp_path, CONFIG, family, kind=Watched, neftune_noise_alpha=noise)
     plain.train()
-    trainer = trainer_for(tmp_path, CONFIG, family, kind=Counted, neftune_noise_alpha=noise, **settings)
+    trainer = trainer_for(tmp_path, CONFIG, family, kind=Watched, neftune_noise_alpha=noise, **settings)
     assert "backward runs" not in warnings_of(trainer)
     # Both recompute what is live, so that the share is smaller than without.
-    assert saving(trainer.flops) < saving(plain.flops) < 0.6
+    assert saving(trainer, PERIOD) < saving(plain, PERIOD) < 0.6
     assert_same(weights(trainer), weights(plain))
     assert history(trainer) == history(plain)
     assert bool(reentrant(trainer.model)) is (settings is REENTRANT)  # as it was found
@@ -74,12 +62,12 @@ def test_adapters_with_marked_inputs_keep_the_saving(tmp_path: Path, family: str
         return model
 
     counted = [
-        trainer_for(tmp_path, CONFIG, family, kind=Counted, model_init=init, label_names=["labels"], **each)
+        trainer_for(tmp_path, CONFIG, family, kind=Watched, model_init=init, label_names=["labels"], **each)
         for init, each in ((adapted, settings), (lambda: unmarked(adapted()), {}))
     ]
     for trainer in counted:
         trainer.train()
-    assert saving(counted[0].flops) <= saving(counted[1].flops) < 0.7
+    assert saving(counted[0], PERIOD) <= saving(counted[1], PERIOD) < 0.7
     assert_same(weights(counted[0]), weights(counted[1]))
 
 

@@ -7,7 +7,17 @@ from typing import Any
 
 import torch
 import transformers as tf
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
+
+
+def tokenizer() -> tf.PreTrainedTokenizerFast:
+    """One token for each of `WORDS`, behind the special ones."""
+    special = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    vocabulary = {word: number for number, word in enumerate([*special.values(), *WORDS])}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    return tf.PreTrainedTokenizerFast(tokenizer_object=words, model_max_length=32, **special)
 
 
 def _text_batch() -> dict[str, torch.Tensor]:
@@ -32,6 +42,7 @@ def _image_batch() -> dict[str, torch.Tensor]:
 
 Family = tuple[nn.Module, dict[str, torch.Tensor]]
 
+WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 VOCAB, LABELS, BATCH, LENGTH, IMAGE = 40, 3, 2, 6, 32
 # The names most configs share. Token 0 begins, 1 pads, 2 ends a text.
 SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2}
