@@ -28,6 +28,7 @@ class Attachment:
         optimizer: Their optimizer.
         groups: Rate group name -> parameter name -> parameter.
         sync: What the wrapper of the model asks for.
+        compiled: Whether ``torch.compile`` traces the model.
 
     Raises:
         ValueError: the optimizer lacks a parameter, or it moves parameters that have no gradient.
@@ -42,6 +43,8 @@ class Attachment:
         optimizer: Optimizer,
         groups: Mapping[str, Mapping[str, nn.Parameter]],
         sync: GradSync,
+        *,
+        compiled: bool = False,
     ) -> None:
         self._config = config
         self.shared = SharedStep(config, sync, groups)
@@ -51,7 +54,7 @@ class Attachment:
             check_optimizer(optimizer, idles=self._prunes)
         mode = config.idle_mode or ("train" if type(optimizer) is SGD else "eval")
         freezes = config.idle_buffers == "freeze"
-        self._pruner = Pruner(model, groups, evaluates=mode == "eval", freezes_buffers=freezes)
+        self._pruner = Pruner(model, groups, evaluates=mode == "eval", freezes_buffers=freezes, compiled=compiled)
         self._check = GradientCheck(groups, tolerant=config.missing_gradients == "warn")
 
     @property

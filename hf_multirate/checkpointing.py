@@ -75,9 +75,10 @@ def marks_cut(modules: Iterable[nn.Module]) -> Iterator[None]:
 
 def _detach_marked(module: nn.Module, args: Any, output: Any) -> Any:
     del module, args
-    if isinstance(output, torch.Tensor) and output.requires_grad and not _depends_on_parameter(output):
-        return output.detach()
-    return output
+    if not isinstance(output, torch.Tensor) or not output.requires_grad:
+        return output
+    # A graph that is being compiled cannot be looked at. A parameter that loses its gradient there is missed later.
+    return output.detach() if torch.compiler.is_compiling() or not _depends_on_parameter(output) else output
 
 
 def _depends_on_parameter(output: torch.Tensor) -> bool:

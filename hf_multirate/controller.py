@@ -14,7 +14,7 @@ from hf_multirate.attachment import Attachment
 from hf_multirate.config import MultirateConfig
 from hf_multirate.cost import layers_of, predicted_speedup, relative_costs
 from hf_multirate.describe import describe
-from hf_multirate.distributed import GradSync, choose, unwrapped
+from hf_multirate.distributed import GradSync, choose, is_compiled, unwrapped
 from hf_multirate.lease import innermost, is_leased, lease, release
 from hf_multirate.names import named
 from hf_multirate.onlookers import on_look
@@ -85,11 +85,12 @@ class Multirate:
         if self.attached or is_leased(optimizer):
             raise RuntimeError("the optimizer or this controller is attached already: call detach() first.")
         sync = choose(model) if self.active else GradSync()
+        compiled = is_compiled(model)
         model = unwrapped(model)
         self.assign(model)
         parameters = named(model)
         groups = {name: {key: parameters[key] for key in keys} for name, keys in self.partition.items()}
-        self._attachment = Attachment(self.config, model, optimizer, groups, sync)
+        self._attachment = Attachment(self.config, model, optimizer, groups, sync, compiled=compiled)
         self.telemetry = Telemetry(predicted_speedup(relative_costs(self.config, self.partition, layers_of(model))))
         self.applied, self.step, self._live = 0, None, None
         self._optimizer = optimizer

@@ -36,6 +36,7 @@ class Pruner:
         groups: Rate group name -> parameter name -> parameter.
         evaluates: Whether modules of idle parameters, without a live one, run in eval mode.
         freezes_buffers: Whether the buffers of such modules are put back.
+        compiled: Whether ``torch.compile`` traces the model: then nothing is watched.
     """
 
     def __init__(
@@ -45,8 +46,10 @@ class Pruner:
         *,
         evaluates: bool = False,
         freezes_buffers: bool = False,
+        compiled: bool = False,
     ) -> None:
         self._model = model
+        self._compiled = compiled
         self._evaluates = evaluates
         self._freezes_buffers = freezes_buffers
         self._groups = groups
@@ -84,7 +87,8 @@ class Pruner:
             stack.enter_context(idle(found.parameters))
             stack.enter_context(without_reentrance(reentrant(self._model)))
             stack.enter_context(marks_cut(found.markable))
-            if not found.inspected:
+            # Hooks that come and go would have a compiled model compiled once more.
+            if not found.inspected and not self._compiled:
                 stack.callback(self._inspect, live, stack.enter_context(recorded(found.modules)))
             yield
 

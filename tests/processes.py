@@ -22,6 +22,7 @@ from accelerate import Accelerator
 from accelerate.state import PartialState
 from accelerate.utils import DDPCommunicationHookType, DistributedDataParallelKwargs, DistributedType
 from peft import LoraConfig, get_peft_model
+from torch._dynamo.utils import counters
 from torch.distributed.algorithms import Join
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
@@ -271,6 +272,8 @@ def loop(words: list[str]) -> dict[str, Any]:
     """A loop of one's own, with DistributedDataParallel put around the model by hand."""
     model, rows = model_of(words)
     wrapped = wrapped_of(words, model)
+    graphs: list[int] = []
+    counters.clear()
     kind, settings = OPTIMIZERS["sgd"]
     optimizer = kind(model.parameters(), **settings)
     with ExitStack() as stack:
@@ -301,7 +304,8 @@ def loop(words: list[str]) -> dict[str, Any]:
             torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
             optimizer.step()
             optimizer.zero_grad()
-    return {"weights": whole(model)}
+            graphs.append(counters["stats"]["unique_graphs"])
+    return {"weights": whole(model), "graphs": graphs}
 
 
 def main() -> None:

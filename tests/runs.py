@@ -15,6 +15,9 @@ from hf_multirate import MultirateConfig, MultirateTrainer
 from tiny import BATCH, FAMILIES, LABELS, VOCAB
 
 
+FIVE = int(tf.__version__.partition(".")[0]) >= 5
+"""Whether this is transformers 5, and not 4.57."""
+
 PERIOD = 4
 CONFIG = MultirateConfig.two_rate("last:1", PERIOD)
 DEFAULTS: dict[str, Any] = {

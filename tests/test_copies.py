@@ -17,7 +17,7 @@ from transformers.optimization import Adafactor
 
 from hf_multirate import AveragedCopies, AveragedCopiesTrainer, CopiesConfig, Multirate, MultirateConfig
 from reference import averaged_copies
-from runs import arguments, assert_same, differ, example, history, weights
+from runs import FIVE, arguments, assert_same, differ, example, history, weights
 from small import batch, gradient_of, network, values
 
 
@@ -149,6 +149,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
 
 @pytest.mark.parametrize("step", [2, 3, 4, 5, 7])
 def test_resumed_is_uninterrupted(tmp_path: Path, whole: tuple[Path, Any], step: int) -> None:
+    if not FIVE and step > 6:
+        pytest.skip("plain Trainer of 4.57 does not resume to the bit in a second epoch")
     folder, wanted = whole
     trainer = trainer_of(tmp_path)
     for parameter in trainer.model.parameters():

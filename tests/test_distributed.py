@@ -139,6 +139,13 @@ def test_loop_of_ones_own(one: Path, two: Path, case: str) -> None:
     assert not any(result(two, case).get("rests", []))
 
 
+def test_compiled_once_for_full_and_once_for_fast_only_steps(two: Path) -> None:
+    graphs = result(two, "loop-compiled")["graphs"]
+    # (The second batch has BERT compiled again, as it does alone: the first has written down what its labels are.)
+    assert graphs == [1, 2, 2, 2, *[3] * (len(graphs) - 4)]
+    assert graphs[-1] > result(two, "loop")["graphs"][-1] == 0
+
+
 def test_backward_that_comes_twice_is_waited_for(one: Path, two: Path) -> None:
     assert_same(result(two, "loop-last-twice")["weights"], result(two, "loop-last-twice", 1)["weights"])
     assert largest(result(one, "loop-last"), result(two, "loop-last-twice")) < 1e-7

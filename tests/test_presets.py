@@ -11,6 +11,7 @@ from torch import nn
 from transformers import BertForSequenceClassification, CLIPConfig, CLIPModel
 
 from hf_multirate.presets import preset_names, stack_of
+from runs import FIVE
 from tiny import FAMILIES
 
 
@@ -52,7 +53,7 @@ EXPECTED = {
     "resnet": Row("resnet.encoder.stages", 3, (), ("classifier.1.",)),
     "roberta": Row("roberta.encoder.layer", 4, (), ("classifier.dense.", "classifier.out_proj.")),
     "t5": Row("decoder.block", 3, ("decoder.final_layer_norm.",), (), OWN, ("lm_head",)),
-    "vit": Row("vit.layers", 4, ("vit.layernorm.",), ("classifier.",)),
+    "vit": Row("vit.layers" if FIVE else "vit.encoder.layer", 4, ("vit.layernorm.",), ("classifier.",)),
     "wav2vec2": Row("wav2vec2.encoder.layers", 4, (), ("projector.", "classifier.")),
 }
 # Value of the preset, and how many of 3 or 4 blocks that is.

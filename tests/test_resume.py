@@ -15,7 +15,7 @@ import torch
 from torch.optim import SGD
 
 from hf_multirate import MultirateConfig, RateGroup, Subset
-from runs import assert_same, differ, history, trainer_for, weights
+from runs import FIVE, assert_same, differ, history, trainer_for, weights
 
 
 # Checkpoints 3 to 6 are in phases 3, 0, 1 and 2; five more steps reach the refresh behind each of them.
@@ -93,6 +93,8 @@ def resumed(case: str, checkpoint: Path, folder: Path, chosen: MultirateConfig |
 @pytest.mark.parametrize("step", CHECKPOINTS)
 @pytest.mark.parametrize("case", CASES)
 def test_resumed_is_uninterrupted(tmp_path: Path, whole: Whole, case: str, step: int) -> None:
+    if not FIVE and "accumulation" in case:
+        pytest.skip("plain Trainer of 4.57 does not resume to the bit with accumulation")
     folder, wanted = whole(case)
     assert_same(resumed(case, folder / f"checkpoint-{step}", tmp_path), wanted)
 

@@ -40,6 +40,8 @@ pytestmark = [
     # On names that transformers has renamed.
     pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    # Cached losses run forward without gradients first, through checkpoints that are reentrant in 4.57.
+    pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad=True:UserWarning"),
 ]
 CONFIG = MultirateConfig.two_rate("last:1", PERIOD, missing_gradients="warn")  # nobody reads BERT's pooler
 
@@ -110,7 +112,8 @@ def test_fast_steps_cost_less(
     assert phases(trainer) == [0, 1, 2, 3, 0, 1]
     assert saving(trainer, PERIOD) < (0.8 if loss == "cached" else 0.6)  # that one runs forward twice
     after = weights(trainer)
-    still = {name for name in before if torch.equal(before[name], after[name])}
+    parameters = {name for name, _ in trainer.model.named_parameters()}
+    still = {name for name in parameters if torch.equal(before[name], after[name])}
     assert all("pooler" in name for name in still)
 
 

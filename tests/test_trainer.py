@@ -12,7 +12,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from hf_multirate import MultirateConfig, MultirateTrainer
 from hf_multirate.telemetry import Telemetry
-from runs import CONFIG, PERIOD, Watched, arguments, assert_same, example, history, phases, trainer_for
+from runs import CONFIG, FIVE, PERIOD, Watched, arguments, assert_same, example, history, phases, trainer_for
 
 
 # Family and the last module below the cut of its preset.
@@ -159,6 +159,8 @@ def test_nothing_is_recorded_below_the_boundary(tmp_path: Path, family: str, bel
 
 @pytest.mark.parametrize("limit", [0.0, 1e-3, 0.5, 1e3])
 def test_clipping_is_trainers_of_the_gradients_present(tmp_path: Path, limit: float) -> None:
+    if not (FIVE or limit):
+        pytest.skip("4.57 takes no norm where it does not clip")
     clipped, unclipped = Gradients(), []
     trainer = trainer_for(tmp_path, CONFIG, callbacks=[clipped], max_grad_norm=limit)
     clip = trainer.accelerator.clip_grad_norm_

@@ -71,6 +71,6 @@ def _model(trainer: Trainer) -> str | None:
     if (vars(trainer.model).get("_tp_size") or 1) > 1:
         return f"tensor parallelism, which was never tried. {PROCESSES}"
     parallelism = trainer.accelerator.parallelism_config
-    if parallelism is not None and (parallelism.tp_enabled or parallelism.cp_enabled or parallelism.sp_enabled):
+    if parallelism is not None and parallelism.non_data_parallel_size > 1:
         return f"tensor, context or sequence parallelism ({parallelism}), which was never tried. {PROCESSES}"
     return None
