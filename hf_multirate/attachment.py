@@ -47,11 +47,11 @@ class Attachment:
         compiled: bool = False,
     ) -> None:
         self._config = config
+        if not config.trains_plainly:
+            check_optimizer(optimizer, idles=self._prunes)
         self.shared = SharedStep(config, sync, groups)
         self.movement = Movement(config, optimizer, groups)
         self._subgroups = Subgroups(config, optimizer, groups)
-        if not config.trains_plainly:
-            check_optimizer(optimizer, idles=self._prunes)
         mode = config.idle_mode or ("train" if type(optimizer) is SGD else "eval")
         freezes = config.idle_buffers == "freeze"
         self._pruner = Pruner(model, groups, evaluates=mode == "eval", freezes_buffers=freezes, compiled=compiled)

@@ -13,6 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from transformers.trainer_pt_utils import LayerWiseDummyOptimizer
+
+
+DURING_BACKWARD = (
+    "does not move parameters in step(): it updates them during backward, where nothing can follow. Use AdamW or SGD, "
+    "or plain training (period 1)."
+)
 
 
 def check_optimizer(optimizer: Optimizer, *, idles: bool = True) -> None:
@@ -29,6 +36,8 @@ def check_optimizer(optimizer: Optimizer, *, idles: bool = True) -> None:
             evaluation, or does not move parameters in ``step()`` at all.
     """
     name = type(optimizer).__name__
+    if isinstance(optimizer, LayerWiseDummyOptimizer):
+        raise ValueError(f"a layer-wise optimizer {DURING_BACKWARD}")
     if callable(getattr(type(optimizer), "train", None)) and callable(getattr(type(optimizer), "eval", None)):
         raise ValueError(
             f"optimizer {name} swaps the weights between train() and eval(), so what it moves is not "
@@ -54,10 +63,7 @@ def _check_group(optimizer: Optimizer, group: dict[str, Any], name: str, idles: 
             "optimizer that skips them, such as AdamW or SGD, or plain training (period 1)."
         )
     if torch.equal(live, start):
-        raise ValueError(
-            f"optimizer {name} does not move parameters in step(): it updates them during backward, where nothing can "
-            "follow. Use AdamW or SGD, or plain training (period 1)."
-        )
+        raise ValueError(f"optimizer {name} {DURING_BACKWARD}")
 
 
 def _step(probe: Optimizer, name: str, *parameters: Tensor) -> None:
@@ -65,6 +71,8 @@ def _step(probe: Optimizer, name: str, *parameters: Tensor) -> None:
         parameter.grad = torch.ones_like(parameter)
     try:
         probe.step()
+    except NotImplementedError as error:
+        raise ValueError(f"optimizer {name} {DURING_BACKWARD}") from error
     except Exception as error:
         raise ValueError(
             f"optimizer {name} could not be tried on two small parameters, so whether it leaves those without a "
@@ -87,7 +95,9 @@ def _copy_of(optimizer: Optimizer, group: dict[str, Any]) -> Optimizer:
     # A warm-up may start at learning rate zero, where nothing would move or decay.
     rates = {"lr": 0.1} if not isinstance(group["lr"], Tensor) else {"lr": torch.full_like(group["lr"], 0.1)}
     decay = {"weight_decay": 0.1} if "weight_decay" in group else {}
-    copied = {key: copy.copy(value) for key, value in group.items() if key != "params"}
+    copied = {key: copy.deepcopy(value) for key, value in group.items() if key != "params"}
     probe.param_groups = [{**copied, **rates, **decay, "params": group["params"]}]
-    probe.state = defaultdict(dict)
+    # APOLLO leaves a seed in the state of each parameter when it is made.
+    seeded = {"seed": 0} if any("seed" in state for state in optimizer.state.values()) else {}
+    probe.state = defaultdict(dict, {parameter: dict(seeded) for parameter in group["params"]} if seeded else {})
     return probe
