@@ -67,18 +67,33 @@ class ControlledMixin(_Base):
     _files = "controller"
     """Stem of the two files in a checkpoint, and of the entry in the logs."""
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuse bases of which `transformers.Trainer` comes first: it would train plainly and say nothing."""
+        super().__init_subclass__(**kwargs)
+        order = cls.__mro__
+        if Trainer in order and order.index(Trainer) < order.index(ControlledMixin):
+            theirs = next(base for base in order if base is Trainer or base in cls.__bases__)
+            ours = next(base for base in cls.__bases__ if issubclass(base, ControlledMixin))
+            raise TypeError(
+                f"class {cls.__name__} names {theirs.__name__} before {ours.__name__}, so that its methods would come "
+                f"first and train plainly. Write class {cls.__name__}({ours.__name__}, {theirs.__name__})."
+            )
+
     def _control(self, controller: Controller) -> None:
         self._controller = controller
         self._training = False
+        self._started: int | None = None
         self._begun = self._first_step = 0
         self._resumed: tuple[int, Any] = (0, None)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As in `transformers.Trainer`; model and optimizer are let go of at the end, also after an error."""
         self._controller.detach()
-        self._training, self._resumed = True, (0, None)
+        self._training, self._resumed, self._started = True, (0, None), None
         try:
-            return super().train(*args, **kwargs)
+            output = super().train(*args, **kwargs)
+            self._require_own_steps()
+            return output
         finally:
             self._controller.detach()
             self._training = False
@@ -91,6 +106,24 @@ class ControlledMixin(_Base):
             with self._controller.attach(cast(nn.Module, self.model), optimizer):
                 pass
         return optimizer
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """As in `transformers.Trainer`, which asks for batches once a step."""
+        if self._training:
+            self._require_own_steps()
+            self._started = self.state.global_step if self._started is None else self._started
+        return super().get_batch_samples(*args, **kwargs)
+
+    def _require_own_steps(self) -> None:
+        """Raise `RuntimeError` if a step was taken and `training_step` never called."""
+        stepped = self._started is not None and self.state.global_step > self._started
+        if stepped and self._controller.active and not self._controller.attached:
+            theirs = next(kind for kind in type(self).__mro__ if "training_step" in vars(kind))
+            raise RuntimeError(
+                f"{theirs.__name__}.training_step takes the place of the one that this package needs, so it trains "
+                "plainly. Call super().training_step(model, inputs, num_items_in_batch) in it, and change the loss in "
+                "compute_loss."
+            )
 
     def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
         """One micro-batch, as the controller has it at this step."""

@@ -15,7 +15,7 @@ from hf_multirate.config import MultirateConfig
 from hf_multirate.cost import layers_of, predicted_speedup, relative_costs
 from hf_multirate.describe import describe
 from hf_multirate.distributed import GradSync, choose, is_compiled, unwrapped
-from hf_multirate.lease import innermost, is_leased, lease, release
+from hf_multirate.lease import innermost, lease, release, require_free
 from hf_multirate.names import named
 from hf_multirate.onlookers import on_look
 from hf_multirate.partition import Partition, assign
@@ -49,6 +49,7 @@ class Multirate:
         self._partition: Partition | None = None
         self._optimizer: Optimizer | None = None
         self._live: tuple[int, ...] | None = None
+        self._costs = [1.0]
         self._hooks: list[Any] = []
         self._open = ExitStack()
         self._inside = False
@@ -77,13 +78,14 @@ class Multirate:
         Raises:
             ValueError: the groups do not fit the model, the optimizer lacks a parameter, or it moves parameters
                 that have no gradient.
-            RuntimeError: this controller or another one is attached to the optimizer already, or the processes of the
-                run have different configurations or models.
+            RuntimeError: this controller or another one is attached to the optimizer or the model already, or the
+                processes of the run have different configurations or models.
             NotImplementedError: the model is wrapped by something that this package does not work with.
         """
         optimizer = innermost(optimizer)
-        if self.attached or is_leased(optimizer):
-            raise RuntimeError("the optimizer or this controller is attached already: call detach() first.")
+        if self.attached:
+            raise RuntimeError("this controller is attached already: call detach() first.")
+        require_free(optimizer, unwrapped(model))
         sync = choose(model) if self.active else GradSync()
         compiled = is_compiled(model)
         model = unwrapped(model)
@@ -91,7 +93,8 @@ class Multirate:
         parameters = named(model)
         groups = {name: {key: parameters[key] for key in keys} for name, keys in self.partition.items()}
         self._attachment = Attachment(self.config, model, optimizer, groups, sync, compiled=compiled)
-        self.telemetry = Telemetry(predicted_speedup(relative_costs(self.config, self.partition, layers_of(model))))
+        self._costs = relative_costs(self.config, self.partition, layers_of(model))
+        self.telemetry = Telemetry(predicted_speedup(self._costs))
         self.applied, self.step, self._live = 0, None, None
         self._optimizer = optimizer
         self._hooks = [
@@ -99,7 +102,7 @@ class Multirate:
             optimizer.register_step_post_hook(self._after_optimizer_step),
             *on_look(model, self._open.close),
         ]
-        lease(optimizer)
+        lease(optimizer, model)
         return self
 
     def detach(self) -> None:
@@ -107,8 +110,8 @@ class Multirate:
         self._open.close()
         for hook in self._hooks:
             hook.remove()
-        if self._optimizer is not None:
-            release(self._optimizer)
+        if self._optimizer is not None and self._model is not None:
+            release(self._optimizer, self._model)
         self._hooks, self._optimizer, self._live = [], None, None
 
     def __enter__(self) -> Multirate:
@@ -143,6 +146,11 @@ class Multirate:
     def phase(self) -> int:
         """Position in the cycle of the step begun last; 0 is a full step."""
         return 0 if self.step is None else self.config.cycles.phase(self.step)
+
+    @property
+    def relative_cost(self) -> float:
+        """Predicted cost of the step begun last, as a share of a full one."""
+        return self._costs[self.phase]
 
     def describe(self) -> str:
         """A table of the rate groups, the boundary below which backward is skipped, and the predicted cost."""

@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from hf_multirate.copy_store import CopyStore
-from hf_multirate.lease import innermost, is_leased, lease, release
+from hf_multirate.lease import innermost, lease, release, require_free
 from hf_multirate.onlookers import on_look
 from hf_multirate.probe import check_optimizer
 from hf_multirate.turns import CopiesConfig
@@ -61,8 +61,9 @@ class AveragedCopies:
             RuntimeError: this controller or another one is attached to the optimizer already.
         """
         optimizer = innermost(optimizer)
-        if self.attached or is_leased(optimizer):
-            raise RuntimeError("the optimizer or these copies are attached already: call detach() first.")
+        if self.attached:
+            raise RuntimeError("these copies are attached already: call detach() first.")
+        require_free(optimizer, model)
         _check_rates(optimizer)
         check_optimizer(optimizer, idles=False)
         self._store = CopyStore(model, optimizer, len(self.config.periods))
@@ -73,7 +74,8 @@ class AveragedCopies:
             optimizer.register_step_post_hook(self._after_optimizer_step),
             *on_look(model, self._show_fastest, self._show_begun),
         ]
-        lease(optimizer)
+        lease(optimizer, model)
+        self._model = model
         return self
 
     def detach(self) -> None:
@@ -84,7 +86,7 @@ class AveragedCopies:
         self._restore_rates()
         for hook in self._hooks:
             hook.remove()
-        release(self._optimizer)
+        release(self._optimizer, self._model)
         self._hooks, self._optimizer, self._store = [], None, None
 
     def __enter__(self) -> AveragedCopies:

@@ -1,13 +1,14 @@
-"""An optimizer is in the hands of one controller at a time: two would both move what is idle."""
+"""An optimizer, and a model, is in the hands of one controller at a time: two would both move what is idle."""
 
 from __future__ import annotations
 
 from weakref import WeakSet
 
+from torch import nn
 from torch.optim import Optimizer
 
 
-_leased: WeakSet[Optimizer] = WeakSet()
+_leased: WeakSet[Optimizer | nn.Module] = WeakSet()
 
 
 def innermost(optimizer: Optimizer) -> Optimizer:
@@ -22,16 +23,18 @@ def innermost(optimizer: Optimizer) -> Optimizer:
     return innermost(wrapped) if isinstance(wrapped, Optimizer) else optimizer
 
 
-def is_leased(optimizer: Optimizer) -> bool:
-    """Whether a controller has the optimizer."""
-    return optimizer in _leased
+def require_free(optimizer: Optimizer, model: nn.Module) -> None:
+    """Raise `RuntimeError` if a controller has one of the two already."""
+    for name, thing in (("optimizer", optimizer), ("model", model)):
+        if thing in _leased:
+            raise RuntimeError(f"the {name} is attached already, to this or another controller: call detach() first.")
 
 
-def lease(optimizer: Optimizer) -> None:
-    """Note that a controller has taken the optimizer."""
-    _leased.add(optimizer)
+def lease(optimizer: Optimizer, model: nn.Module) -> None:
+    """Note that a controller has taken both."""
+    _leased.update((optimizer, model))
 
 
-def release(optimizer: Optimizer) -> None:
-    """Note that it has let go of it."""
-    _leased.discard(optimizer)
+def release(optimizer: Optimizer, model: nn.Module) -> None:
+    """Note that it has let go of them."""
+    _leased.difference_update((optimizer, model))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any, cast
 
+import torch
 from accelerate.utils import parse_flag_from_env
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -38,6 +39,7 @@ class MultirateMixin(ControlledMixin):
 
     def __init__(self, *args: Any, multirate: MultirateConfig | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._configured_by_arguments = multirate is None
         if multirate is None:
             multirate = _from_arguments(self.args)
         elif not isinstance(multirate, MultirateConfig):
@@ -47,6 +49,19 @@ class MultirateMixin(ControlledMixin):
             refuse_untested(cast(Trainer, self), multirate)
         self.multirate.assign(cast(nn.Module, self.model))
         self._control(self.multirate)
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """As in `transformers.Trainer`; takes over arguments that a hyperparameter search has changed since."""
+        if self._configured_by_arguments:
+            self.multirate.config = _from_arguments(self.args)
+            if self.multirate.active:
+                refuse_untested(cast(Trainer, self), self.multirate.config)
+        return super().create_optimizer(*args, **kwargs)
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """As in `transformers.Trainer`, less the backward that a step leaves out: an estimate, as theirs is."""
+        operations = super().floating_point_ops(inputs)
+        return int(operations * self.multirate.relative_cost) if self._training else operations
 
     def _model_to_control(self) -> nn.Module:
         """The model with its wrapper, which decides how gradients are synchronised."""
