@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -27,6 +28,15 @@ def _seeded() -> None:
     from transformers import set_seed
 
     set_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _environment() -> Iterator[None]:
+    """Arguments of transformers 4.57 write settings into the environment, where the next trainer would find them."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @pytest.fixture

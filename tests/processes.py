@@ -186,7 +186,8 @@ def wrap_with(trainer: Any, settings: dict[str, Any]) -> None:
 
     def wrap(*args: Any, **kwargs: Any) -> Any:
         model = ordinary(*args, **kwargs)
-        vars(trainer.accelerator.ddp_handler).update(settings)
+        if WORLD > 1:
+            vars(trainer.accelerator.ddp_handler).update(settings)
         return model
 
     trainer._wrap_model = wrap

@@ -38,7 +38,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("model")
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
     (folder / "vocab.txt").write_text("\n".join(vocabulary), encoding="utf-8")
-    tokenizer = BertTokenizer(vocab={word: number for number, word in enumerate(vocabulary)})
+    tokenizer = BertTokenizer.from_pretrained(folder)
     tokenizer.save_pretrained(folder)
     config = BertConfig(
         vocab_size=len(vocabulary),
