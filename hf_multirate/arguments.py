@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from transformers import TrainingArguments
+from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
 from hf_multirate.config import MultirateConfig
 
@@ -18,6 +18,9 @@ class MultirateTrainingArguments(TrainingArguments):
     """`transformers.TrainingArguments` with the rate groups of `MultirateTrainer`.
 
     The fields cover two rates; ``multirate_config`` names a JSON file for everything else.
+
+    For arguments of another library write ``@dataclass class Mine(TheirArguments, MultirateTrainingArguments)``, in
+    this order: then their defaults stay.
 
     Raises:
         ValueError: a value is out of range, or a file and single fields contradict each other.
@@ -57,6 +60,17 @@ class MultirateTrainingArguments(TrainingArguments):
         default=None, metadata={"help": "JSON file with a whole MultirateConfig, instead of the fields above."}
     )
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuse bases of which this class comes first: a dataclass would take its defaults, not theirs."""
+        super().__init_subclass__(**kwargs)
+        behind = cls.__mro__[cls.__mro__.index(MultirateTrainingArguments) + 1 :]
+        theirs = next(base for base in behind if issubclass(base, TrainingArguments))
+        if theirs is not TrainingArguments:
+            raise TypeError(
+                f"class {cls.__name__} names MultirateTrainingArguments before {theirs.__name__}, whose defaults "
+                f"would be lost. Write class {cls.__name__}({theirs.__name__}, MultirateTrainingArguments)."
+            )
+
     def __post_init__(self) -> None:
         """Build the configuration once, so that a mistake is found before a model is loaded."""
         super().__post_init__()  # type: ignore[no-untyped-call]  # transformers annotates no __post_init__
@@ -85,6 +99,11 @@ class MultirateTrainingArguments(TrainingArguments):
                 "too: put the values into the file, or leave the file out."
             )
         return MultirateConfig.from_json_file(self.multirate_config)
+
+
+@dataclass
+class MultirateSeq2SeqTrainingArguments(Seq2SeqTrainingArguments, MultirateTrainingArguments):
+    """`transformers.Seq2SeqTrainingArguments` with the fields of `MultirateTrainingArguments`."""
 
 
 def _ladder(fast: str, period: int | None = None, **settings: Any) -> MultirateConfig:

@@ -150,7 +150,8 @@ class Multirate:
     @property
     def relative_cost(self) -> float:
         """Predicted cost of the step begun last, as a share of a full one."""
-        return self._costs[self.phase]
+        position = 0 if self.step is None else max(0, self.step - self.config.initial_full_steps)
+        return self._costs[position % len(self._costs)]
 
     def describe(self) -> str:
         """A table of the rate groups, the boundary below which backward is skipped, and the predicted cost."""

@@ -185,12 +185,12 @@ def test_accumulated_loss_is_the_mean_over_the_batches(script: ModuleType, model
 
 
 def test_command_line_wins_over_the_defaults(script: ModuleType, tmp_path: Path) -> None:
-    _, data, args = script.parse([])
+    _, data, args = script.parse_arguments([])
     assert (args.learning_rate, args.num_train_epochs) == (script.DEFAULTS["learning_rate"], 3.0)
     assert args.do_train
     assert args.do_eval
     assert data.max_seq_length == script.DEFAULTS["max_seq_length"]
-    _, _, args = script.parse(["--learning_rate=0.5", "--do_eval", f"--output_dir={tmp_path}"])
+    _, _, args = script.parse_arguments(["--learning_rate=0.5", "--do_eval", f"--output_dir={tmp_path}"])
     assert (args.learning_rate, args.do_train, args.do_eval) == (0.5, False, True)
 
 
@@ -206,10 +206,10 @@ def test_embedded_split_is_fixed_and_disjoint(script: ModuleType) -> None:
 
 def test_summary_replaces_the_old_one_in_one_step(script: ModuleType, tmp_path: Path) -> None:
     path = tmp_path / SUMMARY
-    script.write_summary({"loss": float("nan"), "steps": 3}, path)
+    sys.modules["closing"].write_summary({"loss": float("nan"), "steps": 3}, path)
     assert json.loads(path.read_text()) == {"loss": None, "steps": 3}
     with pytest.raises(TypeError, match="not JSON serializable"):
-        script.write_summary({"loss": object()}, path)
+        sys.modules["closing"].write_summary({"loss": object()}, path)
     assert json.loads(path.read_text())["steps"] == 3
     assert list(tmp_path.iterdir()) == [path]
 

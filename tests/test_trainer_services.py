@@ -18,8 +18,8 @@ from runs import CONFIG, DEFAULTS, FIVE, PERIOD, arguments, assert_same, example
 PHASES = [0, 1, 2, 3, 0, 1]
 
 
-def trained(folder: Path, **settings: Any) -> Any:
-    trainer = trainer_for(folder, CONFIG, **settings)
+def trained(folder: Path, config: MultirateConfig = CONFIG, **settings: Any) -> Any:
+    trainer = trainer_for(folder, config, **settings)
     trainer.train()
     return trainer
 
@@ -121,6 +121,12 @@ def test_operations_are_those_of_the_steps_taken(tmp_path: Path) -> None:
     wanted = theirs.state.total_flos * (2 + 4 * fast) / 6
     assert ours.state.total_flos == pytest.approx(wanted, rel=1e-3)
     assert off.state.total_flos == theirs.state.total_flos
+    # Every step has all gradients, though masks and periods of its groups go by cycles of three.
+    masked = trainer_for(tmp_path, MultirateConfig.random_subgroups(3))
+    masked.train()
+    assert masked.state.total_flos == theirs.state.total_flos
+    late = trained(tmp_path, config=MultirateConfig.two_rate("last:1", PERIOD, initial_full_steps=3))
+    assert late.state.total_flos == pytest.approx(theirs.state.total_flos * (4 + 2 * fast) / 6, rel=1e-3)
     batch = {"input_ids": torch.ones(2, 6, dtype=torch.long)}
     assert ours.floating_point_ops(batch) == theirs.floating_point_ops(batch)  # outside of training
 
