@@ -58,6 +58,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 FAMILIES = ("bert", "gpt2-lm", "resnet")
 # ResNet has no gradient checkpointing in transformers.
 CHECKPOINTED = [(family, {"gradient_checkpointing": True}) for family in ("bert", "gpt2-lm")]
+COMPILED = {"torch_compile": True, "torch_compile_backend": "eager"}
 LAWS = [
     *(
         pytest.param(family, settings, id=f"{family}-{name}")
@@ -65,6 +66,9 @@ LAWS = [
         for name, settings in SETTINGS.items()
     ),
     *(pytest.param(family, settings, id=f"{family}-checkpointing") for family, settings in CHECKPOINTED),
+    pytest.param("gpt2-lm", {"neftune_noise_alpha": 5.0}, id="neftune"),
+    pytest.param("bert", COMPILED, id="compiled", marks=pytest.mark.filterwarnings("ignore")),
+    pytest.param("bert", {"torch_empty_cache_steps": 2}, id="emptied caches"),
 ]
 
 FULL = "last:1"
