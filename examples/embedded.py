@@ -35,7 +35,8 @@ def tokenizer_of(texts: Iterable[str], vocabulary: int = 4000) -> PreTrainedToke
     words.post_processor = processors.TemplateProcessing(
         single=f"$A {end}", pair=f"$A {end} $B {end}", special_tokens=[(end, words.token_to_id(end))]
     )
-    return PreTrainedTokenizerFast(tokenizer_object=words, model_max_length=512, **SPECIAL)
+    names = ["input_ids", "attention_mask"]
+    return PreTrainedTokenizerFast(tokenizer_object=words, model_max_length=512, model_input_names=names, **SPECIAL)
 
 
 def held_out(rows: Dataset) -> DatasetDict:

@@ -15,25 +15,56 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+
+FUNCTION = "_gradient_checkpointing_func"
+"""Where transformers keeps what a module calls to recompute its activations."""
 
 
 @contextmanager
-def without_reentrance(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Have ``modules`` recompute with ``use_reentrant=False``, which gives the same gradients with no mark needed."""
-    before = [(module, vars(module)["_gradient_checkpointing_func"]) for module in modules]
-    for module, function in before:
-        keywords = {**function.keywords, "use_reentrant": False}
-        vars(module)["_gradient_checkpointing_func"] = functools.partial(function.func, *function.args, **keywords)
+def without_reentrance(model: nn.Module, modules: Sequence[nn.Module], *, hooked: bool = True) -> Iterator[None]:
+    """Have ``modules`` recompute with ``use_reentrant=False``, which gives the same gradients with no mark needed.
+
+    Args:
+        model: The model that they are in.
+        modules: What `checkpointing_modules` has found.
+        hooked: Whether to look again before each forward pass of ``model``: trainers that sample texts within a step
+            (GRPO) take checkpointing off for that and put it on again.
+    """
+    changed: dict[nn.Module, tuple[Any, Any]] = {}
+
+    def switch(*_: Any) -> None:
+        for module in reentrant(modules):
+            before = vars(module)[FUNCTION]
+            keywords = {**before.keywords, "use_reentrant": False}
+            vars(module)[FUNCTION] = functools.partial(before.func, *before.args, **keywords)
+            changed[module] = (before, vars(module)[FUNCTION])
+
+    switch()
+    handle = model.register_forward_pre_hook(switch) if hooked and modules else None
     try:
         yield
     finally:
-        for module, function in before:
-            vars(module)["_gradient_checkpointing_func"] = function
+        if handle is not None:
+            handle.remove()
+        for module, (before, ours) in changed.items():
+            if vars(module)[FUNCTION] is ours:
+                vars(module)[FUNCTION] = before
 
 
-def reentrant(model: nn.Module) -> list[nn.Module]:
-    """Modules of transformers models that recompute their activations with ``use_reentrant=True``."""
-    functions = ((module, vars(module).get("_gradient_checkpointing_func")) for module in model.modules())
+def checkpointing_modules(model: nn.Module) -> list[nn.Module]:
+    """Modules of transformers models that can recompute their activations."""
+    return [
+        module
+        for module in model.modules()
+        if isinstance(module, GradientCheckpointingLayer) or "gradient_checkpointing" in vars(module)
+    ]
+
+
+def reentrant(modules: Iterable[nn.Module]) -> list[nn.Module]:
+    """Those of ``modules`` that recompute their activations with ``use_reentrant=True``."""
+    functions = ((module, vars(module).get(FUNCTION)) for module in modules)
     return [
         module
         for module, function in functions

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from torch import nn
 
 from hf_multirate import advice
-from hf_multirate.checkpointing import markable, marks_cut, reentrant, without_reentrance
+from hf_multirate.checkpointing import checkpointing_modules, markable, marks_cut, without_reentrance
 from hf_multirate.modes import evaluating, frozen_buffers
-from hf_multirate.pruning import idle, idle_modules, recorded
+from hf_multirate.pruning import idle, idle_modules, kept_idle, recorded
 
 
 logger = logging.getLogger(__name__)
@@ -54,6 +54,7 @@ class Pruner:
         self._freezes_buffers = freezes_buffers
         self._groups = groups
         self._idle: dict[frozenset[str], _Idle] = {}
+        self._checkpointing = checkpointing_modules(model)
 
     @contextmanager
     def pruned(self, live: frozenset[str], *, cuts: bool = True) -> Iterator[None]:
@@ -85,8 +86,10 @@ class Pruner:
     def _cut(self, live: frozenset[str], found: _Idle) -> Iterator[None]:
         with ExitStack() as stack:
             stack.enter_context(idle(found.parameters))
-            stack.enter_context(without_reentrance(reentrant(self._model)))
+            stack.enter_context(without_reentrance(self._model, self._checkpointing, hooked=not self._compiled))
             stack.enter_context(marks_cut(found.markable))
+            if not self._compiled:  # a graph cannot change flags
+                stack.enter_context(kept_idle(self._model, found.parameters))
             # Hooks that come and go would have a compiled model compiled once more.
             if not found.inspected and not self._compiled:
                 stack.callback(self._inspect, live, stack.enter_context(recorded(found.modules)))

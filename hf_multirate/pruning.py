@@ -29,6 +29,27 @@ def idle(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
 
 
 @contextmanager
+def kept_idle(model: nn.Module, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Switch ``requires_grad`` off again before each forward pass of ``model``.
+
+    PEFT switches it on for all adapters whenever it leaves ``disable_adapter()``, as trainers of TRL do for the
+    log-probabilities of a reference within a step.
+    """
+
+    def switch_off(module: nn.Module, args: Any) -> None:
+        del module, args
+        for parameter in parameters:
+            if parameter.requires_grad:
+                parameter.requires_grad_(False)
+
+    handle = model.register_forward_pre_hook(switch_off)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
 def recorded(modules: Iterable[tuple[str, nn.Module]]) -> Iterator[list[str]]:
     """Collect the names of those ``modules`` whose output autograd has recorded.
 

@@ -46,7 +46,27 @@ def test_checkpointing_keeps_the_saving(
     assert saving(trainer, PERIOD) < saving(plain, PERIOD) < 0.6
     assert_same(weights(trainer), weights(plain))
     assert history(trainer) == history(plain)
-    assert bool(reentrant(trainer.model)) is (settings is REENTRANT)  # as it was found
+    assert bool(reentrant(trainer.model.modules())) is (settings is REENTRANT)  # as it was found
+
+
+class PutsOnAgain(Watched):
+    """Takes checkpointing off and puts it on again within a step, as those do who sample texts in between."""
+
+    def compute_loss(self, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        model.gradient_checkpointing_disable()
+        model.gradient_checkpointing_enable({"use_reentrant": True})
+        return super().compute_loss(model, *args, **kwargs)
+
+
+@pytest.mark.parametrize("family", ["bert", "vit"])
+def test_checkpointing_put_on_again_within_a_step(tmp_path: Path, family: str) -> None:
+    ends = []
+    for kind in (Watched, PutsOnAgain):
+        trainer = trainer_for(tmp_path, CONFIG, family, kind=kind, **REENTRANT)
+        trainer.train()
+        ends.append((weights(trainer), trainer.flops))
+        assert reentrant(trainer.model.modules())
+    assert_same(*ends)
 
 
 # peft still asks transformers for a property by its old name.

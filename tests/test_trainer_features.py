@@ -71,18 +71,27 @@ def test_group_without_any_gradient(tmp_path: Path, missing: str) -> None:
         trainer.train()
 
 
-@pytest.mark.parametrize("reset", [True, False])
-def test_flags_reset_by_others_are_noticed(tmp_path: Path, reset: bool) -> None:
-    class Resets(MultirateTrainer):
-        def compute_loss(self, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            if reset:
-                model.requires_grad_(True)
-            return super().compute_loss(model, *args, **kwargs)
+class Resets(MultirateTrainer):
+    """Has every parameter require a gradient before each forward pass, as PEFT does behind disable_adapter()."""
 
-    trainer = trainer_for(tmp_path, CONFIG, kind=Resets)
-    if not reset:
+    def compute_loss(self, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        model.requires_grad_(True)
+        return super().compute_loss(model, *args, **kwargs)
+
+
+def test_flags_that_are_reset_before_a_forward_pass_do_no_harm(tmp_path: Path) -> None:
+    ends = []
+    for kind in (MultirateTrainer, Resets):
+        trainer = trainer_for(tmp_path, CONFIG, kind=kind)
         trainer.train()
-        return
+        ends.append((weights(trainer), history(trainer)))
+    assert_same(*ends)
+
+
+def test_flags_that_are_reset_in_the_middle_of_one_are_noticed(tmp_path: Path) -> None:
+    trainer = trainer_for(tmp_path, CONFIG)
+    model = trainer.model
+    model.bert.embeddings.register_forward_pre_hook(lambda *_: model.requires_grad_(True) and None)
     with pytest.raises(RuntimeError, match=r"is idle at step 1, but .* have a gradient"):
         trainer.train()
 

@@ -11,18 +11,28 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from counted import Counted, saving
 from hf_multirate import MultirateConfig
 from hf_multirate.trainer import MultirateMixin
 from runs import CONFIG, DEFAULTS, PERIOD, assert_same, example, history, phases, weights
-from tiny import WORDS, tokenizer
+from tiny import DECODER, WORDS, tokenizer
 
 
 os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
 pytest.importorskip("trl")
 from peft import LoraConfig
-from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+from trl import (
+    DPOConfig,
+    DPOTrainer,
+    GRPOConfig,
+    GRPOTrainer,
+    RewardConfig,
+    RewardTrainer,
+    SFTConfig,
+    SFTTrainer,
+)
 
 
 pytestmark = [
@@ -136,3 +146,45 @@ def test_reference_passes_are_left_alone(tmp_path: Path) -> None:
     fast = set(trainer.multirate.partition["fast"])
     # Leaving disable_adapter() has every adapter require a gradient again, in the middle of a step.
     assert [names <= fast for names in live] == [step % PERIOD != 0 for step in range(6)]
+
+
+class MultirateGRPO(MultirateMixin, GRPOTrainer):
+    """As users write it."""
+
+
+class MultirateReward(MultirateMixin, RewardTrainer):
+    """As users write it."""
+
+
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("iterations", [1, 2])
+def test_answers_that_are_sampled_within_a_step(tmp_path: Path, lora: bool, iterations: int) -> None:
+    settings = {**DEFAULTS, "per_device_train_batch_size": 4, "learning_rate": 1e-3}
+    args = GRPOConfig(
+        output_dir=str(tmp_path), num_generations=2, max_completion_length=4, num_iterations=iterations, bf16=False,
+        beta=0.1 if lora else 0.0, **settings,
+    )  # fmt: skip
+    trainer = MultirateGRPO(
+        model=example("llama-lm")[0], args=args, processing_class=tokenizer(), multirate=CONFIG,
+        reward_funcs=lambda completions, **_: [float(len(text)) for text in completions],
+        train_dataset=Dataset.from_list([{"prompt": word} for word in WORDS]),
+        peft_config=adapters() if lora else None,
+    )  # fmt: skip
+    before = weights(trainer)
+    trainer.train()
+    assert phases(trainer) == [0, 1, 2, 3, 0, 1]
+    assert trainer.multirate.telemetry.summary()["fast_steps"] == 4
+    if not lora:  # rewards of one group that are alike give no gradient
+        after = weights(trainer)
+        assert not torch.equal(before["lm_head.weight"], after["lm_head.weight"])
+
+
+def test_reward_model(tmp_path: Path) -> None:
+    model = LlamaForSequenceClassification(LlamaConfig(**DECODER | {"num_labels": 1}))
+    rows = [{"chosen": f"{WORDS[i]} {WORDS[i + 1]}", "rejected": WORDS[i + 2]} for i in range(8)]
+    trainer = MultirateReward(
+        model=model, args=RewardConfig(output_dir=str(tmp_path), bf16=False, **DEFAULTS), multirate=CONFIG,
+        train_dataset=Dataset.from_list(rows), processing_class=tokenizer(),
+    )  # fmt: skip
+    trainer.train()
+    assert phases(trainer) == [0, 1, 2, 3, 0, 1]

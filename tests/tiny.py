@@ -17,7 +17,8 @@ def tokenizer() -> tf.PreTrainedTokenizerFast:
     vocabulary = {word: number for number, word in enumerate([*special.values(), *WORDS])}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
-    return tf.PreTrainedTokenizerFast(tokenizer_object=words, model_max_length=32, **special)
+    names = ["input_ids", "attention_mask"]
+    return tf.PreTrainedTokenizerFast(tokenizer_object=words, model_max_length=32, model_input_names=names, **special)
 
 
 def _text_batch() -> dict[str, torch.Tensor]:
