@@ -87,24 +87,14 @@ def _input_embeddings(model: PreTrainedModel) -> nn.Module | None:
     return found
 
 
-@contextmanager
-def marks_cut(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Detach the outputs of ``modules`` that require a gradient only because somebody marked them.
+def cut_mark(module: nn.Module, args: Any, output: Any) -> Any:
+    """A forward hook that detaches an output which requires a gradient only because somebody marked it.
 
     Activation checkpointing in transformers registers a hook that marks the output of the input embeddings,
     ``enable_input_require_grads``; another hook may have added noise to it since (NEFTune). With everything below
     the boundary idle the mark has no use, and backward would run down to it. An output that a parameter has a part
     in is left alone: somebody upstream is live.
     """
-    handles = [module.register_forward_hook(_detach_marked) for module in modules]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _detach_marked(module: nn.Module, args: Any, output: Any) -> Any:
     del module, args
     if not isinstance(output, torch.Tensor) or not output.requires_grad:
         return output

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from hf_multirate import advice
-from hf_multirate.checkpointing import checkpointing_modules, markable, marks_cut, without_reentrance
+from hf_multirate.checkpointing import checkpointing_modules, cut_mark, markable, without_reentrance
+from hf_multirate.hooks import last_hooks
 from hf_multirate.modes import evaluating, frozen_buffers
 from hf_multirate.pruning import idle, idle_modules, kept_idle, recorded
 
@@ -87,12 +88,13 @@ class Pruner:
         with ExitStack() as stack:
             stack.enter_context(idle(found.parameters))
             stack.enter_context(without_reentrance(self._model, self._checkpointing, hooked=not self._compiled))
-            stack.enter_context(marks_cut(found.markable))
+            cuts = [(module, cut_mark) for module in found.markable]
+            stack.enter_context(last_hooks(self._model, cuts, renewed=not self._compiled))
             if not self._compiled:  # a graph cannot change flags
                 stack.enter_context(kept_idle(self._model, found.parameters))
             # Hooks that come and go would have a compiled model compiled once more.
             if not found.inspected and not self._compiled:
-                stack.callback(self._inspect, live, stack.enter_context(recorded(found.modules)))
+                stack.callback(self._inspect, live, stack.enter_context(recorded(self._model, found.modules)))
             yield
 
     def _find(self, live: frozenset[str]) -> _Idle:

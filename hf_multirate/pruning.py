@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from hf_multirate.hooks import last_hooks
+
 
 @contextmanager
 def idle(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
@@ -50,8 +52,8 @@ def kept_idle(model: nn.Module, parameters: Sequence[nn.Parameter]) -> Iterator[
 
 
 @contextmanager
-def recorded(modules: Iterable[tuple[str, nn.Module]]) -> Iterator[list[str]]:
-    """Collect the names of those ``modules`` whose output autograd has recorded.
+def recorded(model: nn.Module, modules: Iterable[tuple[str, nn.Module]]) -> Iterator[list[str]]:
+    """Collect the names of those ``modules`` of ``model`` whose output autograd has recorded.
 
     The list is filled while the context is open, in the order of the forward pass.
     """
@@ -65,12 +67,8 @@ def recorded(modules: Iterable[tuple[str, nn.Module]]) -> Iterator[list[str]]:
 
         return hook
 
-    handles = [module.register_forward_hook(note(name)) for name, module in modules]
-    try:
+    with last_hooks(model, [(module, note(name)) for name, module in modules]):
         yield names
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _tensors(output: Any) -> Iterator[torch.Tensor]:

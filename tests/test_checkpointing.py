@@ -13,7 +13,8 @@ from torch.utils.checkpoint import checkpoint
 
 from counted import Counted, saving
 from hf_multirate import Multirate, MultirateConfig, MultirateTrainer, RateGroup
-from hf_multirate.checkpointing import marks_cut, reentrant
+from hf_multirate.checkpointing import cut_mark, reentrant
+from hf_multirate.hooks import last_hooks
 from runs import CONFIG, PERIOD, assert_same, example, history, trainer_for, weights
 
 
@@ -133,6 +134,6 @@ def test_a_live_parameter_added_to_the_embeddings_is_not_cut_off() -> None:
     table, prompt = nn.Embedding(5, 3), nn.Parameter(torch.ones(3))
     table.weight.requires_grad_(False)
     table.register_forward_hook(lambda module, args, output: output.requires_grad_() * 2 + prompt)
-    with marks_cut([table]):
+    with last_hooks(table, [(table, cut_mark)]):
         table(torch.tensor([1])).sum().backward()
     assert prompt.grad is not None
