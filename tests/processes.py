@@ -85,6 +85,8 @@ def model_of(words: list[str]) -> tuple[torch.nn.Module, list[dict[str, torch.Te
     for module in model.modules():  # dropout would differ between one process and two
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
+        if "dropout_prob" in vars(module):  # attention of transformers 4.57
+            module.dropout_prob = 0.0
     if "lora" in words:
         torch.manual_seed(2)
         model = get_peft_model(model, LoraConfig(r=4, target_modules=["query", "value"], task_type="SEQ_CLS"))

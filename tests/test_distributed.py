@@ -8,7 +8,7 @@ import pytest
 
 from launch import ALONE, again, assert_trained_alike, largest, launch, result
 from processes import PERIOD, SAVED, SHORT, is_fast
-from runs import assert_same
+from runs import FIVE, assert_same
 
 
 pytestmark = pytest.mark.distributed
@@ -34,6 +34,10 @@ REFUSED = {
     "sgd-powersgd": "powerSGD_hook",
     "sgd-disagree": "processes disagree about the configuration: process 0 has ...",
 }
+resumes = pytest.mark.skipif(
+    not FIVE,
+    reason="plain Trainer of 4.57 resumes neither in several processes of a CPU nor with another number of them",
+)
 SAVES = ["adamw-save", "sgd-save-gas3", "rmsprop-save-lora", "adamw-save-static", "adamw-save-checkpointing"]
 
 
@@ -82,6 +86,7 @@ def test_buffers_of_processes_differ_as_in_plain_ddp(two: Path) -> None:
     assert all("running" in name for name in differing)
 
 
+@resumes
 @pytest.mark.parametrize("case", SAVES)
 def test_resumed_in_the_middle_of_a_cycle(two: Path, case: str) -> None:
     assert SAVED % PERIOD
@@ -89,12 +94,14 @@ def test_resumed_in_the_middle_of_a_cycle(two: Path, case: str) -> None:
         assert_same(result(two, f"{case}-again", rank)["weights"], result(two, case, rank)["weights"])
 
 
+@resumes
 @pytest.mark.parametrize("case", ["adamw-save", "rmsprop-save-lora"])
 def test_resumed_with_another_number_of_processes(tmp_path: Path, two: Path, case: str) -> None:
     launch(tmp_path, ALONE, 1, [again(two, case)])
     assert 0 < largest(result(tmp_path, f"{case}-again"), result(two, case)) < 1e-6
 
 
+@resumes
 def test_restarted_by_torchrun_after_a_death(tmp_path: Path, two: Path) -> None:
     launch(tmp_path, "ddp", 2, ["adamw-save-dies"], "--max-restarts=1")
     restarted = result(tmp_path, "adamw-save-dies")
@@ -122,6 +129,7 @@ def test_processes_that_differ_are_found(two: Path) -> None:
     assert "error" not in result(two, "sgd-nudged")
 
 
+@resumes
 def test_a_checkpoint_that_is_not_complete_everywhere(two: Path) -> None:
     assert "processes disagree about the levels of drift" in result(two, "adamw-save-partial")["error"]
 
