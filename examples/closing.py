@@ -18,6 +18,14 @@ from transformers import HfArgumentParser, Trainer, TrainingArguments
 from glue_data import InputError, one_line
 
 
+COMMON: dict[str, Any] = {
+    "save_strategy": "no",
+    "logging_steps": 50,
+    "seed": 0,
+    "dataloader_pin_memory": torch.cuda.is_available(),  # without a GPU torch warns that it has no effect
+}
+"""Defaults in which all scripts differ from TrainingArguments; the command line wins over each."""
+
 SUMMARY_FILE = "multirate_summary.json"
 RECORDED_ARGUMENTS = (
     "seed",

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset
 from transformers import (
     AutoModelForCausalLM,
@@ -29,7 +28,7 @@ from transformers import (
     set_seed,
 )
 
-from closing import check_paths, close, loaded, parse, run
+from closing import COMMON, check_paths, close, loaded, parse, run
 from embedded import held_out, sentences, tokenizer_of
 from glue_data import InputError
 from hf_multirate import MultirateTrainer as Trainer  # multirate
@@ -37,14 +36,11 @@ from hf_multirate import MultirateTrainingArguments as TrainingArguments  # mult
 
 
 DEFAULTS: dict[str, Any] = {
+    **COMMON,
     "output_dir": "runs/clm",
     "learning_rate": 5e-4,
     "num_train_epochs": 3.0,
     "per_device_train_batch_size": 16,
-    "save_strategy": "no",
-    "logging_steps": 50,
-    "seed": 0,
-    "dataloader_pin_memory": torch.cuda.is_available(),
 }
 
 

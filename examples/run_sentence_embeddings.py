@@ -19,7 +19,7 @@ from sentence_transformers import SentenceTransformer, SentenceTransformerTraine
 from sentence_transformers import SentenceTransformerTrainingArguments as TrainingArguments
 from transformers import set_seed
 
-from closing import check_paths, close, loaded, parse, run
+from closing import COMMON, check_paths, close, loaded, parse, run
 from embedded import held_out, read_table, sentences
 from glue_data import packaged
 from hf_multirate import MultirateMixin, MultirateTrainingArguments  # multirate
@@ -33,14 +33,11 @@ class TrainingArguments(TrainingArguments, MultirateTrainingArguments): ...  # m
 
 
 DEFAULTS: dict[str, Any] = {
+    **COMMON,
     "output_dir": "runs/embeddings",
     "learning_rate": 1e-4,
     "num_train_epochs": 1.0,
     "per_device_train_batch_size": 32,
-    "save_strategy": "no",
-    "logging_steps": 50,
-    "seed": 0,
-    "dataloader_pin_memory": torch.cuda.is_available(),
 }
 
 

@@ -27,7 +27,7 @@ from transformers import (
 )
 from trl import SFTConfig, SFTTrainer
 
-from closing import check_paths, close, loaded, parse, run
+from closing import COMMON, check_paths, close, loaded, parse, run
 from embedded import held_out, read_table, sentences, tokenizer_of
 from hf_multirate import MultirateMixin, MultirateTrainingArguments  # multirate
 
@@ -40,16 +40,13 @@ class SFTConfig(SFTConfig, MultirateTrainingArguments): ...  # multirate
 
 
 DEFAULTS: dict[str, Any] = {
+    **COMMON,
     "output_dir": "runs/sft",
     "learning_rate": 2e-3,
     "num_train_epochs": 3.0,
     "per_device_train_batch_size": 16,
     "max_length": 64,
     "bf16": torch.cuda.is_available(),
-    "save_strategy": "no",
-    "logging_steps": 50,
-    "seed": 0,
-    "dataloader_pin_memory": torch.cuda.is_available(),
 }
 
 

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from datasets import Dataset
 from transformers import (
     AutoModelForSeq2SeqLM,
@@ -31,22 +30,19 @@ from transformers import (
     set_seed,
 )
 
-from closing import check_paths, close, loaded, parse, run
+from closing import COMMON, check_paths, close, loaded, parse, run
 from embedded import held_out, read_table, sentences, tokenizer_of
 from hf_multirate import MultirateSeq2SeqTrainer as Seq2SeqTrainer  # multirate
 from hf_multirate import MultirateSeq2SeqTrainingArguments as Seq2SeqTrainingArguments  # multirate
 
 
 DEFAULTS: dict[str, Any] = {
+    **COMMON,
     "output_dir": "runs/summaries",
     "learning_rate": 1e-3,
     "num_train_epochs": 3.0,
     "per_device_train_batch_size": 16,
     "predict_with_generate": True,
-    "save_strategy": "no",
-    "logging_steps": 50,
-    "seed": 0,
-    "dataloader_pin_memory": torch.cuda.is_available(),
 }
 WORDS = 5
 
