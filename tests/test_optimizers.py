@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import is_tensor, nn
+from transformers import BertConfig, BertForSequenceClassification, set_seed
 from transformers.training_args import OptimizerNames
 
 from hf_multirate import Multirate, MultirateConfig
 from runs import CONFIG, FIVE, PERIOD, assert_same, phases, trainer_for, weights
+from tiny import ENCODER
 
 
 PAGE = Path(__file__).parent.parent / "docs" / "optimizers.md"
@@ -25,11 +27,17 @@ BY_HAND = {"adamw_torch_4bit", "adamw_torch_8bit"}
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
+def wide() -> nn.Module:
+    """Matrices of 4,096 elements: below that bitsandbytes keeps states of 32 bits."""
+    set_seed(1)
+    return BertForSequenceClassification(BertConfig(**{**ENCODER, "hidden_size": 64, "intermediate_size": 128}))
+
+
 def trainer_with(folder: Path, name: str, config: MultirateConfig | None = CONFIG) -> Any:
     settings: dict[str, Any] = {"optim": name, "learning_rate": 1e-3, "max_steps": 9}
     if "galore" in name or "apollo" in name:
         settings |= {"optim_target_modules": [".*query.*", ".*dense.*"], "optim_args": "rank=4"}
-    return trainer_for(folder, config, save_strategy="steps", save_steps=6, **settings)
+    return trainer_for(folder, config, model_init=wide, save_strategy="steps", save_steps=6, **settings)
 
 
 @pytest.mark.skipif(not FIVE, reason="the page is of transformers 5")
@@ -48,6 +56,8 @@ def test_works(tmp_path: Path, name: str) -> None:
     assert phases(trainer) == [0, 1, 2, 3, 0, 1, 2, 3, 0]
     moved = {key for key in trainer.multirate.partition["slow"] if not torch.equal(start[key], end[key])}
     assert moved == set(trainer.multirate.partition["slow"])
+    kept = [value for state in trainer.optimizer.state.values() for value in state.values() if is_tensor(value)]
+    assert any(value.dtype == torch.uint8 for value in kept) is ("8bit" in name)
     if "resumes" in ROWS[name]:
         again = trainer_with(tmp_path, name)
         again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
