@@ -16,6 +16,9 @@ from hf_multirate.distributed.shards import local
 CHUNK = 1 << 18
 """Elements that a CPU looks back at together: what it needs of them stays in its cache."""
 
+SMALL = 1 << 14
+"""Elements of a parameter that is looked back at together with others, to save calls."""
+
 
 class AdamDrift:
     """Along u = m_hat / (sqrt(v_hat) + eps), each parameter at the step count of its own last gradient.
@@ -57,8 +60,7 @@ class AdamDrift:
             lengths = [-sign(group) * rate * c * factors[parameter] for parameter in members]
             first, second = self._moments(members, group)
             if all(_fusible(group, *tensors) for tensors in zip(targets, first, second, strict=True)):
-                for p, m, v, length in zip(targets, first, second, lengths, strict=True):
-                    _add_update_(p, m, v, epsilon, length)
+                _add_updates_(targets, first, second, epsilon, lengths)
             else:
                 denominators = list(torch._foreach_sqrt(second))
                 torch._foreach_add_(denominators, epsilon)
@@ -73,8 +75,7 @@ class AdamDrift:
             first, second = self._moments(members, group)
             gradients = [local(parameter.grad) for parameter in members if parameter.grad is not None]
             if all(_fusible(group, *tensors) for tensors in zip(gradients, first, second, strict=True)):
-                wholes = zip(gradients, first, second, strict=True)
-                sums = [_slope(g, m, v, epsilon) for g, m, v in wholes]
+                sums = _slopes(gradients, first, second, epsilon)
             else:
                 updates = list(torch._foreach_sqrt(second))
                 torch._foreach_add_(updates, epsilon)
@@ -107,20 +108,46 @@ def _fusible(group: Mapping[str, Any], *tensors: Tensor) -> bool:
 
 
 def _plain(tensor: Tensor) -> bool:
-    return tensor.device.type == "cpu" and tensor.is_contiguous() and not tensor.is_complex()
+    simple = tensor.device.type == "cpu" and tensor.is_contiguous() and not tensor.is_complex()
+    return simple and tensor.dtype != torch.float64  # whose rounding is as fine as what the moment gains
 
 
-def _add_update_(target: Tensor, first: Tensor, second: Tensor, epsilon: float, length: float) -> None:
+def _add_updates_(
+    targets: Sequence[Tensor],
+    first: Sequence[Tensor],
+    second: Sequence[Tensor],
+    epsilon: float,
+    lengths: Sequence[float],
+) -> None:
     """Add ``length first / (sqrt(second) + epsilon)``, by a fused step that leaves both moments as they are.
 
     With the first moment as gradient and beta1 = 0 that moment becomes 0 m + 1 m. The second gains 2**-53 m^2,
     which is lost in rounding: m^2 is at most (1 - beta1)^2 / (1 - beta2) / (1 - beta1^2 / beta2) times as
     large, 53 by default. At so high a step count both corrections of bias are 1.
     """
-    torch._fused_adamw_(
-        [target], [first], [first], [second], [], [torch.tensor(1e30)],
-        lr=-length, beta1=0.0, beta2=1.0 - 2.0**-53, weight_decay=0.0, eps=epsilon, amsgrad=False, maximize=False,
-    )  # fmt: skip
+    alike: dict[tuple[float, torch.dtype], list[int]] = defaultdict(list)
+    for i, (target, length) in enumerate(zip(targets, lengths, strict=True)):
+        alike[length, target.dtype].append(i)  # there are few different factors, and one call takes one dtype
+    for (length, _), places in alike.items():
+        moments = [first[i] for i in places]
+        torch._fused_adamw_(
+            [targets[i] for i in places], moments, moments, [second[i] for i in places], [],
+            [torch.tensor(1e30)] * len(places),
+            lr=-length, beta1=0.0, beta2=1.0 - 2.0**-53, weight_decay=0.0, eps=epsilon, amsgrad=False, maximize=False,
+        )  # fmt: skip
+
+
+def _slopes(gradients: list[Tensor], first: list[Tensor], second: list[Tensor], epsilon: float) -> list[Tensor]:
+    """Inner product of each gradient with its update: of small ones together, of others chunk by chunk."""
+    small = [i for i, gradient in enumerate(gradients) if gradient.numel() <= SMALL]
+    updates = [torch.zeros_like(gradients[i]) for i in small]
+    if small:
+        ones = [1.0] * len(small)
+        _add_updates_(updates, [first[i] for i in small], [second[i] for i in small], epsilon, ones)
+        torch._foreach_mul_(updates, [gradients[i] for i in small])
+    sums = {i: update.sum(dtype=torch.float32) for i, update in zip(small, updates, strict=True)}
+    wholes = enumerate(zip(gradients, first, second, strict=True))
+    return [sums[i] if i in sums else _slope(g, m, v, epsilon) for i, (g, m, v) in wholes]
 
 
 def _slope(gradient: Tensor, first: Tensor, second: Tensor, epsilon: float) -> Tensor:
@@ -128,7 +155,7 @@ def _slope(gradient: Tensor, first: Tensor, second: Tensor, epsilon: float) -> T
     parts = [torch.zeros(())]  # a process may hold no element of a small parameter
     for g, m, v in _chunks(gradient, first, second):
         update = scratch[: g.numel()].zero_()
-        _add_update_(update, m, v, epsilon, 1.0)
+        _add_updates_([update], [m], [v], epsilon, [1.0])
         parts.append(update.mul_(g).sum(dtype=torch.float32))
     return torch.stack(parts).sum()
 

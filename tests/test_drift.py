@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from hf_multirate.adam import CHUNK, AdamDrift
+from hf_multirate.adam import CHUNK, SMALL, AdamDrift
 from hf_multirate.drift import DisplacementDrift, SGDDrift, choose_rule, stretch_
 
 
@@ -46,13 +46,15 @@ def test_adamw_drifts_by_factor_times_its_last_update_and_decays(shape: str, ams
 
 
 @pytest.mark.parametrize("betas", [(0.9, 0.999), (0.0, 0.999), (0.95, 0.95), (0.9, 0.5)])
-def test_drift_leaves_the_moments_of_any_gradient_as_they_are(betas: tuple[float, float]) -> None:
-    parameter = nn.Parameter(torch.zeros(200, 500))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_drift_leaves_the_moments_of_any_gradient_as_they_are(betas: tuple[float, float], dtype: torch.dtype) -> None:
+    parameter = nn.Parameter(torch.zeros(200, 500, dtype=dtype))
     optimizer = torch.optim.Adam([parameter], lr=0.1, betas=betas)
     scale = 10.0 ** torch.linspace(-30, 15, 500)
     for step in range(60):
         # Some coordinates have no gradient any more, and keep a momentum that fades.
-        parameter.grad = torch.randn(200, 500) * scale * (torch.arange(200) > 3 * step)[:, None]
+        gradient = torch.randn(200, 500) * scale * (torch.arange(200) > 3 * step)[:, None]
+        parameter.grad = gradient.to(dtype)
         optimizer.step()
     state = {key: value.clone() for key, value in optimizer.state[parameter].items()}
     with torch.no_grad():
@@ -145,3 +147,24 @@ def test_stretch_lengthens_a_step() -> None:
     with torch.no_grad():
         stretch_([parameter], [torch.tensor([1.0])], 5.0)
     assert parameter.item() == 6.0
+
+
+def test_many_parameters_at_once_are_each_by_itself() -> None:
+    sizes = [3, SMALL, SMALL + 1, 7, CHUNK + 3, 5]
+    kinds = [torch.float32, torch.bfloat16, torch.float32, torch.bfloat16, torch.float32, torch.float32]
+    parameters = [nn.Parameter(torch.randn(size, dtype=kind)) for size, kind in zip(sizes, kinds, strict=True)]
+    optimizer = torch.optim.AdamW(parameters, lr=0.1, foreach=False)
+    for parameter in parameters:
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    factors = {parameter: 0.5 ** (i % 3) for i, parameter in enumerate(parameters)}
+    rule, group, start = AdamDrift(optimizer), optimizer.param_groups[0], [p.detach().clone() for p in parameters]
+    with torch.no_grad():
+        slopes = rule.slopes(parameters, group)
+        rule.drift(parameters, group, 1.0, factors)
+        together = [parameter.clone() for parameter in parameters]
+        for parameter, before, end, slope in zip(parameters, start, together, slopes, strict=True):
+            parameter.copy_(before)
+            rule.drift([parameter], group, 1.0, factors)
+            assert torch.equal(parameter, end)
+            assert torch.equal(rule.slopes([parameter], group)[0], slope)
