@@ -90,3 +90,12 @@ def test_processes_are_timed(tmp_path: Path) -> None:
     assert [len(seconds) for seconds in record["seconds"].values()] == [2] * 4
     assert set(record["parameters"]) == {"fast", "slow"}
     assert "waiting for communication" in output
+
+
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable`:FutureWarning")  # both lines have this name
+def test_checkpointing_is_timed_of_each_kind(capsys: pytest.CaptureFixture[str]) -> None:
+    small = {"hidden": 32, "layers": 2, "batch": 2, "length": 8, "cycles": 2}
+    quartiles = script("checkpointing").main([f"--{name}={value}" for name, value in small.items()])
+    assert list(quartiles) == ["without", "use_reentrant=False", "use_reentrant=True"]
+    assert all(len(row) == 3 and min(row) > 0 for row in quartiles.values())
+    assert json.loads(capsys.readouterr().out).keys() == quartiles.keys()
