@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,11 +14,26 @@ from torch.optim import Optimizer
 from hf_multirate.distributed.shards import local
 
 
-CHUNK = 1 << 18
-"""Elements that a CPU looks back at together: what it needs of them stays in its cache."""
+SAMPLED = 1 << 16
+"""Elements of a parameter that are looked back at, as far as `COLUMNS` allows."""
 
-SMALL = 1 << 14
-"""Elements of a parameter that is looked back at together with others, to save calls."""
+COLUMNS = 16
+"""Least number of columns looked back at: a line of a cache, which is read as a whole anyway."""
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Parameters that one call moves: alike in step count, factor and dtype."""
+
+    targets: list[Tensor]
+    first: list[Tensor]
+    second: list[Tensor]
+    epsilon: float
+    length: float
+    """Factor on the ratio of the moments, for a learning rate of 1."""
+    decay: float
+    counts: list[Tensor] | None
+    """Step counts for the fused step of a CPU, which then is in use."""
 
 
 class AdamDrift:
@@ -42,47 +58,49 @@ class AdamDrift:
                 by_count[float(state["step"])].append(parameter)
         return by_count
 
-    def _moments(self, parameters: list[Tensor], group: Mapping[str, Any]) -> tuple[list[Tensor], list[Tensor]]:
-        states = [self._optimizer.state[parameter] for parameter in parameters]
-        second = "max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"
-        return [local(state["exp_avg"]) for state in states], [local(state[second]) for state in states]
+    def _moments(self, parameter: Tensor, group: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        state = self._optimizer.state[parameter]
+        return local(state["exp_avg"]), local(state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"])
 
-    def drift(
-        self, parameters: Sequence[Tensor], group: Mapping[str, Any], scale: float, factors: Mapping[Tensor, float]
-    ) -> None:
+    def course(
+        self, parameters: Sequence[Tensor], group: Mapping[str, Any], factors: Mapping[Tensor, float]
+    ) -> Callable[[float], None]:
         """See `hf_multirate.drift.DriftRule`."""
-        rate = float(group["lr"]) * scale
+        decay = float(group["weight_decay"]) if group.get("decoupled_weight_decay") else 0.0
+        batches = []
         for count, members in self._by_count(parameters).items():
-            targets = [local(parameter) for parameter in members]
-            if group.get("decoupled_weight_decay") and group["weight_decay"]:
-                torch._foreach_mul_(targets, 1.0 - rate * group["weight_decay"])
             epsilon, c = _corrections(count, group)
-            lengths = [-sign(group) * rate * c * factors[parameter] for parameter in members]
-            first, second = self._moments(members, group)
-            if all(_fusible(group, *tensors) for tensors in zip(targets, first, second, strict=True)):
-                _add_updates_(targets, first, second, epsilon, lengths)
-            else:
-                denominators = list(torch._foreach_sqrt(second))
-                torch._foreach_add_(denominators, epsilon)
-                torch._foreach_addcdiv_(targets, first, denominators, lengths)
+            alike: dict[tuple[float, torch.dtype, bool], list[Tensor]] = defaultdict(list)
+            for p in members:
+                fuses = factors[p] > 0 and _fusible(group, local(p), *self._moments(p, group))
+                alike[factors[p], p.dtype, fuses].append(p)
+            for (factor, _, fuses), some in alike.items():
+                first, second = map(list, zip(*(self._moments(p, group) for p in some), strict=True))
+                counts = [torch.tensor(1e30)] * len(some) if fuses else None
+                length = -sign(group) * c * factor
+                batches.append(_Batch([local(p) for p in some], first, second, epsilon, length, decay, counts))
+
+        def advance(rate: float) -> None:
+            for batch in batches:
+                _advance(batch, rate)
+
+        return advance
 
     def slopes(self, parameters: Sequence[Tensor], group: Mapping[str, Any]) -> list[Tensor | None]:
-        """See `hf_multirate.drift.DriftRule`; the factor c > 0 of u is left out."""
+        """See `hf_multirate.drift.DriftRule`; the factor c > 0 of u is left out, and most of a large parameter."""
         found: dict[Tensor, Tensor] = {}
         stepped = [parameter for parameter in parameters if parameter.grad is not None]
         for count, members in self._by_count(stepped).items():
             epsilon, _ = _corrections(count, group)
-            first, second = self._moments(members, group)
-            gradients = [local(parameter.grad) for parameter in members if parameter.grad is not None]
-            if all(_fusible(group, *tensors) for tensors in zip(gradients, first, second, strict=True)):
-                sums = _slopes(gradients, first, second, epsilon)
-            else:
-                updates = list(torch._foreach_sqrt(second))
-                torch._foreach_add_(updates, epsilon)
-                updates = list(torch._foreach_div(first, updates))
-                torch._foreach_mul_(updates, gradients)
-                sums = [update.sum(dtype=torch.float32) for update in updates]
-            found |= {p: -sign(group) * total for p, total in zip(members, sums, strict=True)}
+            widths = [_width(parameter) for parameter in members]
+            moments = [self._moments(parameter, group) for parameter in members]
+            first, second = ([_sample(pair[i], w) for pair, w in zip(moments, widths, strict=True)] for i in (0, 1))
+            gradients = [_sample(local(p.grad), w) for p, w in zip(members, widths, strict=True) if p.grad is not None]
+            updates = list(torch._foreach_sqrt(second))
+            torch._foreach_add_(updates, epsilon)
+            updates = list(torch._foreach_div(first, updates))
+            torch._foreach_mul_(updates, gradients)
+            found |= {p: -sign(group) * u.sum(dtype=torch.float32) for p, u in zip(members, updates, strict=True)}
         return [found.get(parameter) for parameter in parameters]
 
     def keep(self, parameters: Sequence[Tensor], before: Sequence[Tensor], group: Mapping[str, Any]) -> None:
@@ -112,56 +130,36 @@ def _plain(tensor: Tensor) -> bool:
     return simple and tensor.dtype != torch.float64  # whose rounding is as fine as what the moment gains
 
 
-def _add_updates_(
-    targets: Sequence[Tensor],
-    first: Sequence[Tensor],
-    second: Sequence[Tensor],
-    epsilon: float,
-    lengths: Sequence[float],
-) -> None:
-    """Add ``length first / (sqrt(second) + epsilon)``, by a fused step that leaves both moments as they are.
+def _advance(batch: _Batch, rate: float) -> None:
+    """Shrink by ``1 - rate decay`` and add ``rate length first / (sqrt(second) + epsilon)``.
 
-    With the first moment as gradient and beta1 = 0 that moment becomes 0 m + 1 m. The second gains 2**-53 m^2,
-    which is lost in rounding: m^2 is at most (1 - beta1)^2 / (1 - beta2) / (1 - beta1^2 / beta2) times as
-    large, 53 by default. At so high a step count both corrections of bias are 1.
+    The fused step leaves both moments as they are: with the first moment as gradient and beta1 = 0 that moment becomes
+    0 m + 1 m. The second gains 2**-53 m^2, which is lost in rounding: m^2 is at most
+    (1 - beta1)^2 / (1 - beta2) / (1 - beta1^2 / beta2) times as large, 53 by default. At so high a step count both
+    corrections of bias are 1. Its weight decay is in units of the learning rate that it is given.
     """
-    alike: dict[tuple[float, torch.dtype], list[int]] = defaultdict(list)
-    for i, (target, length) in enumerate(zip(targets, lengths, strict=True)):
-        alike[length, target.dtype].append(i)  # there are few different factors, and one call takes one dtype
-    for (length, _), places in alike.items():
-        moments = [first[i] for i in places]
+    if batch.counts is not None:
         torch._fused_adamw_(
-            [targets[i] for i in places], moments, moments, [second[i] for i in places], [],
-            [torch.tensor(1e30)] * len(places),
-            lr=-length, beta1=0.0, beta2=1.0 - 2.0**-53, weight_decay=0.0, eps=epsilon, amsgrad=False, maximize=False,
+            batch.targets, batch.first, batch.first, batch.second, [], batch.counts,
+            lr=-rate * batch.length, beta1=0.0, beta2=1.0 - 2.0**-53, weight_decay=-batch.decay / batch.length,
+            eps=batch.epsilon, amsgrad=False, maximize=False,
         )  # fmt: skip
+        return
+    if batch.decay:
+        torch._foreach_mul_(batch.targets, 1.0 - rate * batch.decay)
+    denominators = list(torch._foreach_sqrt(batch.second))
+    torch._foreach_add_(denominators, batch.epsilon)
+    torch._foreach_addcdiv_(batch.targets, batch.first, denominators, rate * batch.length)
 
 
-def _slopes(gradients: list[Tensor], first: list[Tensor], second: list[Tensor], epsilon: float) -> list[Tensor]:
-    """Inner product of each gradient with its update: of small ones together, of others chunk by chunk."""
-    small = [i for i, gradient in enumerate(gradients) if gradient.numel() <= SMALL]
-    updates = [torch.zeros_like(gradients[i]) for i in small]
-    if small:
-        ones = [1.0] * len(small)
-        _add_updates_(updates, [first[i] for i in small], [second[i] for i in small], epsilon, ones)
-        torch._foreach_mul_(updates, [gradients[i] for i in small])
-    sums = {i: update.sum(dtype=torch.float32) for i, update in zip(small, updates, strict=True)}
-    wholes = enumerate(zip(gradients, first, second, strict=True))
-    return [sums[i] if i in sums else _slope(g, m, v, epsilon) for i, (g, m, v) in wholes]
+def _width(parameter: Tensor) -> int:
+    """How many columns of ``parameter``, as a matrix of its rows, are looked back at: from its whole shape."""
+    if parameter.dim() < 2 or parameter.numel() <= SAMPLED:
+        return 0
+    columns = parameter.numel() // parameter.shape[0]
+    return min(columns, max(COLUMNS, columns * SAMPLED // parameter.numel()))
 
 
-def _slope(gradient: Tensor, first: Tensor, second: Tensor, epsilon: float) -> Tensor:
-    scratch = torch.empty(min(CHUNK, gradient.numel()), dtype=gradient.dtype)
-    parts = [torch.zeros(())]  # a process may hold no element of a small parameter
-    for g, m, v in _chunks(gradient, first, second):
-        update = scratch[: g.numel()].zero_()
-        _add_updates_([update], [m], [v], epsilon, [1.0])
-        parts.append(update.mul_(g).sum(dtype=torch.float32))
-    return torch.stack(parts).sum()
-
-
-def _chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Flat views of contiguous tensors of one shape, chunk by chunk."""
-    flat = [tensor.view(-1) for tensor in tensors]
-    for start in range(0, flat[0].numel(), CHUNK):
-        yield tuple(tensor[start : start + CHUNK] for tensor in flat)
+def _sample(tensor: Tensor, width: int) -> Tensor:
+    """The first ``width`` columns, 0 for all: all rows, because those of an embedding are rarely in use."""
+    return tensor.flatten(1)[:, :width] if width else tensor

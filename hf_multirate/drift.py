@@ -10,7 +10,7 @@ size of the parameter. No rule changes the optimizer's state.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -27,12 +27,13 @@ class DriftRule(Protocol):
     needs_snapshot: bool
     """Whether `keep` has to be called around every step that gives the parameters a gradient."""
 
-    def drift(
-        self, parameters: Sequence[Tensor], group: Mapping[str, Any], scale: float, factors: Mapping[Tensor, float]
-    ) -> None:
-        """Move each of ``parameters`` by its factor times its last update; one without an update stays.
+    def course(
+        self, parameters: Sequence[Tensor], group: Mapping[str, Any], factors: Mapping[Tensor, float]
+    ) -> Callable[[float], None]:
+        """What moves each of ``parameters`` by its factor times its last update, at a given learning rate.
 
-        The learning rate is ``scale`` times the one that ``group`` has now.
+        It holds until the parameters take their next step, and does not ask the device for anything. A parameter
+        without an update stays.
         """
 
     def slopes(self, parameters: Sequence[Tensor], group: Mapping[str, Any]) -> list[Tensor | None]:
@@ -61,16 +62,11 @@ class SGDDrift:
         buffer: Tensor | None = self._optimizer.state.get(parameter, {}).get("momentum_buffer")
         return None if buffer is None else local(buffer)
 
-    def drift(
-        self, parameters: Sequence[Tensor], group: Mapping[str, Any], scale: float, factors: Mapping[Tensor, float]
-    ) -> None:
+    def course(
+        self, parameters: Sequence[Tensor], group: Mapping[str, Any], factors: Mapping[Tensor, float]
+    ) -> Callable[[float], None]:
         """See `DriftRule`."""
-        rate = -sign(group) * float(group["lr"]) * scale
-        for factor, members in _by_factor(parameters, factors).items():
-            pairs = [(local(p), buffer) for p in members if (buffer := self._buffer(p)) is not None]
-            if pairs:
-                targets, buffers = zip(*pairs, strict=True)
-                torch._foreach_add_(targets, buffers, alpha=rate * factor)
+        return _course({p: b for p in parameters if (b := self._buffer(p)) is not None}, factors, -sign(group))
 
     def slopes(self, parameters: Sequence[Tensor], group: Mapping[str, Any]) -> list[Tensor | None]:
         """See `DriftRule`."""
@@ -93,16 +89,11 @@ class DisplacementDrift:
         self.velocity: dict[Tensor, Tensor] = {}
         """Displacement per unit of learning rate at the last refresh."""
 
-    def drift(
-        self, parameters: Sequence[Tensor], group: Mapping[str, Any], scale: float, factors: Mapping[Tensor, float]
-    ) -> None:
+    def course(
+        self, parameters: Sequence[Tensor], group: Mapping[str, Any], factors: Mapping[Tensor, float]
+    ) -> Callable[[float], None]:
         """See `DriftRule`."""
-        rate = float(group["lr"]) * scale
-        for factor, members in _by_factor(parameters, factors).items():
-            pairs = [(local(p), self.velocity[p]) for p in members if p in self.velocity]
-            if pairs:
-                targets, velocities = zip(*pairs, strict=True)
-                torch._foreach_add_(targets, velocities, alpha=rate * factor)
+        return _course({p: self.velocity[p] for p in parameters if p in self.velocity}, factors, 1.0)
 
     def slopes(self, parameters: Sequence[Tensor], group: Mapping[str, Any]) -> list[Tensor | None]:
         """See `DriftRule`."""
@@ -116,11 +107,19 @@ class DisplacementDrift:
         self.velocity.update(zip(parameters, velocities, strict=True))
 
 
-def _by_factor(parameters: Sequence[Tensor], factors: Mapping[Tensor, float]) -> dict[float, list[Tensor]]:
-    grouped: dict[float, list[Tensor]] = defaultdict(list)
-    for parameter in parameters:
-        grouped[factors[parameter]].append(parameter)
-    return grouped
+def _course(updates: Mapping[Tensor, Tensor], factors: Mapping[Tensor, float], sign: float) -> Callable[[float], None]:
+    """Along ``updates``, which are those of a learning rate of ``sign``."""
+    grouped: dict[float, tuple[list[Tensor], list[Tensor]]] = defaultdict(lambda: ([], []))
+    for parameter, update in updates.items():
+        targets, directions = grouped[factors[parameter]]
+        targets.append(local(parameter))
+        directions.append(update)
+
+    def advance(rate: float) -> None:
+        for factor, (targets, directions) in grouped.items():
+            torch._foreach_add_(targets, directions, alpha=sign * rate * factor)
+
+    return advance
 
 
 def _dot(parameter: Tensor, update: Tensor | None, sign: float) -> Tensor | None:

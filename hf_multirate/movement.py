@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,10 @@ class _Bucket:
     rule: DriftRule
     trust: DriftTrust
     before: list[Tensor] = field(default_factory=list)
+    course: Callable[[float], None] | None = None
+    """What drifts the parameters until their next step."""
+    state: object = None
+    """The state of the optimizer that the course was set in: loading another one replaces it."""
     levels: dict[Tensor, int] = field(default_factory=dict)
 
 
@@ -112,8 +116,9 @@ class Movement:
             group = self._optimizer.param_groups[bucket.torch_group]
             if bucket.index not in live:
                 if self._drifts_at(bucket, step):
-                    bucket.rule.drift(bucket.parameters, group, bucket.rate_group.lr_scale, bucket.trust.factors)
+                    self._drift(bucket, group)
                 continue
+            bucket.course = None
             bucket.trust.set(bucket.levels)
             if bucket.before:
                 stepped = [parameter for parameter in bucket.parameters if parameter.grad is not None]
@@ -122,6 +127,12 @@ class Movement:
                 if self._stretch(bucket, step) != 1.0:
                     stretch_(stepped, bucket.before, self._stretch(bucket, step))
             bucket.before = []
+
+    def _drift(self, bucket: _Bucket, group: Mapping[str, Any]) -> None:
+        if bucket.course is None or bucket.state is not self._optimizer.state:
+            bucket.course = bucket.rule.course(bucket.parameters, group, bucket.trust.factors)
+            bucket.state = self._optimizer.state
+        bucket.course(float(group["lr"]) * bucket.rate_group.lr_scale)
 
     @property
     def levels(self) -> dict[str, int]:
@@ -161,5 +172,6 @@ class Movement:
         }
         levels = {by_name[name]: level for name, level in state["level"].items()}
         for bucket in self._buckets:
+            bucket.course = None
             if bucket.trust.adapts:
                 bucket.trust.set({p: levels[p] for p in bucket.parameters if p in levels})

@@ -1,10 +1,10 @@
-"""Drift and its look back, against the formulas written out, also for tensors of many chunks or of odd layout."""
+"""Drift and its look back, against the formulas written out, also for tensors that are sampled or of odd layout."""
 
 import pytest
 import torch
 from torch import nn
 
-from hf_multirate.adam import CHUNK, SMALL, AdamDrift
+from hf_multirate.adam import COLUMNS, SAMPLED, AdamDrift
 from hf_multirate.drift import DisplacementDrift, SGDDrift, choose_rule, stretch_
 
 
@@ -26,7 +26,7 @@ def _adam_update(parameter: nn.Parameter, optimizer: torch.optim.Optimizer) -> t
 
 
 SHAPES = {
-    "many chunks": lambda: torch.randn(3, CHUNK - 5),
+    "large": lambda: torch.randn(3, SAMPLED - 5),
     "channels last": lambda: torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last),
     "scalar": lambda: torch.randn(()),
     "empty": lambda: torch.randn(0, 4),
@@ -40,7 +40,7 @@ def test_adamw_drifts_by_factor_times_its_last_update_and_decays(shape: str, ams
     expected = parameter * (1 - 0.1 * 2 * 0.5) - 0.1 * 2 * 0.25 * _adam_update(parameter, optimizer)
     state = {key: value.clone() for key, value in optimizer.state[parameter].items()}
     with torch.no_grad():
-        AdamDrift(optimizer).drift([parameter], optimizer.param_groups[0], 2.0, {parameter: 0.25})
+        AdamDrift(optimizer).course([parameter], optimizer.param_groups[0], {parameter: 0.25})(0.2)
     torch.testing.assert_close(parameter, expected)
     assert all(torch.equal(state[key], value) for key, value in optimizer.state[parameter].items())
 
@@ -58,7 +58,7 @@ def test_drift_leaves_the_moments_of_any_gradient_as_they_are(betas: tuple[float
         optimizer.step()
     state = {key: value.clone() for key, value in optimizer.state[parameter].items()}
     with torch.no_grad():
-        AdamDrift(optimizer).drift([parameter], optimizer.param_groups[0], 1.0, {parameter: 1.0})
+        AdamDrift(optimizer).course([parameter], optimizer.param_groups[0], {parameter: 1.0})(0.1)
         AdamDrift(optimizer).slopes([parameter], optimizer.param_groups[0])
     assert all(torch.equal(state[key], value) for key, value in optimizer.state[parameter].items())
 
@@ -69,8 +69,30 @@ def test_slope_of_adam_is_the_inner_product_of_gradient_and_step(shape: str) -> 
     with torch.no_grad():
         (slope,) = AdamDrift(optimizer).slopes([parameter], optimizer.param_groups[0])
         c = ((1 - 0.999**2) ** 0.5) / (1 - 0.9**2)
-        expected = -(parameter.grad * _adam_update(parameter, optimizer)).sum() / c
+        products = parameter.grad * _adam_update(parameter, optimizer)
+        expected = -(products[:, : SAMPLED // 3] if shape == "large" else products).sum() / c
     torch.testing.assert_close(slope, expected, rtol=1e-3, atol=1e-2)
+
+
+def test_all_rows_of_an_embedding_are_looked_back_at() -> None:
+    parameter, optimizer = _stepped(torch.optim.Adam, torch.randn(SAMPLED // 8, 32))
+    used = torch.zeros_like(parameter)
+    used[SAMPLED // 16] = 1.0
+    parameter.grad *= used
+    with torch.no_grad():
+        (slope,) = AdamDrift(optimizer).slopes([parameter], optimizer.param_groups[0])
+        c = ((1 - 0.999**2) ** 0.5) / (1 - 0.9**2)
+        expected = -(parameter.grad * _adam_update(parameter, optimizer))[:, :COLUMNS].sum() / c
+    assert slope != 0
+    torch.testing.assert_close(slope, expected)
+
+
+def test_weight_decay_of_a_parameter_that_does_not_drift() -> None:
+    parameter, optimizer = _stepped(torch.optim.AdamW, torch.randn(7), weight_decay=0.5)
+    expected = parameter.detach() * (1 - 0.2 * 0.5)
+    with torch.no_grad():
+        AdamDrift(optimizer).course([parameter], optimizer.param_groups[0], {parameter: 0.0})(0.2)
+    torch.testing.assert_close(parameter.detach(), expected)
 
 
 def test_maximise_turns_slope_and_drift_round() -> None:
@@ -80,7 +102,7 @@ def test_maximise_turns_slope_and_drift_round() -> None:
     with torch.no_grad():
         (slope,) = rule.slopes([parameter], group)
         assert torch.sign(slope) == torch.sign((parameter.grad * _adam_update(parameter, optimizer)).sum())
-        rule.drift([parameter], group, 1.0, {parameter: 1.0})
+        rule.course([parameter], group, {parameter: 1.0})(0.1)
     torch.testing.assert_close(parameter, expected)
 
 
@@ -90,7 +112,7 @@ def test_a_parameter_without_state_or_gradient_has_no_slope_and_stays() -> None:
     optimizer.add_param_group({"params": [other]})
     rule, group = AdamDrift(optimizer), optimizer.param_groups[1]
     with torch.no_grad():
-        rule.drift([other], group, 1.0, {other: 1.0})
+        rule.course([other], group, {other: 1.0})(0.1)
         assert rule.slopes([other], group) == [None]
         parameter.grad = None
         assert rule.slopes([parameter], optimizer.param_groups[0]) == [None]
@@ -104,7 +126,7 @@ def test_sgd_drifts_along_its_momentum() -> None:
     rule = SGDDrift(optimizer)
     with torch.no_grad():
         (slope,) = rule.slopes([parameter], optimizer.param_groups[0])
-        rule.drift([parameter], optimizer.param_groups[0], 3.0, {parameter: 1.0})
+        rule.course([parameter], optimizer.param_groups[0], {parameter: 1.0})(0.3)
     torch.testing.assert_close(slope, -(parameter.grad * buffer).sum())
     torch.testing.assert_close(parameter, expected)
 
@@ -114,7 +136,7 @@ def test_displacement_follows_the_learning_rate() -> None:
     rule = DisplacementDrift()
     with torch.no_grad():
         rule.keep([parameter], [before], {"lr": 0.2})
-        rule.drift([parameter], {"lr": 0.1}, 1.0, {parameter: 0.5})
+        rule.course([parameter], {"lr": 0.1}, {parameter: 0.5})(0.1)
     torch.testing.assert_close(parameter.detach(), torch.tensor([3.5, 0.75]))
 
 
@@ -123,7 +145,7 @@ def test_displacement_of_a_step_at_rate_zero_is_none() -> None:
     rule = DisplacementDrift()
     with torch.no_grad():
         rule.keep([parameter], [torch.ones(2)], {"lr": 0.0})
-        rule.drift([parameter], {"lr": 0.1}, 1.0, {parameter: 1.0})
+        rule.course([parameter], {"lr": 0.1}, {parameter: 1.0})(0.1)
     assert torch.equal(parameter, torch.ones(2))
 
 
@@ -150,7 +172,7 @@ def test_stretch_lengthens_a_step() -> None:
 
 
 def test_many_parameters_at_once_are_each_by_itself() -> None:
-    sizes = [3, SMALL, SMALL + 1, 7, CHUNK + 3, 5]
+    sizes = [3, SAMPLED, SAMPLED + 1, 7, 5, 6]
     kinds = [torch.float32, torch.bfloat16, torch.float32, torch.bfloat16, torch.float32, torch.float32]
     parameters = [nn.Parameter(torch.randn(size, dtype=kind)) for size, kind in zip(sizes, kinds, strict=True)]
     optimizer = torch.optim.AdamW(parameters, lr=0.1, foreach=False)
@@ -161,10 +183,10 @@ def test_many_parameters_at_once_are_each_by_itself() -> None:
     rule, group, start = AdamDrift(optimizer), optimizer.param_groups[0], [p.detach().clone() for p in parameters]
     with torch.no_grad():
         slopes = rule.slopes(parameters, group)
-        rule.drift(parameters, group, 1.0, factors)
+        rule.course(parameters, group, factors)(0.1)
         together = [parameter.clone() for parameter in parameters]
         for parameter, before, end, slope in zip(parameters, start, together, slopes, strict=True):
             parameter.copy_(before)
-            rule.drift([parameter], group, 1.0, factors)
+            rule.course([parameter], group, factors)(0.1)
             assert torch.equal(parameter, end)
             assert torch.equal(rule.slopes([parameter], group)[0], slope)
