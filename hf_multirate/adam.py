@@ -154,7 +154,7 @@ def _advance(batch: _Batch, rate: float) -> None:
 
 def _width(parameter: Tensor) -> int:
     """How many columns of ``parameter``, as a matrix of its rows, are looked back at: from its whole shape."""
-    if parameter.dim() < 2 or parameter.numel() <= SAMPLED:
+    if parameter.dim() <= 1 or parameter.numel() <= SAMPLED:
         return 0
     columns = parameter.numel() // parameter.shape[0]
     return min(columns, max(COLUMNS, columns * SAMPLED // parameter.numel()))

@@ -49,6 +49,19 @@ class MultirateTrainingArguments(TrainingArguments):
             "help": "Mode of idle modules: 'train', or 'eval' without dropout (default: train for SGD, else eval)."
         },
     )
+    multirate_idle_dtype: str | None = field(
+        default=None,
+        metadata={"help": "Precision of idle modules: 'bfloat16' or 'float16' (default: that of the run)."},
+    )
+    multirate_idle_compile: bool | None = field(
+        default=None, metadata={"help": "Run idle modules through torch.compile (default: no)."}
+    )
+    multirate_refresh_chunks: int | None = field(
+        default=None,
+        metadata={
+            "help": "Parts of a batch that go one after the other where slow groups get a gradient (default: 1)."
+        },
+    )
     multirate_check_ranks: int | None = field(
         default=None,
         metadata={
@@ -85,6 +98,9 @@ class MultirateTrainingArguments(TrainingArguments):
             "period": self.multirate_period,
             "idle": self.multirate_idle,
             "idle_mode": self.multirate_idle_mode,
+            "idle_dtype": self.multirate_idle_dtype,
+            "idle_compile": self.multirate_idle_compile,
+            "refresh_chunks": self.multirate_refresh_chunks,
             "check_ranks": self.multirate_check_ranks,
         }
         given = {key: value for key, value in fields.items() if value is not None}

@@ -7,12 +7,13 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
-from torch.optim import SGD, Optimizer
+from torch.optim import Optimizer
 
 from hf_multirate.config import MultirateConfig
 from hf_multirate.distributed import GradSync
 from hf_multirate.distributed.step import SharedStep
 from hf_multirate.gradient_check import GradientCheck
+from hf_multirate.idle_pass import IdlePass
 from hf_multirate.movement import Movement
 from hf_multirate.probe import check_optimizer
 from hf_multirate.pruner import Pruner
@@ -52,9 +53,8 @@ class Attachment:
         self.shared = SharedStep(config, sync, groups)
         self.movement = Movement(config, optimizer, groups)
         self._subgroups = Subgroups(config, optimizer, groups)
-        mode = config.idle_mode or ("train" if type(optimizer) is SGD else "eval")
-        freezes = config.idle_buffers == "freeze"
-        self._pruner = Pruner(model, groups, evaluates=mode == "eval", freezes_buffers=freezes, compiled=compiled)
+        idle_pass = IdlePass(config, optimizer, compiled=compiled, sharded=sync.shards)
+        self._pruner = Pruner(model, groups, idle_pass, compiled=compiled)
         self._check = GradientCheck(groups, tolerant=config.missing_gradients == "warn")
 
     @property

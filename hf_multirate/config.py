@@ -21,6 +21,13 @@ from hf_multirate.subset import Subset
 MISSING_GRADIENT_RULES = ("error", "warn")
 IDLE_MODES = ("train", "eval")
 BUFFER_RULES = ("update", "freeze")
+IDLE_DTYPES = ("bfloat16", "float16")
+INTEGERS = (
+    ("initial_full_steps", "steps", 0),
+    ("check_ranks", "cycles", 0),
+    ("refresh_chunks", "parts of a batch", 1),
+)
+"""Settings that count something: name, what is counted, the least value."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,13 @@ class MultirateConfig:
             for SGD, which then is Algorithm 1 to the letter, and ``eval`` for other optimizers.
         idle_buffers: What happens to buffers of modules without a live parameter, such as the running statistics of
             batch norm: ``update``, as in Trainer, or ``freeze``, which puts them back after a fast-only step.
+        idle_dtype: Precision in which modules without a live parameter run forward at fast-only steps of a run in
+            float32, ``bfloat16`` or ``float16``; None, the default, is that of the run. Nothing of them is recorded
+            there, so gradients are as precise as ever, of a loss whose features are rounded.
+        idle_compile: Whether such modules run through ``torch.compile`` at fast-only steps. Each new shape of a batch
+            may compile once more: pad to a few lengths (``pad_to_multiple_of`` of the collator).
+        refresh_chunks: Parts into which the batch of a step with more than the fast groups is split, so that fewer
+            activations are held at a time: see `hf_multirate.chunks`.
         group_of: Function of a parameter's name and the parameter that returns the name of its rate group, or None to
             leave it to the patterns. It is not part of `to_json`, only its name is.
         check_ranks: For debugging runs of several processes: at every ``check_ranks``-th refresh of all groups, stop
@@ -54,6 +68,9 @@ class MultirateConfig:
     missing_gradients: str = "error"
     idle_mode: str | None = None
     idle_buffers: str = "update"
+    idle_dtype: str | None = None
+    idle_compile: bool = False
+    refresh_chunks: int = 1
     group_of: Callable[[str, Any], str | None] | None = None
     check_ranks: int = 0
 
@@ -182,12 +199,12 @@ def _check_groups(groups: tuple[RateGroup, ...], group_of: object) -> None:
 
 
 def _check_settings(config: MultirateConfig) -> None:
-    for name, unit in (("initial_full_steps", "steps"), ("check_ranks", "cycles")):
+    for name, unit, least in INTEGERS:
         value = vars(config)[name]
         if isinstance(value, bool) or not isinstance(value, int):
             raise TypeError(f"{name} must be an integer number of {unit}, got {value!r}.")
-        if value < 0:
-            raise ValueError(f"{name} must not be negative, got {value}.")
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}.")
     if config.drift_scale is not None and not 0 <= config.drift_scale <= 1:
         raise ValueError(f"drift_scale must be between 0 and 1, or None, got {config.drift_scale!r}.")
     if config.missing_gradients not in MISSING_GRADIENT_RULES:
@@ -196,5 +213,9 @@ def _check_settings(config: MultirateConfig) -> None:
         )
     if config.idle_mode is not None and config.idle_mode not in IDLE_MODES:
         raise ValueError(f"idle_mode must be one of {IDLE_MODES}, or None, got {config.idle_mode!r}.")
+    if config.idle_dtype is not None and config.idle_dtype not in IDLE_DTYPES:
+        raise ValueError(f"idle_dtype must be one of {IDLE_DTYPES}, or None, got {config.idle_dtype!r}.")
+    if not isinstance(config.idle_compile, bool):
+        raise TypeError(f"idle_compile must be True or False, got {config.idle_compile!r}.")
     if config.idle_buffers not in BUFFER_RULES:
         raise ValueError(f"idle_buffers must be one of {BUFFER_RULES}, got {config.idle_buffers!r}.")

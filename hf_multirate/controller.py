@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from hf_multirate.advice import warn_of_lost_steps, warn_of_tied_head
 from hf_multirate.attachment import Attachment
+from hf_multirate.chunks import split
 from hf_multirate.config import MultirateConfig
 from hf_multirate.cost import layers_of, predicted_speedup, relative_costs
 from hf_multirate.describe import describe
@@ -52,7 +53,7 @@ class Multirate:
         self._costs = [1.0]
         self._hooks: list[Any] = []
         self._open = ExitStack()
-        self._inside = False
+        self._inside = self._split = False
 
     def assign(self, model: nn.Module) -> Multirate:
         """Find out which parameter of ``model`` is in which rate group, without touching either.
@@ -185,7 +186,7 @@ class Multirate:
         self._require_attached("begin_step()")
         if step < 0:
             raise ValueError(f"a step index counts from 0, got {step}.")
-        self.step, self._live = step, self.config.schedule.live(step)
+        self.step, self._live, self._split = step, self.config.schedule.live(step), False
         self._attachment.begin(step, self._live)
         self.telemetry.start()
 
@@ -206,6 +207,22 @@ class Multirate:
         finally:
             self._inside = False
 
+    def split(self, batch: Any) -> list[tuple[Any, float]]:
+        """Parts of ``batch`` to run one after the other, with the share of its rows that each has.
+
+        It is one part unless ``refresh_chunks`` asks for more and more than the fast groups are live. In a loop of
+        your own::
+
+            for part, share in multirate.split(batch):
+                (model(**part).loss * share).backward()
+
+        Raises:
+            ValueError: the batch has no rows: see `hf_multirate.chunks.split`.
+        """
+        fast = sum(group.gradient_period == 1 for group in self.config.groups)
+        self._split = True
+        return split(batch, self.config.refresh_chunks if self._live and len(self._live) > fast else 1)
+
     def synchronize(self) -> None:
         """Average the gradients of a fast-only step over all processes, once the last of them is there.
 
@@ -221,6 +238,11 @@ class Multirate:
         self._open.close()
         if self._live is None or self.step is None:
             raise RuntimeError("optimizer.step() without begin_step(step): which groups were live is not known.")
+        if self.config.refresh_chunks > 1 and not self._split:
+            raise RuntimeError(
+                f"refresh_chunks is {self.config.refresh_chunks}, but no batch was split: run forward and backward "
+                "for each of split(batch), as in its documentation, or leave refresh_chunks at 1."
+            )
         self._attachment.before_step(self.step, self._live, (*args[1:], *kwargs.values()))
 
     def _after_optimizer_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 from hf_multirate import advice
 from hf_multirate.checkpointing import checkpointing_modules, cut_mark, markable, without_reentrance
 from hf_multirate.hooks import last_hooks
-from hf_multirate.modes import evaluating, frozen_buffers
+from hf_multirate.idle_pass import IdlePass
 from hf_multirate.pruning import idle, idle_modules, kept_idle, recorded
 
 
@@ -35,8 +35,7 @@ class Pruner:
     Args:
         model: The model that owns the parameters.
         groups: Rate group name -> parameter name -> parameter.
-        evaluates: Whether modules of idle parameters, without a live one, run in eval mode.
-        freezes_buffers: Whether the buffers of such modules are put back.
+        idle_pass: How modules of idle parameters, without a live one, run forward.
         compiled: Whether ``torch.compile`` traces the model: then nothing is watched.
     """
 
@@ -44,15 +43,13 @@ class Pruner:
         self,
         model: nn.Module,
         groups: Mapping[str, Mapping[str, nn.Parameter]],
+        idle_pass: IdlePass,
         *,
-        evaluates: bool = False,
-        freezes_buffers: bool = False,
         compiled: bool = False,
     ) -> None:
         self._model = model
         self._compiled = compiled
-        self._evaluates = evaluates
-        self._freezes_buffers = freezes_buffers
+        self._idle_pass = idle_pass
         self._groups = groups
         self._idle: dict[frozenset[str], _Idle] = {}
         self._checkpointing = checkpointing_modules(model)
@@ -69,6 +66,7 @@ class Pruner:
             cuts: Whether backward is cut short; False for everything else a fast-only step has.
         """
         if len(live) == len(self._groups):
+            self._idle_pass.begin()
             yield
             return
         if live not in self._idle:
@@ -77,10 +75,7 @@ class Pruner:
         with ExitStack() as stack:
             if cuts:
                 stack.enter_context(self._cut(live, found))
-            if self._evaluates:
-                stack.enter_context(evaluating(module for _, module in found.modules))
-            if self._freezes_buffers:
-                stack.enter_context(frozen_buffers(module for _, module in found.modules))
+            stack.enter_context(self._idle_pass.running([module for _, module in found.modules], cuts=cuts))
             yield
 
     @contextmanager

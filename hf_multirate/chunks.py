@@ -1,0 +1,103 @@
+"""Split a batch by rows, so that a step holds the activations of one part at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import find_batch_size, recursively_apply
+from torch import Tensor, nn
+from transformers import Trainer
+from transformers.utils import logging
+
+
+logger = logging.get_logger(__name__)
+
+IGNORED = -100
+"""The label that losses of transformers leave out."""
+
+
+def split(batch: Any, count: int) -> list[tuple[Any, float]]:
+    """At most ``count`` parts of ``batch`` of about as many rows, and the share of the loss that each has.
+
+    A loss that is a mean over rows, or over the labels that are not -100, is the sum of those of the parts, each times
+    its share. A loss that compares rows with each other is not, nor are the statistics of batch norm.
+
+    Args:
+        batch: Tensors in dictionaries, lists or tuples. Those whose first dimension is the batch size, which is the
+            one of the first tensor, are split; everything else goes to each part as it is.
+        count: Number of parts, at least 1.
+
+    Raises:
+        ValueError: there is no tensor with rows.
+    """
+    if count == 1:
+        return [(batch, 1.0)]
+    try:
+        rows = find_batch_size(batch)
+    except (IndexError, TypeError, ValueError):  # as empty, or scalar, or of something else
+        rows = None
+    if rows is None:
+        raise ValueError(f"a batch without a tensor that has rows cannot be split into {count} parts, got {batch!r}.")
+    if rows == 1:
+        logger.warning_once("refresh_chunks has no effect on a batch of one row, such as packed sequences are.")
+    size = -(-rows // count)
+    parts = [_rows(batch, start, size, rows) for start in range(0, rows, size)]
+    items = [_items(part, min(size, rows - i * size)) for i, part in enumerate(parts)]
+    return [(part, item / max(1, sum(items))) for part, item in zip(parts, items, strict=True)]
+
+
+def _rows(batch: Any, start: int, size: int, rows: int) -> Any:
+    def part(tensor: Tensor) -> Tensor:
+        return tensor[start : start + size] if tensor.dim() and tensor.shape[0] == rows else tensor
+
+    return recursively_apply(part, batch)
+
+
+def _items(part: Any, rows: int) -> int:
+    labels = part.get("labels") if isinstance(part, Mapping) else None
+    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.dim() == 0:
+        return rows
+    return int((labels != IGNORED).sum())
+
+
+def adds_up(trainer: Trainer, model: nn.Module, part: Mapping[str, Any], items: Any) -> bool:
+    """Whether losses of parts are sums over what a whole step has ``items`` of, and not means.
+
+    Trainer names the number of items to all models that take it, and many take it and do not use it. So the loss of
+    one row is looked at with twice the number: a sum is half as large then, a mean is the same.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if items is None:
+        return False
+    row, _ = split(part, 1 << 30)[0]
+
+    @torch.no_grad()
+    def loss(number: Any) -> Tensor:
+        with torch.random.fork_rng(), trainer.compute_loss_context_manager():
+            return trainer.compute_loss(model, trainer._prepare_inputs(dict(row)), num_items_in_batch=number)  # type: ignore[return-value]
+
+    once, twice = loss(items), loss(2 * items)
+    for factor, sums in ((2, True), (1, False)):
+        if torch.allclose(twice * factor, once, rtol=1e-2):
+            return sums
+    raise ValueError(
+        f"refresh_chunks needs a loss that is a mean over its rows or labels, or a sum divided by num_items_in_batch: "
+        f"that of one row is {once.item():.6g}, and {twice.item():.6g} with twice the number. Leave it at 1."
+    )
+
+
+@contextmanager
+def scaled_backward(accelerator: Accelerator, scale: float) -> Iterator[None]:
+    """While open, ``accelerator.backward`` multiplies losses by ``scale``."""
+    backward = accelerator.backward
+    vars(accelerator)["backward"] = lambda loss, **kwargs: backward(loss * scale, **kwargs)
+    try:
+        yield
+    finally:
+        del vars(accelerator)["backward"]

@@ -1,0 +1,87 @@
+"""How idle modules run forward at fast-only steps: as the inference pass that it is, or as in plain training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import SGD, Optimizer
+
+from hf_multirate.config import MultirateConfig
+from hf_multirate.modes import evaluating, frozen_buffers
+from hf_multirate.precision import DTYPES, LowPrecision
+
+
+class IdlePass:
+    """Mode, buffers, precision and compilation of modules of idle parameters without a live one.
+
+    Args:
+        config: The settings that begin with ``idle_``.
+        optimizer: What they depend on where they are left to the defaults.
+
+    Raises:
+        ValueError: idle modules of a model that is compiled as a whole are to be compiled or of lower precision.
+        NotImplementedError: they are sharded.
+    """
+
+    def __init__(self, config: MultirateConfig, optimizer: Optimizer, *, compiled: bool, sharded: bool) -> None:
+        self._evaluates = (config.idle_mode or ("train" if type(optimizer) is SGD else "eval")) == "eval"
+        self._freezes = config.idle_buffers == "freeze"
+        self._precision = None if config.idle_dtype is None else LowPrecision(DTYPES[config.idle_dtype])
+        self._compiles = config.idle_compile
+        self._forwards: dict[nn.Module, Callable[..., Any]] = {}
+        asked = [f"idle_dtype={config.idle_dtype!r}"] if config.idle_dtype else []
+        asked += ["idle_compile=True"] if config.idle_compile else []
+        if asked and compiled:
+            raise ValueError(
+                f"{' and '.join(asked)} change idle modules from step to step, but torch.compile traces the whole "
+                "model: leave one of the two out (torch_compile=True with Trainer)."
+            )
+        if asked and sharded:
+            raise NotImplementedError(
+                f"{' and '.join(asked)}: never tried with sharded parameters (FSDP2). Leave it out, or use bf16=True."
+            )
+
+    def begin(self) -> None:
+        """All groups have a gradient at the next step."""
+        if self._precision is not None:
+            self._precision.forget()
+
+    @contextmanager
+    def running(self, modules: Sequence[nn.Module], *, cuts: bool) -> Iterator[None]:
+        """While it is open, ``modules`` run so.
+
+        Args:
+            modules: The outermost modules that are idle as a whole.
+            cuts: Whether autograd records nothing of them; else precision and code are those of plain training.
+        """
+        with ExitStack() as stack:
+            if self._evaluates:
+                stack.enter_context(evaluating(modules))
+            if self._freezes:
+                stack.enter_context(frozen_buffers(modules))
+            if self._precision is not None and cuts:
+                stack.enter_context(self._precision.casting(modules))
+            if self._compiles and cuts:
+                stack.enter_context(self._compiled(modules))
+            yield
+
+    @contextmanager
+    def _compiled(self, modules: Sequence[nn.Module]) -> Iterator[None]:
+        """Give each module a compiled ``forward``; hooks stay outside of it, since they come and go."""
+        before = [vars(module).get("forward") for module in modules]
+        for module in modules:
+            if module not in self._forwards:
+                self._forwards[module] = torch.compile(module.forward)
+            vars(module)["forward"] = self._forwards[module]
+        try:
+            yield
+        finally:
+            for module, forward in zip(modules, before, strict=True):
+                if forward is None:
+                    del vars(module)["forward"]
+                else:
+                    vars(module)["forward"] = forward

@@ -1,0 +1,120 @@
+"""A batch in parts at the steps that refresh slow groups: the same gradients, by the rules of accumulation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from hf_multirate import Multirate, MultirateConfig, MultirateTrainer
+from hf_multirate.chunks import split
+from runs import PERIOD, trainer_for, weights
+from small import batch, network
+
+
+@pytest.mark.parametrize(
+    ("rows", "count", "sizes"), [(12, 3, [4, 4, 4]), (7, 3, [3, 3, 1]), (2, 5, [1, 1]), (6, 1, [6])]
+)
+def test_rows_are_split_and_shares_add_up(rows: int, count: int, sizes: list[int]) -> None:
+    inputs = {"input_ids": torch.arange(rows * 2).view(rows, 2), "scale": torch.tensor(3.0), "grid": torch.zeros(99)}
+    parts = split({**inputs, "more": [torch.arange(rows)], "flag": True}, count)
+    assert [len(part["input_ids"]) for part, _ in parts] == sizes
+    assert [share for _, share in parts] == [size / rows for size in sizes]
+    assert torch.equal(torch.cat([part["input_ids"] for part, _ in parts]), inputs["input_ids"])
+    assert torch.equal(torch.cat([part["more"][0] for part, _ in parts]), torch.arange(rows))
+    for part, _ in parts:
+        assert part["scale"] == 3
+        assert len(part["grid"]) == 99
+        assert part["flag"] is True
+
+
+@pytest.mark.parametrize("nothing", [{}, {"labels": torch.tensor(1)}, {"text": ["a", "b"]}])
+def test_a_batch_without_rows_is_refused(nothing: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="split into 2 parts"):
+        split(nothing, 2)
+
+
+def test_shares_are_those_of_the_labels_that_count() -> None:
+    labels = torch.tensor([[1, 2, 3], [-100, 4, -100], [5, -100, 6], [7, 8, 9]])
+    assert [share for _, share in split({"labels": labels}, 2)] == [4 / 9, 5 / 9]
+    assert [share for _, share in split({"labels": labels.float()}, 2)] == [1 / 2, 1 / 2]
+
+
+def _rows(trainer: Any) -> list[int]:
+    seen: list[int] = []
+    trainer.model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    trainer.train()
+    return seen
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2-lm"])  # a mean over rows, a sum over items
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_trainer_splits_the_batches_of_refreshes_and_trains_alike(
+    tmp_path: Path, family: str, accumulation: int
+) -> None:
+    settings = {"per_device_train_batch_size": 6, "gradient_accumulation_steps": accumulation, "max_steps": 5}
+    runs, rows, losses = [], [], []
+    for chunks in (1, 4):
+        config = MultirateConfig.two_rate("last:1", PERIOD, refresh_chunks=chunks, drift_scale=1.0)
+        trainer = trainer_for(tmp_path, config, family, learning_rate=1e-3, optim="adamw_torch", **settings)
+        for module in trainer.model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        rows.append([count for count in _rows(trainer) if count > 1])  # a single row is looked at once
+        runs.append(weights(trainer))
+        losses.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+        assert "backward" not in vars(trainer.accelerator)
+    fast = [6] * accumulation * (PERIOD - 1)
+    assert rows == [[6] * 5 * accumulation, [2, 2, 2] * accumulation + fast + [2, 2, 2] * accumulation]
+    for name, value in runs[0].items():
+        torch.testing.assert_close(runs[1][name], value, atol=2e-5, rtol=0)
+    assert losses[0] == pytest.approx(losses[1], abs=2e-4)
+
+
+def test_a_loop_of_ones_own_splits_by_itself_or_is_told_to() -> None:
+    model = nn.Sequential(*list(network())[:2], network()[3], nn.Tanh(), network()[5])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    inputs, labels = batch(0)
+    nn.functional.cross_entropy(model(inputs), labels).backward()
+    expected = [parameter.grad.clone() for parameter in model.parameters()]
+    optimizer.zero_grad()
+    config = MultirateConfig.two_rate(r"^4\.", 2, refresh_chunks=5)
+    with Multirate(config).attach(model, optimizer) as multirate:
+        multirate.begin_step(0)
+        parts = multirate.split({"inputs": inputs, "labels": labels})
+        assert len(parts) == 4
+        for part, share in parts:
+            (nn.functional.cross_entropy(model(part["inputs"]), part["labels"]) * share).backward()
+        for parameter, gradient in zip(model.parameters(), expected, strict=True):
+            torch.testing.assert_close(parameter.grad, gradient)
+        optimizer.step()
+        optimizer.zero_grad()
+        multirate.begin_step(1)
+        assert len(multirate.split({"inputs": inputs})) == 1
+        nn.functional.cross_entropy(model(inputs), labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        multirate.begin_step(2)
+        nn.functional.cross_entropy(model(inputs), labels).backward()
+        with pytest.raises(RuntimeError, match="no batch was split"):
+            optimizer.step()
+
+
+class Cubed(MultirateTrainer):
+    """A loss that is no mean over anything."""
+
+    def compute_loss(
+        self, model: nn.Module, inputs: Any, *args: Any, num_items_in_batch: Any = None, **kwargs: Any
+    ) -> Any:
+        return super().compute_loss(model, inputs, *args, **kwargs) / num_items_in_batch**3
+
+
+def test_a_loss_that_does_not_add_up_is_refused(tmp_path: Path) -> None:
+    trainer = trainer_for(tmp_path, MultirateConfig.two_rate("last:1", PERIOD, refresh_chunks=2), kind=Cubed)
+    with pytest.raises(ValueError, match="refresh_chunks needs a loss that is a mean"):
+        trainer.train()
