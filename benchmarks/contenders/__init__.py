@@ -1,0 +1,88 @@
+"""Everything that a user could pick to fine-tune for less, under one name each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hf_multirate import MultirateConfig, RateGroup
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to train.
+
+    Attributes:
+        kind: What builds it: see `contenders.build`.
+        fraction: Share of the steps that it takes; its learning-rate schedule is that much shorter.
+        rate_scale: Factor on the grid of learning rates, for methods that are used with larger ones.
+        options: What the kind needs to know.
+    """
+
+    name: str
+    kind: str
+    fraction: float = 1.0
+    rate_scale: float = 1.0
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def config(self) -> MultirateConfig | None:
+        """Rate groups, for multirate training."""
+        if self.kind != "multirate":
+            return None
+        return MultirateConfig([RateGroup(**group) for group in self.options["groups"]])
+
+
+DRIFTS = {"all": None, "one": 1, "none": 0}
+"""Idle steps that drift: all, one, or none."""
+
+FRACTIONS = (0.8, 0.6, 0.5, 0.4, 0.3)
+
+
+def _group(name: str, patterns: str, period: int, drift: str) -> dict[str, Any]:
+    idle = {} if period == 1 else {"drift_steps": DRIFTS[drift]}
+    return {"name": name, "patterns": patterns, "period": period, **idle}
+
+
+def _two_rates(fast: str, period: int, drift: str) -> Contender:
+    groups = [_group("fast", fast, 1, drift), _group("slow", ".*", period, drift)]
+    return Contender(f"multirate {fast} k{period} {drift}", "multirate", options={"groups": groups})
+
+
+def _ladder(periods: tuple[int, ...], drift: str) -> Contender:
+    parts = [_group(f"part {i}", f"part:{i}/{len(periods)}", k, drift) for i, k in enumerate(periods, 1)]
+    name = f"multirate ladder {','.join(map(str, periods))} {drift}"
+    return Contender(name, "multirate", options={"groups": parts})
+
+
+def _all() -> list[Contender]:
+    return [
+        Contender("plain", "plain"),
+        *(Contender(f"plain {fraction}", "plain", fraction=fraction) for fraction in FRACTIONS),
+        Contender("frozen below last:2", "frozen", options={"trained": "last:2"}),
+        Contender("frozen below last:1", "frozen", options={"trained": "last:1"}),
+        Contender("head only", "frozen", rate_scale=10.0, options={"trained": "head"}),
+        Contender("LoRA", "lora", rate_scale=10.0, options={"rank": 16}),
+        Contender("LoRA+", "lora", rate_scale=5.0, options={"rank": 16, "ratio": 16}),
+        Contender("LISA", "lisa", options={"active": 2, "interval": 10}),
+        Contender("BAdam", "badam", options={"interval": 10}),
+        *(_two_rates(f, k, d) for d in DRIFTS for k in (2, 5, 10) for f in ("head", "last:1", "last:2")),
+        *(_ladder(periods, d) for d in DRIFTS for periods in ((1, 2, 4), (1, 2, 4, 8))),
+    ]
+
+
+CONTENDERS = {contender.name: contender for contender in _all()}
+
+LEFT_OUT = (
+    "plain 0.8",
+    *(f"multirate {f} k{k} {d}" for d in ("one", "none") for k in (2, 10) for f in ("head", "last:1", "last:2")),
+    *(f"multirate {f} k{k} all" for k in (2, 10) for f in ("last:1", "last:2")),
+    "multirate head k5 one",
+    "multirate last:2 k5 all",
+    "multirate last:2 k5 none",
+    "multirate ladder 1,2,4 all",
+    "multirate ladder 1,2,4,8 one",
+)
+"""Contenders of no suite unless named: combinations of what the others show one by one."""
+
+CHOSEN = tuple(name for name in CONTENDERS if name not in LEFT_OUT)

@@ -1,0 +1,196 @@
+"""Compare multirate training with everything a user would pick instead: one file of results per run.
+
+    python benchmarks/run.py --suite trec --data-dir DIR
+    python benchmarks/run.py --suite all --data-dir DIR --jobs 2
+    python benchmarks/report.py                                    # tables and pictures from the files
+
+A run whose file exists is not repeated, so a suite that was killed goes on where it was. Each contender has three
+trials on the short length, with a seed of their own, and takes the rate with the best accuracy on validation rows to
+all seeds and lengths. Runs go in processes that are pinned to one core each, contenders in turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tqdm import tqdm
+
+from contenders import CHOSEN, CONTENDERS
+from tasks import TASKS, InputError, Task, missing
+from training import Spec, run
+
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "suite"
+TRIAL_SEED = 100
+
+
+def trials(task: Task, contenders: Sequence[str]) -> list[Spec]:
+    """Three learning rates for each contender."""
+    return [
+        Spec(task.name, "short", name, rate * CONTENDERS[name].rate_scale, TRIAL_SEED, "trial")
+        for rate in task.rates
+        for name in contenders
+    ]
+
+
+def finals(task: Task, rates: dict[str, float], lengths: Sequence[str], seeds: int) -> list[Spec]:
+    """All seeds and lengths for each contender, at its chosen rate."""
+    return [
+        Spec(task.name, length, name, rate, seed, "final")
+        for length in lengths
+        for seed in range(seeds)
+        for name, rate in rates.items()
+    ]
+
+
+def chosen_rates(results: dict[Spec, dict[str, Any]]) -> dict[str, float]:
+    """The rate of each contender with the best accuracy on validation rows; of equal ones the lowest."""
+    best: dict[str, tuple[float, float]] = {}
+    for spec, result in results.items():
+        better = (result["validation_metric"], -spec.rate)
+        best[spec.contender] = max(best.get(spec.contender, better), better)
+    return {name: -rate for name, (_, rate) in best.items()}
+
+
+def commit(out: Path, *, dirty: bool) -> dict[str, Any]:
+    """The commit that is measured.
+
+    Raises:
+        InputError: files differ from it, which ``dirty`` allows.
+    """
+    ours = [f":!{out.resolve().relative_to(ROOT)}"] if out.resolve().is_relative_to(ROOT) else []
+    changed = _git("status", "--porcelain", "--", ".", *ours)
+    if changed and not dirty:
+        raise InputError(
+            f"files differ from the commit that results would name, e.g. {changed.splitlines()[0].strip()!r}. Commit "
+            "them, or run in a fresh clone; --allow-dirty marks the results as not to be shown."
+        )
+    return {"commit": _git("rev-parse", "HEAD"), "dirty": bool(changed)}
+
+
+def _git(*words: str) -> str:
+    return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def _known(spec: Spec, out: Path) -> dict[str, Any] | None:
+    path = out / spec.file_name
+    if not path.exists():
+        return None
+    result = json.loads(path.read_text(encoding="utf-8"))
+    if result["spec"] != json.loads(json.dumps(spec.configuration())):
+        raise InputError(f"{path} is of another configuration: give another --out, or move it away.")
+    return result
+
+
+def _write(result: dict[str, Any], path: Path) -> None:
+    partial = path.with_suffix(f".{os.getpid()}.tmp")
+    partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def _pin(cores: Any) -> None:
+    """One thread on a core of its own: run in each worker before its first task."""
+    if hasattr(os, "sched_setaffinity"):  # Linux alone has it
+        os.sched_setaffinity(0, {cores.get()})
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+@contextmanager
+def workers(jobs: int) -> Iterator[Any]:
+    """A pool of ``jobs`` pinned processes; None for 0, to run here."""
+    if jobs == 0:
+        yield None
+        return
+    context = multiprocessing.get_context("spawn")
+    cores = context.Queue()
+    available = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(jobs))
+    for i in range(jobs):
+        cores.put(available[i % len(available)])
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_pin, initargs=(cores,)) as pool:
+        yield pool
+
+
+def run_all(specs: Sequence[Spec], pool: Any, options: argparse.Namespace, bar: Any) -> dict[Spec, dict[str, Any]]:
+    """Results of ``specs``: those that there are, and the others run now, in this order."""
+    results = {spec: known for spec in specs if (known := _known(spec, options.out)) is not None}
+    bar.update(len(results))
+    waiting = [spec for spec in specs if spec not in results]
+
+    def keep(spec: Spec, result: dict[str, Any]) -> None:
+        results[spec] = result | options.measured
+        _write(results[spec], options.out / spec.file_name)
+        bar.set_postfix_str(f"{spec.contender}, {spec.length}: {result['validation_metric']:.3f}")
+        bar.update()
+
+    if pool is None:
+        for spec in waiting:
+            keep(spec, run(spec, options.data_dir))
+        return results
+    futures = {pool.submit(run, spec, options.data_dir): spec for spec in waiting}
+    for future in as_completed(futures):
+        keep(futures[future], future.result())
+    return results
+
+
+def run_task(task: Task, options: argparse.Namespace, pool: Any) -> None:
+    """Trials, the choice of rates, and runs at the chosen rates."""
+    seeds = options.seeds or task.seeds
+    lengths = dict(task.epochs) if options.length == "both" else [options.length]
+    number = len(options.contenders) * (len(task.rates) + seeds * len(lengths))
+    with tqdm(total=number, desc=task.name, disable=options.quiet) as bar:
+        rates = chosen_rates(run_all(trials(task, options.contenders), pool, options, bar))
+        run_all(finals(task, rates, list(lengths), seeds), pool, options, bar)
+
+
+def parsed(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--suite", choices=[*TASKS, "all"], required=True)
+    parser.add_argument("--data-dir", type=Path, help="folder with the data of all tasks but 'embedded'")
+    parser.add_argument("--length", choices=["short", "long", "both"], default="both")
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CHOSEN), metavar="NAME")
+    parser.add_argument("--seeds", type=int, help="number of seeds (default: 3, or 5 for the smallest task)")
+    parser.add_argument("--jobs", type=int, default=2, help="runs side by side; 0 runs in this process (default: 2)")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
+    parser.add_argument("--allow-dirty", action="store_true", help="measure what is not committed; for trying out")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the suites."""
+    options = parsed(argv)
+    os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    options.measured = commit(options.out, dirty=options.allow_dirty)
+    options.out.mkdir(parents=True, exist_ok=True)
+    with workers(options.jobs) as pool:
+        for name in TASKS if options.suite == "all" else [options.suite]:
+            absent = missing(TASKS[name], options.data_dir)
+            if absent and options.suite != "all":
+                raise InputError(f"--suite {name} needs {absent[0]!r} in --data-dir, which is {options.data_dir}.")
+            if absent:
+                print(f"{name} is skipped: there is no {absent[0]!r} in --data-dir, which is {options.data_dir}.")
+                continue
+            run_task(TASKS[name], options, pool)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except InputError as error:
+        sys.exit(f"error: {error}")

