@@ -1,0 +1,107 @@
+"""What can be read off the runs of one task and length: accuracy by time, and time by accuracy."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+
+Runs = dict[str, dict[int, dict[str, Any]]]
+"""Contender -> seed -> result."""
+
+
+def finals(folder: Path, *, dirty: bool = False) -> dict[tuple[str, str], Runs]:
+    """Results at the chosen rates by task and length.
+
+    Raises:
+        ValueError: a result is of files that were not committed, and ``dirty`` does not allow it.
+    """
+    found: dict[tuple[str, str], Runs] = defaultdict(lambda: defaultdict(dict))
+    for path in sorted(folder.glob("*__final.json")):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        if result["dirty"] and not dirty:
+            raise ValueError(f"{path} was measured on files that were not committed: run it again, or give --dirty.")
+        spec = result["spec"]
+        found[spec["task"], spec["length"]][spec["contender"]][spec["seed"]] = result
+    return {key: dict(runs) for key, runs in found.items()}
+
+
+def grids(folder: Path) -> dict[tuple[str, str], dict[float, float]]:
+    """Accuracy on validation rows by rate, of the trials of each task and contender."""
+    found: dict[tuple[str, str], dict[float, float]] = defaultdict(dict)
+    for path in sorted(folder.glob("*__trial.json")):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        spec = result["spec"]
+        found[spec["task"], spec["contender"]][spec["rate"]] = result["validation_metric"]
+    return found
+
+
+def seconds(runs: Iterable[dict[str, Any]]) -> float:
+    """Mean process seconds."""
+    return fmean(run["process_seconds"] for run in runs)
+
+
+def metric(runs: Iterable[dict[str, Any]]) -> float:
+    """Mean accuracy on test rows."""
+    return fmean(run["test_metric"] for run in runs)
+
+
+def is_plain(contender: str) -> bool:
+    """Whether it is plain training, of all steps or fewer."""
+    return contender.split(maxsplit=1)[0] == "plain"
+
+
+def plain_by_time(runs: Runs, seeds: Sequence[int]) -> list[tuple[float, float]]:
+    """Mean seconds and accuracy of plain training with schedules of several lengths, the shortest first."""
+    kept = [[by_seed[seed] for seed in seeds] for name, by_seed in runs.items() if is_plain(name)]
+    return sorted((seconds(some), metric(some)) for some in kept)
+
+
+def in_time(points: Sequence[tuple[float, float]], time: float) -> float | None:
+    """Accuracy between neighbouring ``points`` of seconds and accuracy; None before the first of them."""
+    times, values = zip(*points, strict=True)
+    return None if time < 0.98 * times[0] else float(np.interp(time, times, values))
+
+
+def ahead(runs: Runs, contender: str) -> tuple[float, float] | None:
+    """Accuracy of ``contender`` less that of plain training in its time, seed by seed: the mean and its error.
+
+    None where it takes less time than the shortest plain run.
+    """
+    gaps = []
+    for seed, run in runs[contender].items():
+        plain = in_time(plain_by_time(runs, [seed]), run["process_seconds"])
+        if plain is None:
+            return None
+        gaps.append(run["test_metric"] - plain)
+    error = float(np.std(gaps, ddof=1) / len(gaps) ** 0.5) if len(gaps) > 1 else float("nan")
+    return fmean(gaps), error
+
+
+def _points(run: dict[str, Any]) -> tuple[list[float], list[float]]:
+    return [p["process_seconds"] for p in run["curve"]], [p["metric"] for p in run["curve"]]
+
+
+def at(run: dict[str, Any], time: float) -> float | None:
+    """The last accuracy of the curve of ``run`` at or before ``time``; None if there is none."""
+    times, values = _points(run)
+    before = [value for when, value in zip(times, values, strict=True) if when <= time * 1.001]
+    return before[-1] if before else None
+
+
+def time_to(run: dict[str, Any], level: float) -> float | None:
+    """Seconds until the curve of ``run`` is at ``level``, between evaluations on a straight line; None if never."""
+    times, values = _points(run)
+    for i, (when, value) in enumerate(zip(times, values, strict=True)):
+        if value >= level:
+            if i == 0:
+                return when
+            share = (level - values[i - 1]) / (value - values[i - 1])
+            return times[i - 1] + share * (when - times[i - 1])
+    return None

@@ -1,0 +1,146 @@
+"""Tables and pictures of docs/benchmarks.md from the files that run.py keeps.
+
+python benchmarks/report.py            # rewrite what stands between <!-- bench NAME --> and <!-- end -->
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+
+from curves import Runs, ahead, at, finals, grids, in_time, is_plain, metric, plain_by_time, seconds, time_to
+
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "suite"
+BUDGETS = (0.2, 0.4, 0.6, 0.8, 1.0)
+CLOSE = 0.99
+"""Share of the accuracy of plain training that counts as reaching it."""
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{100 * fmean(values):.1f}" + (f" ± {100 * stdev(values):.1f}" if len(values) > 1 else "")
+
+
+def _gap(runs: Runs, name: str) -> tuple[str, str]:
+    """Plain training in the time of a contender, and how far that is ahead of it."""
+    found = None if is_plain(name) else ahead(runs, name)
+    if found is None:
+        return "", ""
+    return f"{100 * (metric(runs[name].values()) - found[0]):.1f}", f"{100 * found[0]:+.1f} ± {100 * found[1]:.1f}"
+
+
+def _close(runs: Runs, name: str) -> str:
+    """Share of plain training's time after which all seeds of ``name`` are close to where it ends, on average."""
+    level, whole = CLOSE * metric(runs["plain"].values()), seconds(runs["plain"].values())
+    times = [time_to(run, level) for run in runs[name].values()]
+    reached = [time for time in times if time is not None]
+    return f"{fmean(reached) / whole:.2f}" if len(reached) == len(times) else f"{len(reached)} of {len(times)} seeds"
+
+
+def outcome(runs: Runs, rates: dict[str, dict[float, float]]) -> str:
+    """One row per contender, the fastest first."""
+    rows = [
+        "| contender | rate | accuracy, % | seconds | speed-up | plain in that time, % | ahead by, points "
+        "| time to 99 % of plain |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    whole = seconds(runs["plain"].values())
+    for name in sorted(runs, key=lambda name: seconds(runs[name].values())):
+        some = list(runs[name].values())
+        rate, took = some[0]["spec"]["rate"], seconds(some)
+        edge = "\\*" if rate in (min(rates[name]), max(rates[name])) else ""
+        accuracy = _spread([run["test_metric"] for run in some])
+        plain, gap = _gap(runs, name)
+        rows.append(
+            f"| {name} | {rate:.2g}{edge} | {accuracy} | {took:.0f} | {whole / took:.2f} | {plain} | {gap} "
+            f"| {_close(runs, name)} |"
+        )
+    return "\n".join(rows)
+
+
+def budgets(runs: Runs) -> str:
+    """Accuracy at equal time, for five budgets."""
+    whole = seconds(runs["plain"].values())
+    rows = ["| contender | " + " | ".join(f"{share:g}" for share in BUDGETS) + " |", "|---" * (len(BUDGETS) + 1) + "|"]
+    points = plain_by_time(runs, list(runs["plain"]))
+    cells = [in_time(points, share * whole) for share in BUDGETS]
+    rows.append(_row("plain, schedule of that length", cells))
+    for name in (name for name in runs if name == "plain" or not is_plain(name)):
+        cells = []
+        for share in BUDGETS:
+            values = [at(run, share * whole) for run in runs[name].values()]
+            known = [value for value in values if value is not None]
+            cells.append(fmean(known) if len(known) == len(values) else None)
+        rows.append(_row(name, cells))
+    return "\n".join(rows)
+
+
+def _row(name: str, cells: Sequence[float | None]) -> str:
+    return f"| {name} | " + " | ".join("" if cell is None else f"{100 * cell:.1f}" for cell in cells) + " |"
+
+
+def picture(runs: Runs, title: str, path: Path) -> None:
+    """Accuracy against seconds: the mean of each contender, and the range of its seeds as a band."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(10, 5.5), layout="constrained")
+    ours = [name for name in runs if name.startswith("multirate")]
+    others = [name for name in runs if name not in ours and not is_plain(name)]
+    blues, warm = plt.get_cmap("winter"), plt.get_cmap("autumn")
+    styles = {name: (blues(i / max(1, len(ours) - 1)), "-") for i, name in enumerate(ours)}
+    styles |= {name: (warm(i / max(1, len(others))), ":") for i, name in enumerate(others)}
+    for name in ["plain", *others, *ours]:
+        curves = [run["curve"] for run in runs[name].values()]
+        times = [fmean(point["process_seconds"] for point in column) for column in zip(*curves, strict=True)]
+        values = [[100 * point["metric"] for point in column] for column in zip(*curves, strict=True)]
+        colour, line = styles.get(name, ("black", "-"))
+        axes.plot(times, [fmean(v) for v in values], line, color=colour, label=name, linewidth=1.3)
+        axes.fill_between(times, [min(v) for v in values], [max(v) for v in values], color=colour, alpha=0.06)
+    points = plain_by_time(runs, list(runs["plain"]))
+    axes.plot(*zip(*[(t, 100 * v) for t, v in points], strict=True), "ks--", label="plain, shortened", linewidth=2.2)
+    axes.set(xlabel="process seconds of training, one thread", ylabel="test accuracy, %", title=title)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def filled(text: str, found: dict[tuple[str, str], Runs], rates: dict[tuple[str, str], dict[float, float]]) -> str:
+    """``text`` with every table in it as the results have it; a table without results says so."""
+
+    def table(match: re.Match[str]) -> str:
+        what, task, length = match[2].split()
+        runs = found.get((task, length))
+        if runs is None:
+            return f"{match[1]}Not run yet.\n{match[3]}"
+        of_task = {name: grid for (some, name), grid in rates.items() if some == task}
+        return f"{match[1]}{outcome(runs, of_task) if what == 'outcome' else budgets(runs)}\n{match[3]}"
+
+    return re.sub(r"(<!-- bench ([\w ]+) -->\n).*?(<!-- end -->)", table, text, flags=re.DOTALL)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Rewrite the page and its pictures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "benchmarks.md")
+    parser.add_argument("--dirty", action="store_true", help="also show results of files that were not committed")
+    options = parser.parse_args(argv)
+    found = finals(options.results, dirty=options.dirty)
+    text = filled(options.page.read_text(encoding="utf-8"), found, grids(options.results))
+    options.page.write_text(text, encoding="utf-8")
+    images = options.page.parent / "images"
+    images.mkdir(exist_ok=True)
+    for (task, length), runs in found.items():
+        picture(runs, f"{task}, {length}", images / f"bench_{task}_{length}.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,222 @@
+"""The benchmark on a task of a few rows: what runs, what is kept, and that the tables say what the files say."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from torch import nn
+from transformers import BertConfig, BertForSequenceClassification, DataCollatorWithPadding, set_seed
+
+from tiny import tokenizer
+
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+import curves
+import report
+import run as suite
+
+import tasks
+import training
+from contenders import CHOSEN, CONTENDERS
+from contenders.blocks import LISA, BAdam
+
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
+)
+
+TINY = tasks.Task("tiny", (1e-3, 1e-2), seeds=2, batch_size=2, epochs=(("short", 1), ("long", 2)))
+
+
+def network(seed: int) -> nn.Module:
+    set_seed(seed)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 32}
+    return BertForSequenceClassification(BertConfig(vocab_size=40, num_labels=3, **sizes))
+
+
+def load(*_: Any) -> tasks.Data:
+    rows = [{"input_ids": [3 + (i * j) % 30 for j in range(3 + i % 4)], "labels": i % 3} for i in range(20)]
+    parts = [Dataset.from_list(rows[a:b]) for a, b in ((0, 12), (12, 16), (16, 20))]
+    return tasks.Data(*parts, DataCollatorWithPadding(tokenizer()), network, by_length=True)
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(tasks.TASKS, "tiny", TINY)
+    monkeypatch.setattr(training, "load", load)
+    training._loaded.clear()
+
+
+def options(out: Path, *more: str) -> list[str]:
+    words = ["--suite", "embedded", "--jobs", "0", "--quiet", "--allow-dirty", "--out", str(out), *more]
+    return ["tiny" if word == "embedded" else word for word in words]
+
+
+def test_every_contender_runs_and_a_second_call_runs_nothing(
+    tiny: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suite.main(options(tmp_path))
+    files = sorted(tmp_path.glob("*.json"))
+    assert len(files) == len(CHOSEN) * (2 + 2 * 2)
+    results = [json.loads(path.read_text()) for path in files]
+    for result in results:
+        kept = result["spec"]
+        assert (kept["role"] == "trial") == ("test_metric" not in result)
+        whole = 6 * {"short": 1, "long": 2}[kept["length"]]
+        assert result["steps"] == round(whole * CONTENDERS[kept["contender"]].fraction)
+        assert sum(phase["steps"] for phase in result["phases"].values()) == result["steps"]
+        assert result["process_seconds"] > 0
+        assert len(result["commit"]) == 40
+        if kept["role"] == "final":
+            assert result["curve"][-1]["metric"] == result["test_metric"]
+            assert result["curve"][-1]["step"] == result["steps"]
+
+    def nothing(*args: Any) -> None:
+        raise AssertionError(args)
+
+    monkeypatch.setattr(suite, "run", nothing)
+    suite.main(options(tmp_path))
+    monkeypatch.setitem(tasks.TASKS, "tiny", TINY.__class__(**{**vars(TINY), "batch_size": 3}))
+    with pytest.raises(tasks.InputError, match="another configuration"):
+        suite.main(options(tmp_path))
+
+
+def test_a_contender_takes_its_best_rate_on_validation_rows_to_all_seeds(tiny: None, tmp_path: Path) -> None:
+    suite.main(options(tmp_path, "--contenders", "plain", "LoRA", "--length", "short"))
+    grids = curves.grids(tmp_path)
+    assert {name: sorted(grid) for (_, name), grid in grids.items()} == {"plain": [1e-3, 1e-2], "LoRA": [1e-2, 1e-1]}
+    for contender, runs in curves.finals(tmp_path, dirty=True)["tiny", "short"].items():
+        grid = grids["tiny", contender]
+        best = min(rate for rate in grid if grid[rate] == max(grid.values()))
+        assert {run["spec"]["rate"] for run in runs.values()} == {best}
+        assert sorted(runs) == [0, 1]
+
+
+def test_rates_are_chosen_by_validation_and_of_equal_ones_the_lowest() -> None:
+    def spec(name: str, rate: float) -> training.Spec:
+        return training.Spec("tiny", "short", name, rate, 100, "trial")
+
+    scores = {spec("plain", 1.0): 0.5, spec("plain", 2.0): 0.7, spec("LoRA", 1.0): 0.6, spec("LoRA", 3.0): 0.6}
+    assert suite.chosen_rates({s: {"validation_metric": v} for s, v in scores.items()}) == {"plain": 2.0, "LoRA": 1.0}
+
+
+def test_files_that_are_not_committed_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = {"status": " M hf_multirate/drift.py", "rev-parse": "abc"}
+    monkeypatch.setattr(suite, "_git", lambda *words: answers[words[0]])
+    with pytest.raises(tasks.InputError, match="differ from the commit"):
+        suite.commit(tmp_path, dirty=False)
+    assert suite.commit(tmp_path, dirty=True) == {"commit": "abc", "dirty": True}
+    answers["status"] = ""
+    assert suite.commit(tmp_path, dirty=False) == {"commit": "abc", "dirty": False}
+
+
+def test_data_that_are_not_there(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with pytest.raises(tasks.InputError, match="needs 'trec_train"):
+        suite.main(["--suite", "trec", "--allow-dirty", "--jobs", "0", "--data-dir", str(tmp_path)])
+
+
+@pytest.mark.parametrize("kind", [LISA, BAdam])
+def test_block_methods_train_what_they_say(kind: type) -> None:
+    model = network(0)
+    more = {"active": 2} if kind is LISA else {}
+    callback = kind(model, interval=3, seed=0, **more)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    seen = []
+    for step in range(9):
+        callback.on_step_begin(None, SimpleNamespace(global_step=step), None, optimizer=optimizer)
+        before = {name: [p.clone() for p in part] for name, part in callback.parts.items()}
+        model(input_ids=torch.tensor([[3, 4]]), labels=torch.tensor([1])).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        moved = {
+            name
+            for name, part in callback.parts.items()
+            if any(not torch.equal(p, old) for p, old in zip(part, before[name], strict=True))
+        }
+        assert moved == set(callback.live)
+        seen.append(moved)
+    assert all(seen[i] == seen[i - i % 3] for i in range(9))
+    assert len({frozenset(moved) for moved in seen}) > 1
+    if kind is LISA:
+        assert all(len(moved) == 3 and "outside" in moved for moved in seen)
+    else:
+        assert all(len(moved) == 1 for moved in seen)
+        assert set(optimizer.state) == set(callback.parts[callback.live[0]])  # of others nothing is kept
+    callback.on_train_end(None, None, None)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def _result(contender: str, seed: int, curve: list[tuple[float, float]], rate: float = 1e-3) -> dict[str, Any]:
+    points = [{"process_seconds": when, "metric": value} for when, value in curve]
+    return {
+        "spec": {"task": "t", "length": "short", "contender": contender, "seed": seed, "rate": rate},
+        "dirty": False, "curve": points, "process_seconds": curve[-1][0], "test_metric": curve[-1][1],
+    }  # fmt: skip
+
+
+RUNS = {
+    "plain": {s: _result("plain", s, [(5, 0.5), (10, 0.8 + 0.02 * s)]) for s in (0, 1)},
+    "plain 0.5": {s: _result("plain 0.5", s, [(2, 0.4), (5, 0.6)]) for s in (0, 1)},
+    "multirate head k5 all": {
+        0: _result("multirate head k5 all", 0, [(3, 0.5), (7.5, 0.73)]),
+        1: _result("multirate head k5 all", 1, [(4, 0.7), (7.5, 0.75)]),
+    },
+    "head only": {s: _result("head only", s, [(1, 0.3), (2.5, 0.81)]) for s in (0, 1)},
+}
+
+
+def test_readings_are_those_made_by_hand() -> None:
+    # Plain in 7.5 s: half way from .6 at 5 s to .8 (.82) at 10 s, .70 (.71), so .03 (.04) ahead.
+    assert curves.ahead(RUNS, "multirate head k5 all") == pytest.approx((0.035, 0.005))
+    assert curves.ahead(RUNS, "head only") is None  # faster than the shortest plain run
+    run = RUNS["multirate head k5 all"][0]
+    assert [curves.at(run, time) for time in (2, 3, 7, 8)] == [None, 0.5, 0.5, 0.73]
+    assert curves.time_to(run, 0.615) == pytest.approx(5.25)
+    assert curves.time_to(run, 0.4) == 3
+    assert curves.time_to(run, 0.74) is None
+
+
+def test_tables_say_what_the_runs_say() -> None:
+    rates = {name: {1e-3: 0.1, 1e-2: 0.2, 1e-4: 0.1} for name in RUNS} | {"plain": {1e-3: 0.1, 1e-2: 0.2}}
+    lines = report.outcome(RUNS, rates).splitlines()[2:]
+    assert lines == [
+        "| head only | 0.001 | 81.0 ± 0.0 | 2 | 4.00 |  |  | 0.25 |",
+        "| plain 0.5 | 0.001 | 60.0 ± 0.0 | 5 | 2.00 |  |  | 0 of 2 seeds |",
+        "| multirate head k5 all | 0.001 | 74.0 ± 1.4 | 8 | 1.33 | 70.5 | +3.5 ± 0.5 | 0 of 2 seeds |",
+        "| plain | 0.001\\* | 81.0 ± 1.4 | 10 | 1.00 |  |  | 1 of 2 seeds |",
+    ]
+    assert report.budgets(RUNS).splitlines()[2:] == [
+        "| plain, schedule of that length |  |  | 64.2 | 72.6 | 81.0 |",
+        "| plain |  |  | 50.0 | 50.0 | 81.0 |",
+        "| multirate head k5 all |  | 60.0 | 60.0 | 74.0 | 74.0 |",
+        "| head only | 30.0 | 81.0 | 81.0 | 81.0 | 81.0 |",
+    ]
+
+
+def test_a_page_is_filled_and_pictures_are_drawn(tmp_path: Path) -> None:
+    folder, page = tmp_path / "results", tmp_path / "page.md"
+    folder.mkdir()
+    for name, by_seed in RUNS.items():
+        for seed, result in by_seed.items():
+            (folder / f"{name}_{seed}__final.json").write_text(json.dumps(result))
+            trial = {**result, "validation_metric": 0.5}
+            (folder / f"{name}_{seed}__trial.json").write_text(json.dumps(trial))
+    page.write_text(
+        "a\n<!-- bench outcome t short -->\nold\n<!-- end -->\n<!-- bench budgets t long -->\n<!-- end -->\n"
+    )
+    report.main(["--results", str(folder), "--page", str(page)])
+    text = page.read_text()
+    assert "| multirate head k5 all | 0.001\\* | 74.0 ± 1.4 |" in text
+    assert "old" not in text
+    assert "Not run yet." in text
+    assert (tmp_path / "images" / "bench_t_short.png").stat().st_size > 10_000
+    (folder / "plain_0__final.json").write_text(json.dumps({**RUNS["plain"][0], "dirty": True}))
+    with pytest.raises(ValueError, match="not committed"):
+        report.main(["--results", str(folder), "--page", str(page)])
