@@ -10,6 +10,7 @@ from hf_multirate.controller import Multirate
 from hf_multirate.copies import AveragedCopies
 from hf_multirate.copies_trainer import AveragedCopiesMixin, AveragedCopiesTrainer
 from hf_multirate.groups import RateGroup
+from hf_multirate.planning import Plan, plan
 from hf_multirate.subset import Subset
 from hf_multirate.trainer import MultirateMixin, MultirateSeq2SeqTrainer, MultirateTrainer
 from hf_multirate.turns import CopiesConfig
@@ -29,6 +30,8 @@ __all__ = [
     "MultirateSeq2SeqTrainingArguments",
     "MultirateTrainer",
     "MultirateTrainingArguments",
+    "Plan",
     "RateGroup",
     "Subset",
+    "plan",
 ]

@@ -1,0 +1,92 @@
+"""The command ``hf-multirate``: plan before training, and prove afterwards."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+
+from hf_multirate.config import MultirateConfig
+from hf_multirate.planning import plan, reaching
+from hf_multirate.planning.loading import TASKS, Size, load
+
+
+FAST = ("head", "last:1", "last:2")
+PERIODS = (2, 5, 10)
+TRIED_PERIODS = (2, 3, 4, 5, 6, 8, 10, 12, 16)
+"""Periods among which ``--speedup`` looks for the smallest that is enough."""
+
+
+def configs_of(fast: Sequence[str], periods: Sequence[int]) -> dict[str, MultirateConfig]:
+    """Every fast part with every period; a ladder has periods of its own.
+
+    Raises:
+        ValueError: a ladder is no list of integers, or a value is out of range.
+    """
+    found = {}
+    for part in fast:
+        if part.startswith("ladder:"):
+            try:
+                steps = [int(word) for word in part.removeprefix("ladder:").split(",")]
+            except ValueError:
+                raise ValueError(
+                    f"a ladder is integers separated by commas, as in 'ladder:1,2,4', got {part!r}."
+                ) from None
+            found[part] = MultirateConfig.ladder(steps)
+        else:
+            found |= {f"{part}, period {period}": MultirateConfig.two_rate(part, period) for period in periods}
+    return found
+
+
+def _plan(options: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from hf_multirate.planning.table import print_plans
+
+    model, batch = load(options.model, options.task, Size(options.batch, options.seq))
+    periods = options.period or (TRIED_PERIODS if options.speedup else PERIODS)
+    plans = plan(model, batch, configs_of(options.fast, periods), measure=options.measure)
+    if options.speedup is not None:
+        bound = max(p.bound_measured or p.bound for p in plans)
+        plans = reaching(options.speedup, plans)
+        if not plans:
+            raise ValueError(
+                f"no setting reaches a speed-up of {options.speedup}: the bound of {', '.join(options.fast)} is "
+                f"{bound:.2f}. Give a smaller --speedup, a smaller fast part, or longer --period."
+            )
+    if options.json:
+        sys.stdout.write(json.dumps([p.to_dict() for p in plans], indent=2) + "\n")
+    else:
+        print_plans(plans, Console(), details=options.details or len(plans) == 1)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="hf-multirate", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("plan", help="what settings would save, from the model alone")
+    command.add_argument("model", help="hub name, local folder, or module:function")
+    command.add_argument("--task", choices=TASKS, help="what the model is for, if its configuration does not say")
+    command.add_argument("--batch", type=int, default=32, help="rows of a batch")
+    command.add_argument("--seq", type=int, default=128, help="tokens of a text")
+    command.add_argument("--fast", nargs="+", default=list(FAST), help="fast parts: presets, patterns, ladder:1,2,4")
+    command.add_argument("--period", nargs="+", type=int, help=f"periods (default: {' '.join(map(str, PERIODS))})")
+    command.add_argument("--speedup", type=float, help="list the settings that reach this, the smallest period first")
+    command.add_argument("--measure", action="store_true", help="time the steps on this machine")
+    command.add_argument("--details", action="store_true", help="also show steps and groups of every setting")
+    command.add_argument("--json", action="store_true", help="print JSON")
+    command.set_defaults(run=_plan)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line; what the user can put right ends it with one line."""
+    options = _parser().parse_args(argv)
+    try:
+        options.run(options)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,255 @@
+"""What settings would save, from the model alone: counted work, and seconds where they are measured."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from hf_multirate.config import MultirateConfig
+from hf_multirate.controller import Multirate
+from hf_multirate.cost import boundary, layers_of
+from hf_multirate.idle_pass import IdlePass
+from hf_multirate.names import named
+from hf_multirate.planning.blockers import blockers
+from hf_multirate.planning.counting import Count, count, few_rows
+from hf_multirate.planning.timing import seconds_of
+from hf_multirate.pruner import Pruner
+
+
+Live = tuple[int, ...]
+"""Indices of the groups that get a gradient."""
+
+
+@dataclass(frozen=True)
+class GroupPlan:
+    """One rate group: its parameters, and the FLOPs of a step that are its own.
+
+    The gradients of activations are those that the group adds to what groups of shorter periods need: those of its own
+    layers and, for the first group below, of the layers in between.
+    """
+
+    name: str
+    period: int
+    parameters: int
+    forward: float
+    activation_gradients: float
+    weight_gradients: float
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """One kind of step.
+
+    Attributes:
+        live: Names of the groups that get a gradient.
+        per_cycle: How many of a cycle's steps are of this kind.
+        flops: FLOPs of forward and backward.
+        boundary: The parameter below which backward is skipped.
+        memory: Bytes of weights, gradients, the two moments of Adam, and activations kept for backward.
+        communicated: Bytes of gradients that a process averages with others.
+        seconds: Measured seconds of the whole step, or None.
+    """
+
+    live: tuple[str, ...]
+    per_cycle: int
+    flops: float
+    boundary: str | None
+    memory: float
+    communicated: int
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One setting.
+
+    Attributes:
+        label: What it is called in tables.
+        speedup: Full steps over steps of a cycle, from FLOPs alone.
+        bound: The speed-up that no period exceeds.
+        speedup_measured: The same from seconds, against full steps of plain training; None if not measured.
+        blockers: What keeps time from being saved, in words.
+    """
+
+    label: str
+    groups: tuple[GroupPlan, ...]
+    steps: tuple[StepPlan, ...]
+    speedup: float
+    bound: float
+    blockers: tuple[str, ...]
+    speedup_measured: float | None = None
+    bound_measured: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+def plan(
+    model: nn.Module, batch: Mapping[str, Any], configs: Mapping[str, MultirateConfig], *, measure: bool = False
+) -> list[Plan]:
+    """What each of ``configs`` would save.
+
+    Two rows of the batch run forward and backward for each kind of step. Model and batch are as before afterwards;
+    ``measure`` also takes steps of AdamW at learning rate zero.
+
+    Args:
+        model: The model, in the mode and with the ``requires_grad`` of training.
+        batch: A batch of the size of training, by names of inputs, with labels.
+        configs: Label -> configuration.
+        measure: Whether to time the steps on this machine, with the whole batch.
+
+    Raises:
+        ValueError: a configuration does not fit the model, or the batch does not.
+    """
+    device = next(model.parameters()).device
+    batch = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
+    with _as_found(model):
+        return [_plan(model, batch, label, config, measure=measure) for label, config in configs.items()]
+
+
+def _plan(model: nn.Module, batch: Mapping[str, Any], label: str, config: MultirateConfig, *, measure: bool) -> Plan:
+    with _warnings() as messages:
+        controller = Multirate(config).assign(model)
+        groups = _parameters(model, controller)
+        counts = _counts(model, batch, config, groups)
+    cycle = [config.schedule.live(config.initial_full_steps + i) for i in range(config.schedule.cycle)]
+    times = seconds_of(model, batch, config) if measure else {}
+    steps = tuple(
+        _step(config, model, groups, live, counts[live], (cycle.count(live), times.get(live)))
+        for live in sorted(set(cycle), key=len, reverse=True)
+    )
+    full = counts[_everything(config)].total
+    speedup = len(cycle) * full / sum(counts[live].total for live in cycle)
+    plain = times.get(())
+    measured = len(cycle) * plain / sum(times[live] for live in cycle) if plain else None
+    least = min(cycle, key=len)
+    return Plan(
+        label,
+        _groups(config, groups, counts),
+        steps,
+        speedup,
+        full / counts[least].total,
+        tuple(dict.fromkeys([*blockers(model, config, controller.partition), *messages])),
+        measured,
+        plain / times[least] if plain else None,
+    )
+
+
+def _everything(config: MultirateConfig) -> Live:
+    return tuple(range(len(config.groups)))
+
+
+def _parameters(model: nn.Module, controller: Multirate) -> dict[str, dict[str, nn.Parameter]]:
+    parameters = named(model)
+    return {name: {key: parameters[key] for key in keys} for name, keys in controller.partition.items()}
+
+
+def _prefixes(config: MultirateConfig) -> list[Live]:
+    """Groups by period, one more each time."""
+    order = sorted(range(len(config.groups)), key=lambda i: config.groups[i].gradient_period)
+    return [tuple(sorted(order[: i + 1])) for i in range(len(order))]
+
+
+def _counts(
+    model: nn.Module,
+    batch: Mapping[str, Any],
+    config: MultirateConfig,
+    groups: Mapping[str, Mapping[str, nn.Parameter]],
+) -> dict[Live, Count]:
+    """Work of each kind of step, and of steps with one group more after the other."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)  # says which mode idle modules have by default
+    pruner = Pruner(model, groups, IdlePass(config, optimizer, compiled=False, sharded=False))
+    cycle = {config.schedule.live(config.initial_full_steps + i) for i in range(config.schedule.cycle)}
+    part, times = few_rows(batch)
+    found = {}
+    for live in {*cycle, *_prefixes(config), _everything(config)}:
+        with pruner.pruned(frozenset(config.groups[i].name for i in live)):
+            found[live] = count(model, part, times)
+    return found
+
+
+def _groups(
+    config: MultirateConfig,
+    groups: Mapping[str, Mapping[str, nn.Parameter]],
+    counts: Mapping[Live, Count],
+) -> tuple[GroupPlan, ...]:
+    weighted = counts[_everything(config)].weighted
+    owner = {key.rpartition(".")[0]: name for name, members in groups.items() for key in members}
+    found: dict[int, GroupPlan] = {}
+    before = 0.0
+    for live in _prefixes(config):
+        (i,) = set(live) - set(found)
+        group = config.groups[i]
+        own = sum(flops for module, flops in weighted.items() if owner.get(module) == group.name)
+        added, before = counts[live].backward - before, counts[live].backward
+        size = sum(parameter.numel() for parameter in groups[group.name].values())
+        found[i] = GroupPlan(group.name, group.gradient_period, size, own, max(0.0, added - own), min(own, added))
+    return tuple(found[i] for i in sorted(found))
+
+
+def _step(
+    config: MultirateConfig,
+    model: nn.Module,
+    groups: Mapping[str, Mapping[str, nn.Parameter]],
+    live: Live,
+    work: Count,
+    figures: tuple[int, float | None],
+) -> StepPlan:
+    names = tuple(config.groups[i].name for i in live)
+    sizes = {name: sum(p.numel() * p.element_size() for p in members.values()) for name, members in groups.items()}
+    gradients = sum(sizes[name] for name in names)
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    keys = {key for name in names for key in groups[name]}
+    edge = boundary(layers_of(model), keys) if len(live) < len(config.groups) else None
+    memory = weights + gradients + 2 * sum(sizes.values()) + work.kept
+    per_cycle, seconds = figures
+    return StepPlan(names, per_cycle, work.total, edge, memory, gradients, seconds)
+
+
+@contextmanager
+def _as_found(model: nn.Module) -> Iterator[None]:
+    """Give gradients and buffers their values back."""
+    gradients = {parameter: parameter.grad for parameter in model.parameters()}
+    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    for parameter in gradients:
+        parameter.grad = None
+    try:
+        yield
+    finally:
+        for parameter, gradient in gradients.items():
+            parameter.grad = gradient
+        for buffer, value in buffers:
+            buffer.data.copy_(value)
+
+
+@contextmanager
+def _warnings() -> Iterator[list[str]]:
+    """What the package warns of meanwhile, which then is not logged."""
+    messages: list[str] = []
+    logger = logging.getLogger("hf_multirate")
+
+    class Collect(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            messages.append(record.getMessage())
+
+    handler, propagates = Collect(logging.WARNING), logger.propagate
+    logger.addHandler(handler)
+    logger.propagate = False
+    try:
+        yield messages
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = propagates
+
+
+def reaching(target: float, plans: Sequence[Plan]) -> list[Plan]:
+    """Those of ``plans`` that reach a speed-up, by what was measured if it was, the smallest cycle first."""
+    fast_enough = [p for p in plans if (p.speedup_measured or p.speedup) >= target]
+    return sorted(fast_enough, key=lambda p: (sum(s.per_cycle for s in p.steps), -(p.speedup_measured or p.speedup)))
