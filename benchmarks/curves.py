@@ -17,28 +17,31 @@ Runs = dict[str, dict[int, dict[str, Any]]]
 
 
 def finals(folder: Path, *, dirty: bool = False) -> dict[tuple[str, str], Runs]:
-    """Results at the chosen rates by task and length.
+    """Results at the chosen rates by task and length; runs at a rate that was chosen from a smaller grid are left out.
 
     Raises:
         ValueError: a result is of files that were not committed, and ``dirty`` does not allow it.
     """
     found: dict[tuple[str, str], Runs] = defaultdict(lambda: defaultdict(dict))
+    tried = grids(folder)
     for path in sorted(folder.glob("*__final.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
         if result["dirty"] and not dirty:
             raise ValueError(f"{path} was measured on files that were not committed: run it again, or give --dirty.")
         spec = result["spec"]
-        found[spec["task"], spec["length"]][spec["contender"]][spec["seed"]] = result
+        grid = tried[spec["task"], spec["length"], spec["contender"]]
+        if spec["rate"] == min(grid, key=lambda rate: (-grid[rate], rate)):
+            found[spec["task"], spec["length"]][spec["contender"]][spec["seed"]] = result
     return {key: dict(runs) for key, runs in found.items()}
 
 
-def grids(folder: Path) -> dict[tuple[str, str], dict[float, float]]:
-    """Accuracy on validation rows by rate, of the trials of each task and contender."""
-    found: dict[tuple[str, str], dict[float, float]] = defaultdict(dict)
+def grids(folder: Path) -> dict[tuple[str, str, str], dict[float, float]]:
+    """Accuracy on validation rows by rate, of the trials of each task, length and contender."""
+    found: dict[tuple[str, str, str], dict[float, float]] = defaultdict(dict)
     for path in sorted(folder.glob("*__trial.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
         spec = result["spec"]
-        found[spec["task"], spec["contender"]][spec["rate"]] = result["validation_metric"]
+        found[spec["task"], spec["length"], spec["contender"]][spec["rate"]] = result["validation_metric"]
     return found
 
 

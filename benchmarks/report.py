@@ -112,7 +112,9 @@ def picture(runs: Runs, title: str, path: Path) -> None:
     plt.close(figure)
 
 
-def filled(text: str, found: dict[tuple[str, str], Runs], rates: dict[tuple[str, str], dict[float, float]]) -> str:
+def filled(
+    text: str, found: dict[tuple[str, str], Runs], rates: dict[tuple[str, str, str], dict[float, float]]
+) -> str:
     """``text`` with every table in it as the results have it; a table without results says so."""
 
     def table(match: re.Match[str]) -> str:
@@ -120,7 +122,7 @@ def filled(text: str, found: dict[tuple[str, str], Runs], rates: dict[tuple[str,
         runs = found.get((task, length))
         if runs is None:
             return f"{match[1]}Not run yet.\n{match[3]}"
-        of_task = {name: grid for (some, name), grid in rates.items() if some == task}
+        of_task = {name: grid for (*key, name), grid in rates.items() if key == [task, length]}
         return f"{match[1]}{outcome(runs, of_task) if what == 'outcome' else budgets(runs)}\n{match[3]}"
 
     return re.sub(r"(<!-- bench ([\w ]+) -->\n).*?(<!-- end -->)", table, text, flags=re.DOTALL)

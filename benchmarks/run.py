@@ -5,8 +5,8 @@
     python benchmarks/report.py                                    # tables and pictures from the files
 
 A run whose file exists is not repeated, so a suite that was killed goes on where it was. Each contender has three
-trials on the short length, with a seed of their own, and takes the rate with the best accuracy on validation rows to
-all seeds and lengths. Runs go in processes that are pinned to one core each, contenders in turn.
+trials for each length, with a seed of their own, and takes the rate with the best accuracy on validation rows to all
+seeds of that length. Runs go in processes that are pinned to one core each, contenders in turn.
 """
 
 from __future__ import annotations
@@ -37,22 +37,19 @@ RESULTS = ROOT / "benchmarks" / "results" / "suite"
 TRIAL_SEED = 100
 
 
-def trials(task: Task, contenders: Sequence[str]) -> list[Spec]:
+def trials(task: Task, length: str, contenders: Sequence[str]) -> list[Spec]:
     """Three learning rates for each contender."""
     return [
-        Spec(task.name, "short", name, rate * CONTENDERS[name].rate_scale, TRIAL_SEED, "trial")
+        Spec(task.name, length, name, rate * CONTENDERS[name].rate_scale, TRIAL_SEED, "trial")
         for rate in task.rates
         for name in contenders
     ]
 
 
-def finals(task: Task, rates: dict[str, float], lengths: Sequence[str], seeds: int) -> list[Spec]:
-    """All seeds and lengths for each contender, at its chosen rate."""
+def finals(task: Task, length: str, rates: dict[str, float], seeds: int) -> list[Spec]:
+    """All seeds for each contender, at its chosen rate."""
     return [
-        Spec(task.name, length, name, rate, seed, "final")
-        for length in lengths
-        for seed in range(seeds)
-        for name, rate in rates.items()
+        Spec(task.name, length, name, rate, seed, "final") for seed in range(seeds) for name, rate in rates.items()
     ]
 
 
@@ -148,13 +145,14 @@ def run_all(specs: Sequence[Spec], pool: Any, options: argparse.Namespace, bar: 
 
 
 def run_task(task: Task, options: argparse.Namespace, pool: Any) -> None:
-    """Trials, the choice of rates, and runs at the chosen rates."""
+    """Trials, the choice of rates, and runs at the chosen rates, for each length."""
     seeds = options.seeds or task.seeds
     lengths = dict(task.epochs) if options.length == "both" else [options.length]
-    number = len(options.contenders) * (len(task.rates) + seeds * len(lengths))
+    number = len(options.contenders) * (len(task.rates) + seeds) * len(lengths)
     with tqdm(total=number, desc=task.name, disable=options.quiet) as bar:
-        rates = chosen_rates(run_all(trials(task, options.contenders), pool, options, bar))
-        run_all(finals(task, rates, list(lengths), seeds), pool, options, bar)
+        for length in lengths:
+            rates = chosen_rates(run_all(trials(task, length, options.contenders), pool, options, bar))
+            run_all(finals(task, length, rates, seeds), pool, options, bar)
 
 
 def parsed(argv: list[str] | None) -> argparse.Namespace:

@@ -75,7 +75,7 @@ class Data:
 TASKS = {
     task.name: task
     for task in (
-        Task("trec", (1e-4, 2e-4, 4e-4), seeds=5, needs=("trec_train.parquet", "trec_test.parquet")),
+        Task("trec", (2e-4, 4e-4, 8e-4), seeds=5, needs=("trec_train.parquet", "trec_test.parquet")),
         Task("sst2", (3e-5, 6e-5, 1.2e-4), needs=("glue_sst2_train.parquet", "glue_sst2_validation.parquet")),
         Task("embedded", (3e-5, 6e-5, 1.2e-4)),
         Task(

@@ -30,6 +30,7 @@ from contenders.blocks import LISA, BAdam
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
+LORA = [rate * CONTENDERS["LoRA"].rate_scale for rate in (1e-3, 1e-2)]
 TINY = tasks.Task("tiny", (1e-3, 1e-2), seeds=2, batch_size=2, epochs=(("short", 1), ("long", 2)))
 
 
@@ -62,7 +63,7 @@ def test_every_contender_runs_and_a_second_call_runs_nothing(
 ) -> None:
     suite.main(options(tmp_path))
     files = sorted(tmp_path.glob("*.json"))
-    assert len(files) == len(CHOSEN) * (2 + 2 * 2)
+    assert len(files) == len(CHOSEN) * (2 + 2) * 2
     results = [json.loads(path.read_text()) for path in files]
     for result in results:
         kept = result["spec"]
@@ -89,9 +90,9 @@ def test_every_contender_runs_and_a_second_call_runs_nothing(
 def test_a_contender_takes_its_best_rate_on_validation_rows_to_all_seeds(tiny: None, tmp_path: Path) -> None:
     suite.main(options(tmp_path, "--contenders", "plain", "LoRA", "--length", "short"))
     grids = curves.grids(tmp_path)
-    assert {name: sorted(grid) for (_, name), grid in grids.items()} == {"plain": [1e-3, 1e-2], "LoRA": [1e-2, 1e-1]}
+    assert {name: sorted(grid) for (*_, name), grid in grids.items()} == {"plain": [1e-3, 1e-2], "LoRA": LORA}
     for contender, runs in curves.finals(tmp_path, dirty=True)["tiny", "short"].items():
-        grid = grids["tiny", contender]
+        grid = grids["tiny", "short", contender]
         best = min(rate for rate in grid if grid[rate] == max(grid.values()))
         assert {run["spec"]["rate"] for run in runs.values()} == {best}
         assert sorted(runs) == [0, 1]
@@ -213,6 +214,10 @@ def test_a_page_is_filled_and_pictures_are_drawn(tmp_path: Path) -> None:
     text = page.read_text()
     assert "| multirate head k5 all | 0.001\\* | 74.0 ± 1.4 |" in text
     assert "old" not in text
+    other = {**RUNS["plain"][0], "spec": {**RUNS["plain"][0]["spec"], "rate": 5.0}, "test_metric": 0.1}
+    (folder / "plain_5__final.json").write_text(json.dumps(other))
+    report.main(["--results", str(folder), "--page", str(page)])
+    assert page.read_text() == text  # a rate that was not chosen
     assert "Not run yet." in text
     assert (tmp_path / "images" / "bench_t_short.png").stat().st_size > 10_000
     (folder / "plain_0__final.json").write_text(json.dumps({**RUNS["plain"][0], "dirty": True}))

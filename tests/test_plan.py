@@ -101,6 +101,7 @@ def test_model_and_batch_are_as_before(family: str) -> None:
         assert torch.equal(value, before[name]), name
 
 
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable`:FutureWarning")  # both lines have this name
 def test_what_blocks_the_saving_is_named() -> None:
     model, batch = FAMILIES["gpt2-lm"]()
     tied = only(model, batch, MultirateConfig.two_rate(["wte", "h.3"], 4))

@@ -32,8 +32,8 @@ def blockers(model: nn.Module, config: MultirateConfig, partition: Mapping[str, 
     if not low and share > NEARLY_ALL:
         what = "adapter" if "lora_" in f"{lowest}" else "fast parameter"
         found.append(
-            f"a fast-only step costs {share:.2f} of a full one: the lowest {what} is {lowest!r}. Name fewer blocks, as in "
-            "'last:1'"
+            f"a fast-only step costs {share:.2f} of a full one: the lowest {what} is {lowest!r}. Name fewer blocks, "
+            "as in 'last:1'"
         )
     if any(vars(module).get("gradient_checkpointing") for module in checkpointing_modules(model)):
         found.append("activation checkpointing runs the forward pass of full steps twice; fast-only steps do not")

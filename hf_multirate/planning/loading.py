@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from hf_multirate.planning.counting import loss_of
 
@@ -90,7 +90,7 @@ def _from_config(name: str, task: str | None) -> nn.Module:
     return model
 
 
-def _class_of(config: PreTrainedConfig) -> Any:
+def _class_of(config: PretrainedConfig) -> Any:
     names = config.architectures or []
     if not names or names[0] not in dir(transformers):
         raise ValueError(f"its configuration names the class {names}: say what it is for with --task")
