@@ -223,3 +223,10 @@ def test_a_page_is_filled_and_pictures_are_drawn(tmp_path: Path) -> None:
     (folder / "plain_0__final.json").write_text(json.dumps({**RUNS["plain"][0], "dirty": True}))
     with pytest.raises(ValueError, match="not committed"):
         report.main(["--results", str(folder), "--page", str(page)])
+
+
+def test_tables_of_the_page_are_those_of_the_results() -> None:
+    text = (report.ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    found = curves.finals(report.RESULTS)
+    assert found
+    assert report.filled(text, found, curves.grids(report.RESULTS)) == text
