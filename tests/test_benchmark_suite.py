@@ -14,6 +14,7 @@ from datasets import Dataset
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, DataCollatorWithPadding, set_seed
 
+from runs import FIVE
 from tiny import tokenizer
 
 
@@ -28,7 +29,10 @@ from contenders import CHOSEN, CONTENDERS
 from contenders.blocks import LISA, BAdam
 
 
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
+    pytest.mark.skipif(not FIVE, reason="the benchmark is of transformers 5, whose names of arguments it uses"),
+]
 
 LORA = [rate * CONTENDERS["LoRA"].rate_scale for rate in (1e-3, 1e-2)]
 TINY = tasks.Task("tiny", (1e-3, 1e-2), seeds=2, batch_size=2, epochs=(("short", 1), ("long", 2)))
