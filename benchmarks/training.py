@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import tempfile
 from dataclasses import asdict, dataclass
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import EvalPrediction, PrinterCallback, Trainer, TrainingArguments
+from transformers import EvalPrediction, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from clock import Clock
 from contenders import CONTENDERS
@@ -56,7 +57,21 @@ def hardware() -> dict[str, Any]:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     models = {line.partition(": ")[2] for line in lines if line.startswith("model name")}
     processor = ", ".join(sorted(models)) or platform.processor()
-    return {"processor": processor, "machine": platform.machine(), "threads": torch.get_num_threads()}
+    sizes = {"cores": os.cpu_count(), "threads": torch.get_num_threads()}
+    return {"processor": processor, "machine": platform.machine(), **sizes}
+
+
+class SameOrder(TrainerCallback):
+    """Every epoch after the first begins in a random state that depends on the seed and its number alone.
+
+    Batches of like length are drawn from the state that dropout draws from too. Methods that run a part of the
+    network without dropout would get other batches than the rest from the second epoch on.
+    """
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Set the state; in the first epoch it is that of the seed as it is."""
+        if state.epoch:
+            torch.manual_seed(1000 * args.seed + round(state.epoch))
 
 
 def accuracy(prediction: EvalPrediction) -> dict[str, float]:
@@ -106,6 +121,7 @@ def train(spec: Spec, data: Data, steps: int | None = None) -> dict[str, Any]:
         at = set() if spec.role == "trial" else {round(steps * i / points) for i in range(1, points)}
         clock = Clock(lambda: score(data.test), at, lambda: _kind(trainer))
         trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(SameOrder())
         trainer.add_callback(clock)
         loss = trainer.train().training_loss
         trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
@@ -131,6 +147,7 @@ def run(spec: Spec, folder: Path | None) -> dict[str, Any]:
     return {
         "spec": spec.configuration(),
         **result,
+        "precision": "float32",
         "hardware": hardware(),
         "versions": {p: version(p) for p in PACKAGES},
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -100,6 +101,27 @@ def test_a_contender_takes_its_best_rate_on_validation_rows_to_all_seeds(tiny: N
         best = min(rate for rate in grid if grid[rate] == max(grid.values()))
         assert {run["spec"]["rate"] for run in runs.values()} == {best}
         assert sorted(runs) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "contender", ["LoRA", "head only", "LISA", "multirate head k5 all", "multirate last:1 k5 none"]
+)
+def test_every_contender_sees_the_batches_of_plain_training(tiny: None, contender: str) -> None:
+    def batches(name: str, seed: int) -> list[list[list[int]]]:
+        data, seen = load(), []
+
+        def collator(rows: list[dict[str, Any]]) -> Any:
+            seen.append([row["input_ids"] for row in rows])
+            return data.collator(rows)
+
+        spec = training.Spec("tiny", "long", name, 1e-3, seed, "trial")
+        training.train(spec, dataclasses.replace(data, collator=collator))
+        return seen[:12]  # two epochs; what follows are validation rows
+
+    plain = batches("plain", 0)
+    assert batches(contender, 0) == plain
+    assert batches(contender, 1) != plain
+    assert plain[:6] != plain[6:]
 
 
 def test_rates_are_chosen_by_validation_and_of_equal_ones_the_lowest() -> None:
