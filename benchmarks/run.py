@@ -119,7 +119,10 @@ def workers(jobs: int) -> Iterator[Any]:
     for i in range(jobs):
         cores.put(available[i % len(available)])
     with ProcessPoolExecutor(jobs, mp_context=context, initializer=_pin, initargs=(cores,)) as pool:
-        yield pool
+        try:
+            yield pool
+        finally:  # after an error nobody would keep what the runs that wait come to
+            pool.shutdown(cancel_futures=True)
 
 
 def run_all(specs: Sequence[Spec], pool: Any, options: argparse.Namespace, bar: Any) -> dict[Spec, dict[str, Any]]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -140,6 +142,25 @@ def test_files_that_are_not_committed_are_refused(tmp_path: Path, monkeypatch: p
     assert suite.commit(tmp_path, dirty=True) == {"commit": "abc", "dirty": True}
     answers["status"] = ""
     assert suite.commit(tmp_path, dirty=False) == {"commit": "abc", "dirty": False}
+
+
+def test_after_an_error_waiting_runs_are_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(suite, "ProcessPoolExecutor", lambda jobs, **_: ThreadPoolExecutor(jobs))
+    begun: list[int] = []
+    waiting = []
+
+    def fails() -> None:
+        with suite.workers(1) as pool:
+            gate = threading.Event()
+            pool.submit(gate.wait)
+            waiting.append(pool.submit(begun.append, 1))
+            threading.Timer(0.1, gate.set).start()
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fails()
+    assert waiting[0].cancelled()
+    assert not begun
 
 
 def test_data_that_are_not_there(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
