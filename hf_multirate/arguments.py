@@ -8,6 +8,7 @@ from typing import Any
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
 from hf_multirate.config import MultirateConfig
+from hf_multirate.groups import parse_ladder
 
 
 SWITCH = ("on", "off")
@@ -107,8 +108,8 @@ class MultirateTrainingArguments(TrainingArguments):
         if self.multirate == "off":
             return MultirateConfig.off()
         if self.multirate_config is None:
-            ladder = (self.multirate_fast or "").startswith("ladder:")
-            return _ladder(**given) if ladder else MultirateConfig.two_rate(**given)
+            periods = parse_ladder(self.multirate_fast or "")
+            return MultirateConfig.two_rate(**given) if periods is None else _ladder(periods, **given)
         if given:
             raise ValueError(
                 f"multirate_config is {self.multirate_config!r} and multirate_{', multirate_'.join(given)} is given "
@@ -122,11 +123,7 @@ class MultirateSeq2SeqTrainingArguments(Seq2SeqTrainingArguments, MultirateTrain
     """`transformers.Seq2SeqTrainingArguments` with the fields of `MultirateTrainingArguments`."""
 
 
-def _ladder(fast: str, period: int | None = None, **settings: Any) -> MultirateConfig:
+def _ladder(periods: list[int], fast: str, period: int | None = None, **settings: Any) -> MultirateConfig:
     if period is not None:
         raise ValueError(f"multirate_fast is {fast!r}, which has a period for each part: leave out multirate_period.")
-    try:
-        periods = [int(word) for word in fast.removeprefix("ladder:").split(",")]
-    except ValueError:
-        raise ValueError(f"a ladder is integers separated by commas, as in 'ladder:1,2,4', got {fast!r}.") from None
     return MultirateConfig.ladder(periods, **settings)

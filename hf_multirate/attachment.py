@@ -53,7 +53,7 @@ class Attachment:
         self.shared = SharedStep(config, sync, groups)
         self.movement = Movement(config, optimizer, groups)
         self._subgroups = Subgroups(config, optimizer, groups)
-        idle_pass = IdlePass(config, optimizer, compiled=compiled, sharded=sync.shards)
+        idle_pass = IdlePass(config, type(optimizer), compiled=compiled, sharded=sync.shards)
         self._pruner = Pruner(model, groups, idle_pass, compiled=compiled)
         self._check = GradientCheck(groups, tolerant=config.missing_gradients == "warn")
 

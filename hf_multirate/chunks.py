@@ -20,6 +20,21 @@ IGNORED = -100
 """The label that losses of transformers leave out."""
 
 
+def rows_of(batch: Any, parts: int | str = "several") -> int:
+    """Number of rows of ``batch``, which is the first dimension of its first tensor; ``parts`` is for the error.
+
+    Raises:
+        ValueError: there is no tensor with rows.
+    """
+    try:
+        rows: int | None = find_batch_size(batch)
+    except (IndexError, TypeError, ValueError):  # as empty, or scalar, or of something else
+        rows = None
+    if rows is None:
+        raise ValueError(f"a batch without a tensor that has rows cannot be split into {parts} parts, got {batch!r}.")
+    return rows
+
+
 def split(batch: Any, count: int) -> list[tuple[Any, float]]:
     """At most ``count`` parts of ``batch`` of about as many rows, and the share of the loss that each has.
 
@@ -36,12 +51,7 @@ def split(batch: Any, count: int) -> list[tuple[Any, float]]:
     """
     if count == 1:
         return [(batch, 1.0)]
-    try:
-        rows = find_batch_size(batch)
-    except (IndexError, TypeError, ValueError):  # as empty, or scalar, or of something else
-        rows = None
-    if rows is None:
-        raise ValueError(f"a batch without a tensor that has rows cannot be split into {count} parts, got {batch!r}.")
+    rows = rows_of(batch, count)
     if rows == 1:
         logger.warning_once("refresh_chunks has no effect on a batch of one row, such as packed sequences are.")
     size = -(-rows // count)
@@ -75,7 +85,7 @@ def adds_up(trainer: Trainer, model: nn.Module, part: Mapping[str, Any], items: 
     """
     if items is None:
         return False
-    row, _ = split(part, 1 << 30)[0]
+    row, _ = split(part, rows_of(part))[0]
 
     @torch.no_grad()
     def loss(number: Any) -> Tensor:

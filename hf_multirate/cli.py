@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from hf_multirate.config import MultirateConfig
+from hf_multirate.groups import parse_ladder
 from hf_multirate.planning import plan, reaching
 from hf_multirate.planning.loading import TASKS, Size, load
 
@@ -26,14 +27,9 @@ def configs_of(fast: Sequence[str], periods: Sequence[int]) -> dict[str, Multira
     """
     found = {}
     for part in fast:
-        if part.startswith("ladder:"):
-            try:
-                steps = [int(word) for word in part.removeprefix("ladder:").split(",")]
-            except ValueError:
-                raise ValueError(
-                    f"a ladder is integers separated by commas, as in 'ladder:1,2,4', got {part!r}."
-                ) from None
-            found[part] = MultirateConfig.ladder(steps)
+        ladder = parse_ladder(part)
+        if ladder is not None:
+            found[part] = MultirateConfig.ladder(ladder)
         else:
             found |= {f"{part}, period {period}": MultirateConfig.two_rate(part, period) for period in periods}
     return found

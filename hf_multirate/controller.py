@@ -91,8 +91,7 @@ class Multirate:
         compiled = is_compiled(model)
         model = unwrapped(model)
         self.assign(model)
-        parameters = named(model)
-        groups = {name: {key: parameters[key] for key in keys} for name, keys in self.partition.items()}
+        groups = self.partition.parameters(model)
         self._attachment = Attachment(self.config, model, optimizer, groups, sync, compiled=compiled)
         self._costs = relative_costs(self.config, self.partition, layers_of(model))
         self.telemetry = Telemetry(predicted_speedup(self._costs))

@@ -66,8 +66,7 @@ def relative_costs(
     everything = {name for names in partition.values() for name in names}
     full = step_cost(layers, everything)
     costs = []
-    for position in range(config.schedule.cycle):
-        groups = config.schedule.live(config.initial_full_steps + position)
+    for groups in config.schedule.lives:
         live = {name for i in groups for name in partition[config.groups[i].name]}
         costs.append(step_cost(layers, live) / full if full else 1.0)
     return costs

@@ -59,7 +59,7 @@ def _costs(config: MultirateConfig, partition: Partition, model: nn.Module) -> l
         shares = ", ".join(f"{fraction:.0%}" for fraction in subsets)
         return [f"every step is a full step, with {shares} of a group held at zero in turn: no time is saved"]
     lines = []
-    lives = [config.schedule.live(config.initial_full_steps + position) for position in range(len(costs))]
+    lives = config.schedule.lives
     for position, groups in enumerate(lives):
         if position == 0 or groups in lives[:position]:
             continue  # a full step, or told already

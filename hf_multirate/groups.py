@@ -46,6 +46,20 @@ def parse_preset(text: str) -> tuple[str, PresetValue] | None:
     raise ValueError(f"unknown preset {text!r}: use {PRESETS}, or a regular expression without a colon.")
 
 
+def parse_ladder(text: str) -> list[int] | None:
+    """Periods of a ladder written as ``ladder:1,2,4``, or None if ``text`` is something else.
+
+    Raises:
+        ValueError: they are no integers.
+    """
+    if not text.startswith("ladder:"):
+        return None
+    try:
+        return [int(word) for word in text.removeprefix("ladder:").split(",")]
+    except ValueError:
+        raise ValueError(f"a ladder is integers separated by commas, as in 'ladder:1,2,4', got {text!r}.") from None
+
+
 @dataclass(frozen=True)
 class RateGroup:
     """Parameters that share a period.

@@ -1,8 +1,8 @@
-"""Forward hooks that stay the last ones, whoever adds another in the meantime."""
+"""Forward hooks that stay the last ones, whoever adds another, and changes of a module for its forward pass only."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -35,3 +35,41 @@ def last_hooks(
     finally:
         for handle in [*handles, *([renewal] if renewal is not None else [])]:
             handle.remove()
+
+
+@contextmanager
+def around_forward(
+    modules: Iterable[nn.Module],
+    change: Callable[[nn.Module], Callable[[], None]],
+    convert: Callable[[Any], Any] = lambda output: output,
+) -> Iterator[None]:
+    """While open, each of ``modules`` is changed for the duration of its own forward pass, also if that fails.
+
+    Args:
+        modules: The modules.
+        change: Changes a module, and returns what takes that back.
+        convert: What to make of its output.
+    """
+    undo: dict[nn.Module, Callable[[], None]] = {}
+
+    def enter(module: nn.Module, args: Any) -> None:
+        del args
+        if module not in undo:
+            undo[module] = change(module)
+
+    def leave(module: nn.Module, args: Any, output: Any) -> Any:
+        del args
+        if module in undo:
+            undo.pop(module)()
+        return convert(output)
+
+    handles = []
+    for module in modules:
+        handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for take_back in undo.values():  # left open by an error in a forward pass
+            take_back()

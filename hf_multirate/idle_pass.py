@@ -20,15 +20,15 @@ class IdlePass:
 
     Args:
         config: The settings that begin with ``idle_``.
-        optimizer: What they depend on where they are left to the defaults.
+        optimizer: Its class, on which they depend where they are left to the defaults.
 
     Raises:
         ValueError: idle modules of a model that is compiled as a whole are to be compiled or of lower precision.
         NotImplementedError: they are sharded.
     """
 
-    def __init__(self, config: MultirateConfig, optimizer: Optimizer, *, compiled: bool, sharded: bool) -> None:
-        self._evaluates = (config.idle_mode or ("train" if type(optimizer) is SGD else "eval")) == "eval"
+    def __init__(self, config: MultirateConfig, optimizer: type[Optimizer], *, compiled: bool, sharded: bool) -> None:
+        self._evaluates = (config.idle_mode or ("train" if optimizer is SGD else "eval")) == "eval"
         self._freezes = config.idle_buffers == "freeze"
         self._precision = None if config.idle_dtype is None else LowPrecision(DTYPES[config.idle_dtype])
         self._compiles = config.idle_compile

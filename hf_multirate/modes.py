@@ -5,50 +5,39 @@ That is cheaper, and what the fast part learns from has less noise in it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from hf_multirate.hooks import around_forward
 
-@contextmanager
-def evaluating(modules: Iterable[nn.Module]) -> Iterator[None]:
+
+def evaluating(modules: Iterable[nn.Module]) -> AbstractContextManager[None]:
     """Put each of ``modules``, with all inside it, into eval mode for the duration of its own forward pass.
 
     Batch norm is left as it is: with running statistics that are updated at full steps only, the fast part would see
     features of another scale at each kind of step.
 
-    Modes are set by hooks around each forward pass, so that a loop may call ``model.train()`` while the context is
-    open, as Trainer does. The flags are set one by one and given back exactly, because modules of a user may be in
-    eval mode for good, or override ``train()``.
+    Modes are set around each forward pass, so that a loop may call ``model.train()`` while the context is open, as
+    Trainer does. The flags are set one by one and given back exactly, because modules of a user may be in eval mode
+    for good, or override ``train()``.
     """
-    modes: dict[nn.Module, dict[nn.Module, bool]] = {}
+    return around_forward(modules, _evaluate)
 
-    def enter(module: nn.Module, args: Any) -> None:
-        del args
-        if module not in modes:
-            modes[module] = {part: part.training for part in module.modules()}
-            for part in modes[module]:
-                part.training = part.training and isinstance(part, _NormBase)
 
-    def leave(module: nn.Module, *args: Any) -> None:
-        del args
-        for part, mode in modes.pop(module, {}).items():
+def _evaluate(module: nn.Module) -> Callable[[], None]:
+    modes = {part: part.training for part in module.modules()}
+    for part in modes:
+        part.training = part.training and isinstance(part, _NormBase)
+
+    def take_back() -> None:
+        for part, mode in modes.items():
             part.training = mode
 
-    handles = []
-    for module in modules:
-        handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module in list(modes):  # left open by an error in its forward pass
-            leave(module)
+    return take_back
 
 
 @contextmanager

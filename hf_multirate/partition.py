@@ -35,6 +35,11 @@ class Partition(Mapping[str, tuple[str, ...]]):
     def __len__(self) -> int:
         return len(self._groups)
 
+    def parameters(self, model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
+        """Rate group name -> parameter name -> parameter of ``model``, which the partition was made for."""
+        parameters = named(model)
+        return {group: {name: parameters[name] for name in names} for group, names in self._groups.items()}
+
     def __repr__(self) -> str:
         sizes = ", ".join(f"{name}: {len(names)} parameters" for name, names in self._groups.items())
         return f"Partition({sizes}, frozen: {len(self.frozen)})"

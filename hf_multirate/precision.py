@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, ExitStack
 
 import torch
 from accelerate.utils import convert_to_fp32
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from transformers.pytorch_utils import Conv1D
+
+from hf_multirate.hooks import around_forward
 
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -51,39 +52,24 @@ class LowPrecision:
                 )
         self._versions |= {weight: weight._version for weight in stale}
 
-    @contextmanager
-    def casting(self, modules: Iterable[nn.Module]) -> Iterator[None]:
+    def casting(self, modules: Iterable[nn.Module]) -> AbstractContextManager[None]:
         """Run the forward pass of each of ``modules`` in ``dtype``, float32 going in and out, while it is open."""
-        entered: dict[nn.Module, Any] = {}
+        return around_forward(modules, self._lower, convert_to_fp32)
 
-        def enter(module: nn.Module, args: Any) -> None:
-            del args
-            weights = _weights(module)
-            self._cast(weights.values())
-            context = ExitStack()
-            context.enter_context(torch.autocast(next(module.parameters()).device.type, self._dtype))
-            entered[module] = (context, weights)
-            for part, weight in weights.items():
-                part._parameters["weight"] = self._copies[weight]
+    def _lower(self, module: nn.Module) -> Callable[[], None]:
+        weights = _weights(module)
+        self._cast(weights.values())
+        context = ExitStack()
+        context.enter_context(torch.autocast(next(module.parameters()).device.type, self._dtype))
+        for part, weight in weights.items():
+            part._parameters["weight"] = self._copies[weight]
 
-        def leave(module: nn.Module, args: Any = None, output: Any = None) -> Any:
-            del args
-            context, weights = entered.pop(module)
+        def take_back() -> None:
             for part, weight in weights.items():
                 part._parameters["weight"] = weight
             context.close()
-            return convert_to_fp32(output)
 
-        handles = []
-        for module in modules:
-            handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-            for module in list(entered):  # left open by an error in its forward pass
-                leave(module)
+        return take_back
 
 
 def _weights(module: nn.Module) -> Mapping[nn.Module, nn.Parameter]:

@@ -30,6 +30,11 @@ class Schedule:
         position = step - self.initial_full_steps
         return tuple(i for i, period in enumerate(self.periods) if position <= 0 or position % period == 0)
 
+    @property
+    def lives(self) -> list[tuple[int, ...]]:
+        """What is `live` at each step of a cycle, behind the initial full steps."""
+        return [self.live(self.initial_full_steps + position) for position in range(self.cycle)]
+
     def phase(self, step: int) -> int:
         """Position in the cycle: 0 is a full step; every initial step is one."""
         return max(0, step - self.initial_full_steps) % self.cycle

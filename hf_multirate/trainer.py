@@ -73,7 +73,7 @@ class MultirateMixin(ControlledMixin):
         if len(parts) == 1:
             return super()._forward_and_backward(model, *args, **kwargs)
         if self._loss_adds_up is None:
-            items = kwargs.get("num_items_in_batch", *others)
+            items = others[0] if others else kwargs.get("num_items_in_batch")
             self._loss_adds_up = adds_up(cast(Trainer, self), model, parts[0][0], items)
         losses: list[torch.Tensor] = []
         for part, share in parts:

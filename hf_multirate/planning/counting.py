@@ -11,7 +11,7 @@ from accelerate.utils import recursively_apply
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from hf_multirate.chunks import split
+from hf_multirate.chunks import rows_of, split
 
 
 COUNTED_ROWS = 2
@@ -49,10 +49,10 @@ def few_rows(batch: Any) -> tuple[Any, float]:
     Raises:
         ValueError: the batch has no rows.
     """
-    singles = len(split(batch, 1 << 30))
-    part, _ = split(batch, max(1, singles // COUNTED_ROWS))[0]
+    rows = rows_of(batch)
+    part, _ = split(batch, max(1, rows // COUNTED_ROWS))[0]
     # A slice would hold, and count as, the memory of the whole batch.
-    return recursively_apply(torch.clone, part), singles / len(split(part, 1 << 30))
+    return recursively_apply(torch.clone, part), rows / rows_of(part)
 
 
 def count(model: nn.Module, part: Any, times: float) -> Count:
@@ -108,7 +108,7 @@ def _own(counts: Mapping[str, Mapping[Any, int]], root: str) -> dict[str, float]
     """Products with weights by module, without those of the modules inside of it."""
     named = {name.removeprefix(root).removeprefix("."): by for name, by in counts.items() if name != "Global"}
     totals = {name: sum(n for op, n in by.items() if str(op).split(".")[-1] in WEIGHTED) for name, by in named.items()}
-    own = dict.fromkeys(totals, 0.0) | {name: float(total) for name, total in totals.items()}
+    own = {name: float(total) for name, total in totals.items()}
     for name, total in totals.items():
         parent = name.rpartition(".")[0]
         while name and parent not in totals:

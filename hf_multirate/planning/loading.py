@@ -14,7 +14,7 @@ import transformers
 from torch import Tensor, nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
-from hf_multirate.planning.counting import loss_of
+from hf_multirate.planning.counting import few_rows, loss_of
 
 
 TASKS: dict[str, Any] = {
@@ -94,7 +94,7 @@ def _class_of(config: PretrainedConfig) -> Any:
     names = config.architectures or []
     if not names or names[0] not in dir(transformers):
         raise ValueError(f"its configuration names the class {names}: say what it is for with --task")
-    return vars(transformers).get(names[0]) or getattr(transformers, names[0])
+    return getattr(transformers, names[0])
 
 
 def _batch(model: nn.Module, size: Size) -> dict[str, Tensor]:
@@ -136,7 +136,7 @@ def _check(model: nn.Module, batch: Mapping[str, Any], name: str) -> None:
     """Raise `ValueError` if the batch does not run: too long, or not what the model takes."""
     try:
         with torch.no_grad(), torch.random.fork_rng():
-            loss_of(model, {key: value[:2] for key, value in batch.items()})
+            loss_of(model, few_rows(batch)[0])
     except (IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         shapes = {key: tuple(value.shape) for key, value in batch.items()}
         raise ValueError(

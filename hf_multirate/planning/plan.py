@@ -15,15 +15,11 @@ from hf_multirate.config import MultirateConfig
 from hf_multirate.controller import Multirate
 from hf_multirate.cost import boundary, layers_of
 from hf_multirate.idle_pass import IdlePass
-from hf_multirate.names import named
+from hf_multirate.modes import frozen_buffers
 from hf_multirate.planning.blockers import blockers
 from hf_multirate.planning.counting import Count, count, few_rows
-from hf_multirate.planning.timing import seconds_of
+from hf_multirate.planning.timing import Live, seconds_of
 from hf_multirate.pruner import Pruner
-
-
-Live = tuple[int, ...]
-"""Indices of the groups that get a gradient."""
 
 
 @dataclass(frozen=True)
@@ -116,16 +112,16 @@ def plan(
 
 def _plan(model: nn.Module, batch: Mapping[str, Any], label: str, config: MultirateConfig, *, measure: bool) -> Plan:
     with _warnings() as messages:
-        controller = Multirate(config).assign(model)
-        groups = _parameters(model, controller)
+        partition = Multirate(config).assign(model).partition
+        groups = partition.parameters(model)
         counts = _counts(model, batch, config, groups)
-    cycle = [config.schedule.live(config.initial_full_steps + i) for i in range(config.schedule.cycle)]
+    cycle = config.schedule.lives
     times = seconds_of(model, batch, config) if measure else {}
     steps = tuple(
-        _step(config, model, groups, live, counts[live], (cycle.count(live), times.get(live)))
+        _step(config, model, groups, live, counts[live], times.get(live))
         for live in sorted(set(cycle), key=len, reverse=True)
     )
-    full = counts[_everything(config)].total
+    full = counts[cycle[0]].total
     speedup = len(cycle) * full / sum(counts[live].total for live in cycle)
     plain = times.get(())
     measured = len(cycle) * plain / sum(times[live] for live in cycle) if plain else None
@@ -136,19 +132,10 @@ def _plan(model: nn.Module, batch: Mapping[str, Any], label: str, config: Multir
         steps,
         speedup,
         full / counts[least].total,
-        tuple(dict.fromkeys([*blockers(model, config, controller.partition), *messages])),
+        tuple(dict.fromkeys([*blockers(model, config, partition), *messages])),
         measured,
         plain / times[least] if plain else None,
     )
-
-
-def _everything(config: MultirateConfig) -> Live:
-    return tuple(range(len(config.groups)))
-
-
-def _parameters(model: nn.Module, controller: Multirate) -> dict[str, dict[str, nn.Parameter]]:
-    parameters = named(model)
-    return {name: {key: parameters[key] for key in keys} for name, keys in controller.partition.items()}
 
 
 def _prefixes(config: MultirateConfig) -> list[Live]:
@@ -164,12 +151,10 @@ def _counts(
     groups: Mapping[str, Mapping[str, nn.Parameter]],
 ) -> dict[Live, Count]:
     """Work of each kind of step, and of steps with one group more after the other."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)  # says which mode idle modules have by default
-    pruner = Pruner(model, groups, IdlePass(config, optimizer, compiled=False, sharded=False))
-    cycle = {config.schedule.live(config.initial_full_steps + i) for i in range(config.schedule.cycle)}
+    pruner = Pruner(model, groups, IdlePass(config, torch.optim.AdamW, compiled=False, sharded=False))
     part, times = few_rows(batch)
     found = {}
-    for live in {*cycle, *_prefixes(config), _everything(config)}:
+    for live in {*config.schedule.lives, *_prefixes(config)}:
         with pruner.pruned(frozenset(config.groups[i].name for i in live)):
             found[live] = count(model, part, times)
     return found
@@ -180,7 +165,7 @@ def _groups(
     groups: Mapping[str, Mapping[str, nn.Parameter]],
     counts: Mapping[Live, Count],
 ) -> tuple[GroupPlan, ...]:
-    weighted = counts[_everything(config)].weighted
+    weighted = counts[config.schedule.lives[0]].weighted
     owner = {key.rpartition(".")[0]: name for name, members in groups.items() for key in members}
     found: dict[int, GroupPlan] = {}
     before = 0.0
@@ -200,7 +185,7 @@ def _step(
     groups: Mapping[str, Mapping[str, nn.Parameter]],
     live: Live,
     work: Count,
-    figures: tuple[int, float | None],
+    seconds: float | None,
 ) -> StepPlan:
     names = tuple(config.groups[i].name for i in live)
     sizes = {name: sum(p.numel() * p.element_size() for p in members.values()) for name, members in groups.items()}
@@ -209,24 +194,21 @@ def _step(
     keys = {key for name in names for key in groups[name]}
     edge = boundary(layers_of(model), keys) if len(live) < len(config.groups) else None
     memory = weights + gradients + 2 * sum(sizes.values()) + work.kept
-    per_cycle, seconds = figures
-    return StepPlan(names, per_cycle, work.total, edge, memory, gradients, seconds)
+    return StepPlan(names, config.schedule.lives.count(live), work.total, edge, memory, gradients, seconds)
 
 
 @contextmanager
 def _as_found(model: nn.Module) -> Iterator[None]:
     """Give gradients and buffers their values back."""
     gradients = {parameter: parameter.grad for parameter in model.parameters()}
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     for parameter in gradients:
         parameter.grad = None
     try:
-        yield
+        with frozen_buffers([model]):
+            yield
     finally:
         for parameter, gradient in gradients.items():
             parameter.grad = gradient
-        for buffer, value in buffers:
-            buffer.data.copy_(value)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ ROUNDS = 5
 """How often each kind of step is timed, after one round that warms up."""
 
 Live = tuple[int, ...]
+"""Indices of the groups that get a gradient."""
 
 
 def seconds_of(model: nn.Module, batch: Mapping[str, Any], config: MultirateConfig) -> dict[Live, float]:
@@ -28,14 +29,14 @@ def seconds_of(model: nn.Module, batch: Mapping[str, Any], config: MultirateConf
     Kinds take turns, so that none has a faster machine. The optimizer is AdamW at learning rate zero, which moves
     nothing.
     """
-    kinds = {config.schedule.live(config.initial_full_steps + i): i for i in reversed(range(config.schedule.cycle))}
+    kinds = {live: config.schedule.lives.index(live) for live in dict.fromkeys(config.schedule.lives)}
     found: dict[Live, list[float]] = defaultdict(list)
     with torch.random.fork_rng():
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.0)
         for turn in range(ROUNDS + 1):
             seconds: dict[Live, float] = {(): _timed(model, batch, optimizer)}
             with Multirate(config).attach(model, optimizer) as controller:
-                for live, position in sorted(kinds.items(), key=lambda kind: kind[1]):
+                for live, position in kinds.items():
                     for _ in range(2):  # as most steps of a kind follow one of the same
                         controller.begin_step(config.initial_full_steps + position)
                         seconds[live] = _timed(model, batch, optimizer)
