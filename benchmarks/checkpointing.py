@@ -12,8 +12,8 @@ import time
 from typing import Any
 
 import torch
-from transformers import BertConfig, BertForSequenceClassification
 
+from encoder import add_sizes, encoder
 from hf_multirate import Multirate, MultirateConfig
 
 
@@ -24,9 +24,7 @@ KINDS: dict[str, bool | None] = {"without": None, "use_reentrant=False": False, 
 def make(reentrant: bool | None, options: argparse.Namespace) -> tuple[Any, torch.optim.Optimizer]:
     """A BERT and its optimizer, with checkpointing unless ``reentrant`` is None."""
     torch.manual_seed(0)
-    sizes = {"hidden_size": options.hidden, "intermediate_size": 4 * options.hidden, "vocab_size": 2000}
-    heads = {"num_hidden_layers": options.layers, "num_attention_heads": options.hidden // 32}
-    model = BertForSequenceClassification(BertConfig(**sizes, **heads))
+    model = encoder(options, vocab_size=2000)
     if reentrant is not None:
         model.gradient_checkpointing_enable({"use_reentrant": reentrant})
         model.enable_input_require_grads()
@@ -57,8 +55,7 @@ def ratios(reentrant: bool | None, options: argparse.Namespace) -> list[float]:
 def main(argv: list[str] | None = None) -> dict[str, list[float]]:
     """Print quartiles of the speed-up for each kind of checkpointing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in {"hidden": 384, "layers": 6, "batch": 16, "length": 64, "cycles": 8}.items():
-        parser.add_argument(f"--{name}", type=int, default=default)
+    add_sizes(parser, batch=16, length=64, cycles=8)
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
     quartiles = {name: statistics.quantiles(ratios(kind, options), n=4) for name, kind in KINDS.items()}

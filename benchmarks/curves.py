@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import numpy as np
 
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "suite"
 
 Runs = dict[str, dict[int, dict[str, Any]]]
 """Contender -> seed -> result."""
@@ -30,9 +33,14 @@ def finals(folder: Path, *, dirty: bool = False) -> dict[tuple[str, str], Runs]:
             raise ValueError(f"{path} was measured on files that were not committed: run it again, or give --dirty.")
         spec = result["spec"]
         grid = tried[spec["task"], spec["length"], spec["contender"]]
-        if spec["rate"] == min(grid, key=lambda rate: (-grid[rate], rate)):
+        if spec["rate"] == best_rate(grid):
             found[spec["task"], spec["length"]][spec["contender"]][spec["seed"]] = result
     return {key: dict(runs) for key, runs in found.items()}
+
+
+def best_rate(grid: Mapping[float, float]) -> float:
+    """The learning rate with the best accuracy on validation rows; of equal ones the lowest."""
+    return min(grid, key=lambda rate: (-grid[rate], rate))
 
 
 def grids(folder: Path) -> dict[tuple[str, str, str], dict[float, float]]:

@@ -24,8 +24,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import BertConfig, BertForSequenceClassification
 
+from encoder import add_sizes, encoder
 from hf_multirate import Multirate, MultirateConfig, RateGroup
 
 
@@ -35,9 +35,7 @@ Pair = tuple[Any, torch.optim.Optimizer]
 def make(options: argparse.Namespace) -> Pair:
     """A BERT of the size of MiniLM, unless asked for another, and its optimizer."""
     torch.manual_seed(0)
-    sizes = {"hidden_size": options.hidden, "intermediate_size": 4 * options.hidden}
-    heads = {"num_hidden_layers": options.layers, "num_attention_heads": options.hidden // 32}
-    model = BertForSequenceClassification(BertConfig(**sizes, **heads))
+    model = encoder(options)
     return model.train(), torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.0, fused=True)
 
 
@@ -123,9 +121,7 @@ def summary(found: dict[str, list[float]], period: int) -> dict[str, Any]:
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Print medians of seconds and quartiles of ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    sizes = {"hidden": 384, "layers": 6, "batch": 32, "length": 64, "period": 5, "cycles": 8}
-    for name, default in sizes.items():
-        parser.add_argument(f"--{name}", type=int, default=default)
+    add_sizes(parser, batch=32, length=64, period=5, cycles=8)
     parser.add_argument("--drift-steps", type=int, help="idle steps that drift (default: all)")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)

@@ -19,8 +19,9 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import BertConfig, BertForSequenceClassification, TrainerCallback, TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 
+from encoder import add_sizes, encoder
 from hf_multirate import MultirateConfig, MultirateTrainer
 
 
@@ -79,10 +80,8 @@ def train(kind: dict[str, Any], options: argparse.Namespace) -> dict[str, int]:
     """Bytes of weights, gradients, states and activations at the peak of a full and of a fast-only step."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    sizes = {"hidden_size": options.hidden, "intermediate_size": 4 * options.hidden}
-    heads = {"num_hidden_layers": options.layers, "num_attention_heads": options.hidden // 32}
     before, peaks, steps = memory("VmRSS"), Peaks(), 2 * PERIOD
-    model: Any = BertForSequenceClassification(BertConfig(**sizes, **heads))
+    model: Any = encoder(options)
     if kind.get("lora"):
         model = get_peft_model(model, LoraConfig(task_type="SEQ_CLS", r=16, target_modules="all-linear"))
     with tempfile.TemporaryDirectory() as folder:
@@ -111,8 +110,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, int]]:
     """Print megabytes of each kind."""
     argv = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in {"hidden": 384, "layers": 6, "batch": 32, "length": 64}.items():
-        parser.add_argument(f"--{name}", type=int, default=default)
+    add_sizes(parser, batch=32, length=64)
     parser.add_argument("--kind", choices=KINDS, help="only this one, in this process")
     options = parser.parse_args(argv)
     if options.kind:

@@ -11,11 +11,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 
-from curves import Runs, ahead, at, finals, grids, in_time, is_plain, metric, plain_by_time, seconds, time_to
+from curves import (
+    RESULTS,
+    ROOT,
+    Runs,
+    ahead,
+    at,
+    finals,
+    grids,
+    in_time,
+    is_plain,
+    metric,
+    plain_by_time,
+    seconds,
+    time_to,
+)
 
 
-ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results" / "suite"
 BUDGETS = (0.2, 0.4, 0.6, 0.8, 1.0)
 CLOSE = 0.99
 """Share of the accuracy of plain training that counts as reaching it."""

@@ -17,6 +17,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -28,12 +29,11 @@ import transformers
 from tqdm import tqdm
 
 from contenders import CHOSEN, CONTENDERS
-from tasks import TASKS, InputError, Task, missing
+from curves import RESULTS, ROOT, best_rate
+from tasks import TASKS, InputError, Task, missing, write_summary
 from training import Spec, run
 
 
-ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results" / "suite"
 TRIAL_SEED = 100
 
 
@@ -54,12 +54,11 @@ def finals(task: Task, length: str, rates: dict[str, float], seeds: int) -> list
 
 
 def chosen_rates(results: dict[Spec, dict[str, Any]]) -> dict[str, float]:
-    """The rate of each contender with the best accuracy on validation rows; of equal ones the lowest."""
-    best: dict[str, tuple[float, float]] = {}
+    """The best rate of each contender, of its trials."""
+    grids: dict[str, dict[float, float]] = defaultdict(dict)
     for spec, result in results.items():
-        better = (result["validation_metric"], -spec.rate)
-        best[spec.contender] = max(best.get(spec.contender, better), better)
-    return {name: -rate for name, (_, rate) in best.items()}
+        grids[spec.contender][spec.rate] = result["validation_metric"]
+    return {name: best_rate(grid) for name, grid in grids.items()}
 
 
 def commit(out: Path, *, dirty: bool) -> dict[str, Any]:
@@ -90,12 +89,6 @@ def _known(spec: Spec, out: Path) -> dict[str, Any] | None:
     if result["spec"] != json.loads(json.dumps(spec.configuration())):
         raise InputError(f"{path} is of another configuration: give another --out, or move it away.")
     return result
-
-
-def _write(result: dict[str, Any], path: Path) -> None:
-    partial = path.with_suffix(f".{os.getpid()}.tmp")
-    partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
 
 
 def _pin(cores: Any) -> None:
@@ -133,7 +126,7 @@ def run_all(specs: Sequence[Spec], pool: Any, options: argparse.Namespace, bar: 
 
     def keep(spec: Spec, result: dict[str, Any]) -> None:
         results[spec] = result | options.measured
-        _write(results[spec], options.out / spec.file_name)
+        write_summary(results[spec], options.out / spec.file_name)
         bar.set_postfix_str(f"{spec.contender}, {spec.length}: {result['validation_metric']:.3f}")
         bar.update()
 

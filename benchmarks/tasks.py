@@ -30,6 +30,7 @@ from transformers import (
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 import itertools
 
+from closing import write_summary  # found by the line above
 from glue_data import InputError, load_embedded, packaged  # found by the line above
 
 
@@ -192,4 +193,4 @@ def _images(folder: Path) -> Data:
     return Data(train[:10_000], train[10_000:], test, batch, model, by_length=False)
 
 
-__all__ = ["TASKS", "Data", "InputError", "Task", "load", "missing"]
+__all__ = ["TASKS", "Data", "InputError", "Task", "load", "missing", "write_summary"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,24 +11,20 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import report
+import run as suite
 import torch
 from datasets import Dataset
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, DataCollatorWithPadding, set_seed
 
-from runs import FIVE
-from tiny import tokenizer
-
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import curves
-import report
-import run as suite
-
 import tasks
 import training
 from contenders import CHOSEN, CONTENDERS
 from contenders.blocks import LISA, BAdam
+from runs import FIVE
+from tiny import tokenizer
 
 
 pytestmark = [

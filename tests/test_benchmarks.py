@@ -99,3 +99,19 @@ def test_checkpointing_is_timed_of_each_kind(capsys: pytest.CaptureFixture[str])
     assert list(quartiles) == ["without", "use_reentrant=False", "use_reentrant=True"]
     assert all(len(row) == 3 and min(row) > 0 for row in quartiles.values())
     assert json.loads(capsys.readouterr().out).keys() == quartiles.keys()
+
+
+def test_a_cycle_is_compared_with_its_parts(capsys: pytest.CaptureFixture[str]) -> None:
+    small = {"hidden": 32, "layers": 2, "batch": 2, "length": 8, "cycles": 2, "period": 3}
+    result = script("cycle").main([f"--{name}={value}" for name, value in small.items()])
+    assert json.loads(capsys.readouterr().out) == result
+    assert set(result["seconds"]) >= {"plain", "period 1", "full", "fast", "below + above"}
+    assert all(len(quartiles) == 3 and min(quartiles) > 0 for quartiles in result["ratios"].values())
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells the peak of a process anew")
+def test_a_fast_only_step_needs_less_memory_than_a_full_one(tmp_path: Path) -> None:
+    small = ["--hidden=64", "--layers=4", "--batch=32", "--length=64"]
+    ours = script("memory").in_process("multirate", small)
+    assert ours["fast-only step"] < ours["full step"]
+    assert ours["full step"] > script("memory").in_process("multirate, refresh_chunks=4", small)["full step"]

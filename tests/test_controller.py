@@ -1,5 +1,6 @@
 """The controller in loops of one's own: bare PyTorch, Accelerate, and the ways to use it wrongly."""
 
+import copy
 import logging
 from collections.abc import Iterator
 
@@ -199,3 +200,18 @@ def test_long_steps_of_short_floats_are_warned_of(caplog: pytest.LogCaptureFixtu
         assert caplog.text == ""
         Multirate(config).assign(_model().to(torch.bfloat16))
     assert "lost before that" in caplog.text
+
+
+def test_drift_follows_a_state_that_is_loaded_in_the_middle_of_a_cycle() -> None:
+    model = _model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    with Multirate(CONFIG).attach(model, optimizer) as multirate:
+        _train(multirate, model, optimizer, range(2))
+        state = copy.deepcopy(optimizer.state_dict())
+        for entry in state["state"].values():
+            entry["momentum_buffer"].mul_(-3)
+        optimizer.load_state_dict(state)
+        before = model[0].weight.detach().clone()
+        momentum = optimizer.state[model[0].weight]["momentum_buffer"].clone()
+        _train(multirate, model, optimizer, range(2, 3))
+        torch.testing.assert_close(model[0].weight.detach(), before - 0.1 * momentum)
