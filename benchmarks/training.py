@@ -21,7 +21,7 @@ from hf_multirate import MultirateTrainer
 from tasks import TASKS, Data, Task, load
 
 
-EVALUATIONS = {"short": 5, "long": 8}
+EVALUATIONS = {"short": 5, "long": 6}
 PACKAGES = ("hf-multirate", "torch", "transformers", "accelerate", "peft", "datasets")
 WARM_UP = 3
 
@@ -48,7 +48,8 @@ class Spec:
         task = {
             name: value for name, value in asdict(TASKS[self.task]).items() if name not in ("seeds", "needs", "rates")
         }
-        task["epochs"] = dict(task["epochs"])
+        task["epochs"] = dict(task["epochs"])[self.length]
+        task["evaluations"] = EVALUATIONS[self.length]
         return {**asdict(self), "task_settings": task, "contender_settings": asdict(CONTENDERS[self.contender])}
 
 
