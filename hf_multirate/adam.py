@@ -12,13 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from hf_multirate.distributed.shards import local
-
-
-SAMPLED = 1 << 16
-"""Elements of a parameter that are looked back at, as far as `COLUMNS` allows."""
-
-COLUMNS = 16
-"""Least number of columns looked back at: a line of a cache, which is read as a whole anyway."""
+from hf_multirate.sampling import extrapolation, sample, width
 
 
 @dataclass(frozen=True)
@@ -54,7 +48,7 @@ class AdamDrift:
         by_count: dict[float, list[Tensor]] = defaultdict(list)
         for parameter in parameters:
             state = self._optimizer.state.get(parameter)
-            if state:
+            if state and state["step"] > 0:  # 0 where a gradient scaler skipped all steps so far
                 by_count[float(state["step"])].append(parameter)
         return by_count
 
@@ -87,20 +81,23 @@ class AdamDrift:
         return advance
 
     def slopes(self, parameters: Sequence[Tensor], group: Mapping[str, Any]) -> list[Tensor | None]:
-        """See `hf_multirate.drift.DriftRule`; the factor c > 0 of u is left out, and most of a large parameter."""
+        """See `hf_multirate.drift.DriftRule`; of a large parameter it is an estimate from a sample."""
         found: dict[Tensor, Tensor] = {}
         stepped = [parameter for parameter in parameters if parameter.grad is not None]
         for count, members in self._by_count(stepped).items():
-            epsilon, _ = _corrections(count, group)
-            widths = [_width(parameter) for parameter in members]
+            epsilon, c = _corrections(count, group)
+            widths = [width(parameter) for parameter in members]
             moments = [self._moments(parameter, group) for parameter in members]
-            first, second = ([_sample(pair[i], w) for pair, w in zip(moments, widths, strict=True)] for i in (0, 1))
-            gradients = [_sample(local(p.grad), w) for p, w in zip(members, widths, strict=True) if p.grad is not None]
+            first, second = ([sample(pair[i], w) for pair, w in zip(moments, widths, strict=True)] for i in (0, 1))
+            gradients = [sample(local(p.grad), w) for p, w in zip(members, widths, strict=True) if p.grad is not None]
             updates = list(torch._foreach_sqrt(second))
             torch._foreach_add_(updates, epsilon)
             updates = list(torch._foreach_div(first, updates))
             torch._foreach_mul_(updates, gradients)
-            found |= {p: -sign(group) * u.sum(dtype=torch.float32) for p, u in zip(members, updates, strict=True)}
+            found |= {
+                p: -sign(group) * c * extrapolation(p) * u.sum(dtype=torch.float32)
+                for p, u in zip(members, updates, strict=True)
+            }
         return [found.get(parameter) for parameter in parameters]
 
     def keep(self, parameters: Sequence[Tensor], before: Sequence[Tensor], group: Mapping[str, Any]) -> None:
@@ -150,16 +147,3 @@ def _advance(batch: _Batch, rate: float) -> None:
     denominators = list(torch._foreach_sqrt(batch.second))
     torch._foreach_add_(denominators, batch.epsilon)
     torch._foreach_addcdiv_(batch.targets, batch.first, denominators, rate * batch.length)
-
-
-def _width(parameter: Tensor) -> int:
-    """How many columns of ``parameter``, as a matrix of its rows, are looked back at: from its whole shape."""
-    if parameter.dim() <= 1 or parameter.numel() <= SAMPLED:
-        return 0
-    columns = parameter.numel() // parameter.shape[0]
-    return min(columns, max(COLUMNS, columns * SAMPLED // parameter.numel()))
-
-
-def _sample(tensor: Tensor, width: int) -> Tensor:
-    """The first ``width`` columns, 0 for all: all rows, because those of an embedding are rarely in use."""
-    return tensor.flatten(1)[:, :width] if width else tensor

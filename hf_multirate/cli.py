@@ -7,10 +7,12 @@ import json
 import sys
 from collections.abc import Sequence
 
+from hf_multirate.compare import compare
 from hf_multirate.config import MultirateConfig
 from hf_multirate.groups import parse_ladder
 from hf_multirate.planning import plan, reaching
 from hf_multirate.planning.loading import TASKS, Size, load
+from hf_multirate.reporting import report
 
 
 FAST = ("head", "last:1", "last:2")
@@ -57,10 +59,40 @@ def _plan(options: argparse.Namespace) -> None:
         print_plans(plans, Console(), details=options.details or len(plans) == 1)
 
 
+def _report(options: argparse.Namespace) -> None:
+    page = report(options.run_dir, options.baseline_dir, options.out, anyway=options.anyway)
+    sys.stdout.write(f"{page}\n")
+
+
+def _compare(options: argparse.Namespace) -> None:
+    page = compare(options.script, options.arguments, options.out, anyway=options.anyway)
+    sys.stdout.write(f"{page}\n")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="hf-multirate", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("plan", help="what settings would save, from the model alone")
+    _add_plan(commands.add_parser("plan", help="what settings would save, from the model alone"))
+    command = commands.add_parser("report", help="a page on a run, or on a run and plain training")
+    command.add_argument("run_dir", help="output_dir of a run of MultirateTrainer")
+    command.add_argument("baseline_dir", nargs="?", help="that of plain training with the same data and seed")
+    command.add_argument("--out", help="folder of the report (default: report in RUN_DIR)")
+    _add_anyway(command)
+    command.set_defaults(run=_report)
+    command = commands.add_parser("compare", help="run a script twice, plain and multirate, and report on both")
+    command.add_argument("--out", default="comparison", help="folder of records and report (default: comparison)")
+    _add_anyway(command)
+    command.add_argument("script", help="Python script that trains with MultirateTrainer")
+    command.add_argument("arguments", nargs=argparse.REMAINDER, help="its arguments")
+    command.set_defaults(run=_compare)
+    return parser
+
+
+def _add_anyway(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--anyway", action="store_true", help="also if the runs differ; the page is marked")
+
+
+def _add_plan(command: argparse.ArgumentParser) -> None:
     command.add_argument("model", help="hub name, local folder, or module:function")
     command.add_argument("--task", choices=TASKS, help="what the model is for, if its configuration does not say")
     command.add_argument("--batch", type=int, default=32, help="rows of a batch")
@@ -72,7 +104,6 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--details", action="store_true", help="also show steps and groups of every setting")
     command.add_argument("--json", action="store_true", help="print JSON")
     command.set_defaults(run=_plan)
-    return parser
 
 
 def main(argv: list[str] | None = None) -> None:

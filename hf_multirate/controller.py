@@ -94,7 +94,7 @@ class Multirate:
         groups = self.partition.parameters(model)
         self._attachment = Attachment(self.config, model, optimizer, groups, sync, compiled=compiled)
         self._costs = relative_costs(self.config, self.partition, layers_of(model))
-        self.telemetry = Telemetry(predicted_speedup(self._costs))
+        self.telemetry = Telemetry(predicted_speedup(self._costs), worth=self._attachment.movement.worth)
         self.applied, self.step, self._live = 0, None, None
         self._optimizer = optimizer
         self._hooks = [
@@ -253,7 +253,7 @@ class Multirate:
         if overflow is None or not overflow.item():
             self._attachment.after_step(self.step, self._live)
             self.applied += 1
-            self.telemetry.stop(full=len(self._live) == len(self.config.groups))
+            self.telemetry.stop(full=len(self._live) == len(self.config.groups), predicted_cost=self.relative_cost)
         self._live = None
         self._attachment.shared.end()
 

@@ -54,6 +54,18 @@ def step_cost(layers: Sequence[Layer], live: Set[str]) -> float:
     return cost
 
 
+def backward_costs(layers: Sequence[Layer], blocks: Mapping[str, str]) -> dict[str, float]:
+    """Units of work of backward at a full step, by block; ``blocks`` has that of every parameter."""
+    costs: dict[str, float] = {}
+    upstream = False
+    for layer in layers:
+        if layer.parameters:
+            block = blocks[layer.parameters[0]]
+            costs[block] = costs.get(block, 0.0) + layer.forward * (bool(layer.matrices) + upstream)
+        upstream = upstream or bool(layer.parameters)
+    return costs
+
+
 def boundary(layers: Sequence[Layer], live: Set[str]) -> str | None:
     """Name of the first live parameter in the order of the forward pass; backward is skipped below it."""
     return next((name for layer in layers for name in layer.parameters if name in live), None)

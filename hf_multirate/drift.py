@@ -19,6 +19,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from hf_multirate.adam import AdamDrift, sign
 from hf_multirate.distributed.shards import local
+from hf_multirate.sampling import extrapolation, sample, width
 
 
 class DriftRule(Protocol):
@@ -39,7 +40,8 @@ class DriftRule(Protocol):
     def slopes(self, parameters: Sequence[Tensor], group: Mapping[str, Any]) -> list[Tensor | None]:
         """Inner product of each gradient with the last update: negative where the update still goes downhill.
 
-        Of a sharded parameter it is that of the shard, to be summed over processes.
+        The update is that of a learning rate of 1, and of a large parameter it is an estimate from a sample. Of a
+        sharded parameter it is that of the shard, to be summed over processes.
         """
 
     def keep(self, parameters: Sequence[Tensor], before: Sequence[Tensor], group: Mapping[str, Any]) -> None:
@@ -125,7 +127,9 @@ def _course(updates: Mapping[Tensor, Tensor], factors: Mapping[Tensor, float], s
 def _dot(parameter: Tensor, update: Tensor | None, sign: float) -> Tensor | None:
     if update is None or parameter.grad is None:
         return None
-    return sign * (local(parameter.grad) * update).sum(dtype=torch.float32)
+    columns = width(parameter)
+    product = sample(local(parameter.grad), columns) * sample(update, columns)
+    return sign * extrapolation(parameter) * product.sum(dtype=torch.float32)
 
 
 def choose_rule(optimizer: Optimizer, group: Mapping[str, Any], displacement: DisplacementDrift) -> DriftRule:

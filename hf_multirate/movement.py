@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from hf_multirate.config import MultirateConfig
-from hf_multirate.distributed.shards import local, shard_of, whole
+from hf_multirate.distributed.shards import local, shard_of, total, whole
 from hf_multirate.drift import DisplacementDrift, DriftRule, choose_rule, stretch_
 from hf_multirate.groups import RateGroup
 from hf_multirate.trust import DriftTrust
+from hf_multirate.worth import Worth
 
 
 @dataclass
@@ -54,6 +55,7 @@ class Movement:
         self._schedule = config.schedule
         self._drift_scale = config.drift_scale
         self._displacement = DisplacementDrift()
+        self.worth = Worth()
         self._names: dict[Tensor, str] = {p: name for members in groups.values() for name, p in members.items()}
         torch_group = {p: i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
         unknown = [name for p, name in self._names.items() if p not in torch_group]
@@ -95,6 +97,20 @@ class Movement:
         since = self._schedule.steps_since_refresh(bucket.index, step)
         return bucket.rate_group.idle == "drift" and (limit is None or since <= limit)
 
+    def _slopes(self, bucket: _Bucket, stepped: Sequence[nn.Parameter]) -> dict[Tensor, float]:
+        """Inner products of fresh gradients with last updates, all fetched from the device at once."""
+        found = bucket.rule.slopes(stepped, self._optimizer.param_groups[bucket.torch_group])
+        known = [(p, slope) for p, slope in zip(stepped, found, strict=True) if slope is not None]
+        if not known:
+            return {}
+        sums = total([slope for _, slope in known], [p for p, _ in known]).tolist()
+        return {p: slope for (p, _), slope in zip(known, sums, strict=True)}
+
+    def _count_worth(self, bucket: _Bucket, slopes: Mapping[Tensor, float], step: int) -> None:
+        rate = float(self._optimizer.param_groups[bucket.torch_group]["lr"]) * bucket.rate_group.lr_scale
+        age = 1 if step == 0 else self._schedule.steps_since_refresh(bucket.index, step - 1) + 1
+        self.worth.add({self._names[p]: -rate * slope for p, slope in slopes.items()}, age)
+
     @torch.no_grad()
     def before_step(self, step: int, live: Sequence[int]) -> None:
         """Look at the live groups while their gradients, last updates and old values are still there."""
@@ -103,9 +119,12 @@ class Movement:
             if bucket.index not in live:
                 continue
             stepped = [parameter for parameter in bucket.parameters if parameter.grad is not None]
-            if self._to_look_back(bucket, step):
-                slopes = bucket.rule.slopes(stepped, self._optimizer.param_groups[bucket.torch_group])
-                bucket.levels = bucket.trust.look_back(stepped, slopes)
+            looks_back, counts = self._to_look_back(bucket, step), len(live) == len(self._schedule.periods)
+            if looks_back or counts:
+                slopes = self._slopes(bucket, stepped)
+                bucket.levels = bucket.trust.look_back(slopes) if looks_back else {}
+                if counts:
+                    self._count_worth(bucket, slopes, step)
             if self._to_keep(bucket, step) or self._stretch(bucket, step) != 1.0:
                 bucket.before = [local(parameter).clone() for parameter in stepped]
 

@@ -3,8 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from statistics import fmean
+from array import array
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from hf_multirate.worth import Worth
+
+
+@dataclass
+class _Kind:
+    """Sums over the steps of one kind."""
+
+    number: int = 0
+    first: float = 0.0
+    seconds: float = 0.0
+    predicted_cost: float = 0.0
+
+    def add(self, seconds: float, predicted_cost: float) -> None:
+        self.first = seconds if self.number == 0 else self.first
+        self.number += 1
+        self.seconds += seconds
+        self.predicted_cost += predicted_cost
 
 
 class Telemetry:
@@ -17,27 +37,77 @@ class Telemetry:
     Args:
         speedup_predicted: What the cost model promises; repeated in the summary beside what was measured.
         clock: Returns seconds.
+        worth: What the gradients of blocks are worth, for whoever asks for it here.
     """
 
-    def __init__(self, speedup_predicted: float = 1.0, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self,
+        speedup_predicted: float = 1.0,
+        clock: Callable[[], float] = time.perf_counter,
+        worth: Worth | None = None,
+    ) -> None:
         self.speedup_predicted = speedup_predicted
+        self.seconds, self.full = array("d"), bytearray()
+        """Seconds of each step, and whether it was a full one."""
+        self.worth = Worth() if worth is None else worth
+        self.aside: dict[str, float] = {}
+        """Seconds that went into something else, by what it was."""
         self._clock = clock
+        self._begun: float | None = None
         self._started = 0.0
-        self._seconds: dict[bool, list[float]] = {True: [], False: []}
+        self._kinds = {True: _Kind(), False: _Kind()}
 
     def start(self) -> None:
         """The first micro-batch of a step begins."""
         self._started = self._clock()
+        self._begun = self._started if self._begun is None else self._begun
 
-    def stop(self, *, full: bool) -> None:
-        """The optimizer has applied a step at which every group was live (``full``), or not."""
-        self._seconds[full].append(self._clock() - self._started)
+    def stop(self, *, full: bool, predicted_cost: float = 1.0) -> None:
+        """The optimizer has applied a step at which every group was live (``full``), or not.
 
-    def _mean(self, *, full: bool) -> float | None:
-        seconds = self._seconds[full]
+        ``predicted_cost`` is its share of a full step.
+        """
+        seconds = self._clock() - self._started
+        self.seconds.append(seconds)
+        self.full.append(full)
+        self._kinds[full].add(seconds, predicted_cost)
+
+    @contextmanager
+    def elsewhere(self, purpose: str) -> Iterator[None]:
+        """A context for what is no part of a step: ``"data"``, ``"evaluation"``. Before the first step it is free."""
+        start = self._clock()
+        try:
+            yield
+        finally:
+            if self._begun is not None:
+                self.aside[purpose] = self.aside.get(purpose, 0.0) + self._clock() - start
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the first step began."""
+        return 0.0 if self._begun is None else self._clock() - self._begun
+
+    @property
+    def in_steps(self) -> float:
+        """Seconds of all steps together."""
+        return sum(kind.seconds for kind in self._kinds.values())
+
+    def mean(self, *, full: bool) -> float | None:
+        """Mean seconds of a step of this kind, or None."""
+        kind = self._kinds[full]
+        if kind.number < 2:  # noqa: PLR2004
+            return kind.first if kind.number else None
         # The first step of a kind allocates memory and compiles.
-        counted = seconds[1:] or seconds
-        return fmean(counted) if counted else None
+        return (kind.seconds - kind.first) / (kind.number - 1)
+
+    def counted(self, *, full: bool) -> int:
+        """Number of steps of this kind."""
+        return self._kinds[full].number
+
+    def predicted_cost(self, *, full: bool) -> float:
+        """Mean predicted cost of the steps of this kind that were taken, as a share of a full step."""
+        kind = self._kinds[full]
+        return kind.predicted_cost / kind.number if kind.number else 1.0
 
     def summary(self) -> dict[str, float | int | None]:
         """Numbers of steps, mean seconds of a step by kind, speed-up predicted and realised.
@@ -45,8 +115,8 @@ class Telemetry:
         ``speedup_realised`` is the time that the same number of steps would have taken had all been full ones,
         over the time they took; 1.0 without fast-only steps, None before the first full step.
         """
-        full_steps, fast_steps = len(self._seconds[True]), len(self._seconds[False])
-        full, fast = self._mean(full=True), self._mean(full=False)
+        full_steps, fast_steps = self.counted(full=True), self.counted(full=False)
+        full, fast = self.mean(full=True), self.mean(full=False)
         realised = None
         if full is not None:
             spent = full_steps * full + fast_steps * (fast or 0.0)
@@ -59,3 +129,11 @@ class Telemetry:
             "speedup_predicted": self.speedup_predicted,
             "speedup_realised": realised,
         }
+
+    def speedup_of_run(self, elapsed: float) -> float | None:
+        """As ``speedup_realised``, but of ``elapsed`` seconds in which other things were done too; None as there."""
+        full, fast = self.mean(full=True), self.mean(full=False)
+        if full is None or not elapsed:
+            return None
+        saved = self.counted(full=False) * (full - (fast or 0.0))
+        return (elapsed + saved) / elapsed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from contextlib import nullcontext
 from typing import Any, cast
 
@@ -12,18 +13,21 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import Seq2SeqTrainer, Trainer, TrainingArguments
 
-from hf_multirate.arguments import MultirateTrainingArguments
+from hf_multirate.arguments import SWITCH, MultirateTrainingArguments
 from hf_multirate.chunks import adds_up, scaled_backward
 from hf_multirate.config import MultirateConfig
-from hf_multirate.controlled import ControlledMixin
 from hf_multirate.controller import Multirate
 from hf_multirate.distributed.refusals import refuse_untested
+from hf_multirate.observed import ObservedMixin
 
 
 logger = logging.getLogger(__name__)
 
+SWITCH_VARIABLE = "HF_MULTIRATE"
+"""Environment variable that turns multirate training off if it is ``off``, for a run to compare with."""
 
-class MultirateMixin(ControlledMixin):
+
+class MultirateMixin(ObservedMixin):
     """Multirate training for any subclass of `transformers.Trainer`: ``class Mine(MultirateMixin, TheirTrainer)``.
 
     Args:
@@ -43,7 +47,9 @@ class MultirateMixin(ControlledMixin):
         super().__init__(*args, **kwargs)
         self._configured_by_arguments = multirate is None
         self._loss_adds_up: bool | None = None
-        if multirate is None:
+        if _switched_off():
+            multirate, self._configured_by_arguments = MultirateConfig.off(), False
+        elif multirate is None:
             multirate = _from_arguments(self.args)
         elif not isinstance(multirate, MultirateConfig):
             raise TypeError(f"multirate takes a MultirateConfig, got {multirate!r}.")
@@ -52,6 +58,7 @@ class MultirateMixin(ControlledMixin):
             refuse_untested(cast(Trainer, self), multirate)
         self.multirate.assign(cast(nn.Module, self.model))
         self._control(self.multirate)
+        self._observe()
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """As in `transformers.Trainer`; takes over arguments that a hyperparameter search has changed since."""
@@ -99,6 +106,15 @@ class MultirateMixin(ControlledMixin):
                 f"FSDP2 but is {type(model).__name__}: how its gradients are synchronised is not known."
             )
         return model
+
+
+def _switched_off() -> bool:
+    value = os.environ.get(SWITCH_VARIABLE, "on")
+    if value not in SWITCH:
+        raise ValueError(f"the environment variable {SWITCH_VARIABLE} must be one of {SWITCH}, got {value!r}.")
+    if value == "off":
+        logger.warning("%s=off: training is plain, whatever rate groups were given.", SWITCH_VARIABLE)
+    return value == "off"
 
 
 def _from_arguments(args: TrainingArguments) -> MultirateConfig:

@@ -14,8 +14,6 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from hf_multirate.distributed.shards import total
-
 
 RATIO = 1.5
 START, LEAST = 7, 11
@@ -40,18 +38,11 @@ class DriftTrust:
         """Whether `look_back` is of any use."""
         return self._adapts
 
-    def look_back(self, parameters: Sequence[Tensor], slopes: Sequence[Tensor | None]) -> dict[Tensor, int]:
-        """Levels that follow from the inner products of fresh gradients with last updates; see `set`.
-
-        All slopes are fetched from the device at once.
-        """
-        known = [(p, slope) for p, slope in zip(parameters, slopes, strict=True) if slope is not None]
-        if not known:
-            return {}
-        downhill = (total([slope for _, slope in known], [p for p, _ in known]) < 0).tolist()
+    def look_back(self, slopes: Mapping[Tensor, float]) -> dict[Tensor, int]:
+        """Levels that follow from the inner products of fresh gradients with last updates; see `set`."""
         return {
-            p: max(self.levels[p] - 1, 0) if down else min(self.levels[p] + 1, LEAST)
-            for (p, _), down in zip(known, downhill, strict=True)
+            p: max(self.levels[p] - 1, 0) if slope < 0 else min(self.levels[p] + 1, LEAST)
+            for p, slope in slopes.items()
         }
 
     def set(self, levels: Mapping[Tensor, int]) -> None:

@@ -85,8 +85,13 @@ def history(trainer: Trainer) -> list[dict[str, float]]:
     """The log of every step and evaluation without durations; the last entry, a summary, is left out."""
     entries = [entry for entry in trainer.state.log_history if "train_runtime" not in entry]
     assert entries, "nothing was logged"
-    timing = ("runtime", "per_second")
-    return [{key: value for key, value in entry.items() if not key.endswith(timing)} for entry in entries]
+    return [{key: value for key, value in entry.items() if not _is_timing(key)} for entry in entries]
+
+
+def _is_timing(key: str) -> bool:
+    """Whether a figure depends on the clock, or on how many steps this process has seen."""
+    of_steps = ("multirate/seconds", "multirate/speedup", "multirate/full_share", "multirate/worth_per_second")
+    return key.endswith(("runtime", "per_second")) or key.startswith(of_steps)
 
 
 def assert_same(one: Any, other: Any, where: str = "") -> None:

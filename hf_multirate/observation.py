@@ -1,0 +1,161 @@
+"""What is seen of one training run: figures for the logs, and all that goes into its record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence, Sized
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import TrainingArguments
+
+from hf_multirate.controller import Multirate
+from hf_multirate.cost import backward_costs, layers_of, step_cost
+from hf_multirate.distributed import unwrapped
+from hf_multirate.names import named
+from hf_multirate.record import ARGUMENTS, CHECKED_STEPS, RunRecord, checksum
+from hf_multirate.shortfall import predicted_so_far
+from hf_multirate.worth import blocks_of
+
+
+class Observation:
+    """Collects, between two logs and over a whole run.
+
+    Args:
+        multirate: The controller of the run.
+        args: Arguments of its Trainer.
+    """
+
+    def __init__(self, multirate: Multirate, args: TrainingArguments) -> None:
+        self._multirate = multirate
+        self._args = args
+        self._norms: dict[bool, list[Tensor]] = {True: [], False: []}
+        self._logs: list[dict[str, float]] = []
+        self._seen, self._checksum = 0, 0
+        self._start_step = 0
+        self._seconds_before = 0.0
+        self._steps_before: dict[str, list[float]] = {"seconds": [], "full": []}
+        self._elapsed: float | None = None
+        self._blocks: dict[str, str] = {}
+        self._units: dict[str, float] = {}
+        self._all_units = 0.0
+        self.begun = False
+
+    def begin(self, model: nn.Module, step: int, before: RunRecord | None) -> None:
+        """The first step of ``model`` begins: ``step``, and the record ``before`` it, if the run was resumed."""
+        model = unwrapped(model)
+        self._blocks, self.begun = blocks_of(model), True
+        layers = layers_of(model)
+        self._units = backward_costs(layers, self._blocks)
+        self._all_units = step_cost(layers, set(named(model)))
+        self._start_step = step
+        if before is None:
+            return
+        kept = max(0, step - before.start_step)
+        self._start_step, self._checksum, self._seen = before.start_step, before.data["checksum"], CHECKED_STEPS
+        self._steps_before = {key: values[:kept] for key, values in before.steps.items()}
+        self._logs = [entry for entry in before.logs if entry["step"] <= step and "train_runtime" not in entry]
+        self._seconds_before = max((entry["seconds"] for entry in self._logs), default=0.0)
+
+    def see(self, batches: Sequence[Any]) -> None:
+        """The batches of a step."""
+        if self._seen < CHECKED_STEPS:
+            self._checksum, self._seen = checksum(batches, self._checksum), self._seen + 1
+
+    def add_norm(self, norm: Any) -> None:
+        """The norm of all gradients of a step, before they were clipped."""
+        if self._multirate.active and isinstance(norm, Tensor):
+            self._norms[self._full].append(norm.detach())
+
+    @property
+    def _full(self) -> bool:
+        return self._multirate.relative_cost == 1.0
+
+    def figures(self) -> dict[str, float]:
+        """For the logs: of the run so far, and of gradients since they were last asked for."""
+        telemetry = self._multirate.telemetry
+        numbers = {full: telemetry.counted(full=full) for full in (True, False)}
+        found: dict[str, float | None] = {
+            "seconds_full_step": telemetry.mean(full=True),
+            "seconds_fast_step": telemetry.mean(full=False),
+            "speedup_realised": telemetry.speedup_of_run(telemetry.elapsed),
+            "speedup_predicted": predicted_so_far(telemetry),
+            "full_share": numbers[True] / max(1, sum(numbers.values())),
+        }
+        for kind, full in (("full", True), ("fast", False)):
+            if self._norms[full]:
+                found[f"grad_norm_{kind}"] = torch.stack(self._norms[full]).float().mean().item()
+                self._norms[full].clear()
+        return {f"multirate/{key}": value for key, value in (found | self._worth()).items() if value is not None}
+
+    def _worth(self) -> dict[str, float]:
+        unit = self._seconds_per_unit()
+        found: dict[str, float] = {}
+        for block, worth in self._multirate.telemetry.worth.take(self._blocks).items():
+            found[f"worth/{block}"] = worth.decrease
+            found[f"worth_age/{block}"] = worth.age
+            if unit and self._units.get(block):
+                found[f"worth_per_second/{block}"] = worth.decrease / (unit * self._units[block])
+        return found
+
+    def _seconds_per_unit(self) -> float | None:
+        """Seconds of backward for a unit of work of the cost model, from the difference of both kinds of step."""
+        telemetry = self._multirate.telemetry
+        full, fast = telemetry.mean(full=True), telemetry.mean(full=False)
+        left_out = (1.0 - telemetry.predicted_cost(full=False)) * self._all_units
+        return (full - fast) / left_out if full and fast and full > fast and left_out else None
+
+    def note(self, logs: Mapping[str, float], step: int) -> None:
+        """An entry of Trainer's logs."""
+        numbers = {key: value for key, value in logs.items() if isinstance(value, (int, float))}
+        seconds = self._seconds_before + self.elapsed
+        self._logs.append({**numbers, "step": step, "seconds": round(seconds, 4)})
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the first step, until training was over."""
+        return self._multirate.telemetry.elapsed if self._elapsed is None else self._elapsed
+
+    def finish(self) -> None:
+        """Training is over."""
+        self._elapsed = self._multirate.telemetry.elapsed
+
+    def record(self, model: nn.Module, rows: Any) -> RunRecord:
+        """All of it; ``rows`` are the training data."""
+        telemetry, elapsed, model = self._multirate.telemetry, self.elapsed, unwrapped(model)
+        summary = telemetry.summary() | {
+            "seconds": round(self._seconds_before + elapsed, 4),
+            "seconds_aside": dict(telemetry.aside),
+            "speedup_of_run": telemetry.speedup_of_run(elapsed),
+            "speedup_predicted_of_run": predicted_so_far(telemetry),
+            "steps": len(self._steps_before["seconds"]) + len(telemetry.seconds),
+        }
+        before = self._steps_before
+        steps = {
+            "seconds": before["seconds"] + [round(seconds, 6) for seconds in telemetry.seconds],
+            "full": before["full"] + list(telemetry.full),
+        }
+        given: dict[str, Any] = self._args.to_dict()  # type: ignore[no-untyped-call]
+        return RunRecord(
+            config=self._multirate.config.to_dict(),
+            arguments={key: given[key] for key in ARGUMENTS},
+            data={"rows": len(rows) if isinstance(rows, Sized) else None, "checksum": self._checksum},
+            model=type(model).__name__,
+            blocks=self._partition(model),
+            speedup_predicted=telemetry.speedup_predicted,
+            plain=not self._multirate.active,
+            start_step=self._start_step,
+            steps=steps,
+            logs=self._logs,
+            summary=summary,
+        )
+
+    def _partition(self, model: nn.Module) -> dict[str, dict[str, Any]]:
+        groups = {name: group for group, names in self._multirate.partition.items() for name in names}
+        found: dict[str, dict[str, Any]] = {}
+        for name, parameter in named(model).items():
+            block = found.setdefault(self._blocks[name], {"parameters": 0, "groups": {}})
+            block["parameters"] += parameter.numel()
+            group = groups.get(name, "frozen")
+            block["groups"][group] = block["groups"].get(group, 0) + parameter.numel()
+        return found

@@ -1,0 +1,117 @@
+"""What a Trainer says of its steps: in its logs, on its bar, in a record and on the model card."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any, cast
+
+from torch import nn
+
+from hf_multirate.card import card_section
+from hf_multirate.controlled import ControlledMixin
+from hf_multirate.controller import Multirate
+from hf_multirate.observation import Observation
+from hf_multirate.progress import PhaseOnBar
+from hf_multirate.record import FILE, read_record
+from hf_multirate.shortfall import shortfall
+
+
+logger = logging.getLogger(__name__)
+
+RECORD_VARIABLE = "HF_MULTIRATE_RECORD"
+"""Environment variable with a folder for the record, instead of ``output_dir``."""
+
+
+class ObservedMixin(ControlledMixin):
+    """Adds what was measured to all that Trainer writes; a subclass calls `_observe` behind `_control`."""
+
+    multirate: Multirate
+
+    def _observe(self) -> None:
+        self._observation: Observation | None = None
+        self._warned = False
+        if self.multirate.active:
+            self.add_callback(PhaseOnBar(self.multirate, self.callback_handler.callbacks))
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As in `transformers.Trainer`; a record of the run is in ``output_dir`` at the end, also after an error."""
+        self._observation, self._warned = Observation(self.multirate, self.args), False
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self._observation.finish()
+            self._write_record()
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """As in `transformers.Trainer`; the time is that of loading data."""
+        if not self._training or self._observation is None:
+            return super().get_batch_samples(*args, **kwargs)
+        with self.multirate.telemetry.elsewhere("data"):
+            samples = super().get_batch_samples(*args, **kwargs)
+        self._observation.see(samples[0])
+        return samples
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As in `transformers.Trainer`; in training, the time is that of evaluation."""
+        if not self._training:
+            return super().evaluate(*args, **kwargs)
+        with self.multirate.telemetry.elsewhere("evaluation"):
+            return super().evaluate(*args, **kwargs)
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        # Of transformers 5 alone: 4.57 has no such method and does not call this one.
+        norm = super()._clip_grad_norm(model)  # type: ignore[no-untyped-call]
+        if self._observation is not None:
+            self._observation.add_norm(norm)
+        return norm
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """As in `transformers.Trainer`, with what was measured of the steps behind ``loss``."""
+        seen = self._observation
+        if seen is not None and self._training and self.multirate.attached and self.multirate.active:
+            if "loss" in logs:
+                logs |= seen.figures()
+            self._warn_once()
+        super().log(logs, *args, **kwargs)
+        if seen is not None:
+            seen.note(logs, self.state.global_step)
+            if not self._training:
+                self._write_record()
+
+    def _warn_once(self) -> None:
+        told = None if self._warned else shortfall(self.multirate.telemetry)
+        if told is not None:
+            self._warned = True
+            logger.warning("%s", told)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        self._write_record()
+
+    def _record_folder(self) -> str:
+        return os.environ.get(RECORD_VARIABLE) or cast(str, self.args.output_dir)
+
+    def _write_record(self) -> None:
+        seen = self._observation
+        if seen is not None and seen.begun and self.is_world_process_zero():
+            rows = self.train_dataset
+            seen.record(cast(nn.Module, self.model), rows).write(self._record_folder())
+
+    def _attach(self) -> None:
+        super()._attach()
+        assert self._observation is not None  # made before training
+        step = self.state.global_step
+        path = Path(self._record_folder(), FILE)
+        before = read_record(path.parent) if step and path.is_file() else None
+        self._observation.begin(cast(nn.Module, self.model), step, before)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """As in `transformers.Trainer`, with a section on rate groups and speed-up."""
+        super().create_model_card(*args, **kwargs)
+        seen = self._observation
+        card = Path(cast(str, self.args.output_dir), "README.md")
+        if seen is not None and seen.begun and self.is_world_process_zero() and card.is_file():
+            section = card_section(seen.record(cast(nn.Module, self.model), self.train_dataset))
+            card.write_text(f"{card.read_text(encoding='utf-8').rstrip()}\n\n{section}", encoding="utf-8")

@@ -1,0 +1,42 @@
+"""The phase and the realised speed-up on the progress bar of Trainer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from hf_multirate.controller import Multirate
+
+
+class PhaseOnBar(TrainerCallback):
+    """Writes behind the bar that `transformers.ProgressCallback` draws.
+
+    Args:
+        multirate: The controller of the run.
+        callbacks: The callbacks of Trainer, among which the bar is looked for.
+    """
+
+    def __init__(self, multirate: Multirate, callbacks: list[TrainerCallback]) -> None:
+        self._multirate = multirate
+        self._callbacks = callbacks
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """After every step; the bar draws it when it draws itself."""
+        del args, state, control, kwargs
+        text = phase_text(self._multirate)
+        for callback in self._callbacks:
+            if isinstance(callback, ProgressCallback) and callback.training_bar is not None:
+                callback.training_bar.set_postfix_str(text, refresh=False)
+
+
+def phase_text(multirate: Multirate) -> str:
+    """The kind of the last step, its place in the cycle, and the speed-up of the run so far."""
+    cycle = multirate.config.cycles.cycle
+    kind = "full" if multirate.relative_cost == 1.0 else "fast"
+    telemetry = multirate.telemetry
+    realised = telemetry.speedup_of_run(telemetry.elapsed)
+    known = "" if realised is None or not telemetry.counted(full=False) else f", {realised:.2f}x"
+    return f"{kind} {multirate.phase + 1}/{cycle}{known}"

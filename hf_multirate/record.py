@@ -1,0 +1,128 @@
+"""What is kept of a run, for a report on it: one JSON file."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import torch
+import transformers
+
+
+FORMAT = 1
+FILE = "multirate_record.json"
+CHECKED_STEPS = 8
+"""Steps whose batches have a part in the checksum of the data."""
+
+ARGUMENTS = (
+    "seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "max_steps",
+    "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "optim", "max_grad_norm", "bf16", "fp16",
+)  # fmt: skip
+"""Arguments of Trainer that are kept, of which the first two are seeds."""
+
+
+def _environment() -> dict[str, Any]:
+    from hf_multirate import __version__
+
+    versions = {"hf_multirate": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    return {
+        "versions": versions | {"accelerate": accelerate.__version__, "python": platform.python_version()},
+        "device": device,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
+    }
+
+
+@dataclass
+class RunRecord:
+    """A run in figures.
+
+    Attributes:
+        config: The rate groups.
+        arguments: The `ARGUMENTS` of Trainer.
+        data: Rows of the training data, and a checksum of the first batches.
+        model: Class of the model.
+        blocks: By block, in the order of the forward pass: parameters, and names of the rate groups they are in.
+        speedup_predicted: What the cost model promises over a cycle.
+        start_step: The step that the run began at, or was resumed at.
+        resumed: Whether steps before ``start_step`` are missing.
+        steps: Seconds of the steps of this process, and 1 for full ones.
+        logs: What Trainer has logged, with ``step`` and ``seconds`` since the first step.
+        summary: Figures of `hf_multirate.telemetry.Telemetry`, and those of the whole run.
+    """
+
+    config: dict[str, Any]
+    arguments: dict[str, Any]
+    data: dict[str, Any]
+    model: str
+    blocks: dict[str, dict[str, Any]]
+    speedup_predicted: float
+    plain: bool
+    start_step: int = 0
+    steps: dict[str, list[float]] = field(default_factory=lambda: {"seconds": [], "full": []})
+    logs: list[dict[str, float]] = field(default_factory=list)
+    summary: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=_environment)
+    format: int = FORMAT
+
+    def write(self, folder: str | Path) -> Path:
+        """Write the record into ``folder``, whole or not at all."""
+        path = Path(folder, FILE)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(".tmp")
+        unfinished.write_text(json.dumps(asdict(self)) + "\n", encoding="utf-8")
+        unfinished.replace(path)
+        return path
+
+
+def read_record(folder: str | Path) -> RunRecord:
+    """The record in ``folder``.
+
+    Raises:
+        ValueError: there is none, it cannot be read, or it is of another version of this package.
+    """
+    path = Path(folder, FILE)
+    if not path.is_file():
+        raise ValueError(
+            f"{str(folder)!r} has no {FILE}: give the output_dir of a run of MultirateTrainer, which "
+            "writes one of plain training too (--multirate off)."
+        )
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{str(path)!r} is no JSON: {error}. Train again.") from error
+    kept = values.get("format") if isinstance(values, dict) else None
+    if kept != FORMAT:
+        raise ValueError(
+            f"{str(path)!r} has format {kept!r}, this version reads {FORMAT}: use the version that wrote it."
+        )
+    try:
+        return RunRecord(**values)
+    except TypeError as error:
+        raise ValueError(f"{str(path)!r} is not complete ({error}): train again.") from error
+
+
+def checksum(batches: Sequence[Any], start: int = 0) -> int:
+    """CRC-32 of the tensors in ``batches``, by name of input, going on from ``start``."""
+    for batch in batches:
+        if isinstance(batch, Mapping):
+            for name in sorted(batch):
+                start = checksum([batch[name]], zlib.crc32(str(name).encode(), start))
+        elif isinstance(batch, (list, tuple)):
+            start = checksum(batch, start)
+        elif isinstance(batch, torch.Tensor):
+            plain = batch.detach().cpu().contiguous()
+            start = zlib.crc32(f"{plain.dtype}{tuple(plain.shape)}".encode(), start)
+            start = zlib.crc32(plain.reshape(-1).view(torch.uint8).numpy().tobytes(), start)
+        else:
+            start = zlib.crc32(str(batch).encode(), start)
+    return start

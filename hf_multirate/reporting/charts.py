@@ -1,0 +1,155 @@
+"""The pictures of a report."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from hf_multirate.record import RunRecord
+from hf_multirate.reporting.verdict import is_metric
+
+
+RUN, BASELINE = "#d9541e", "#3f83d1"
+"""Colours that can be told apart on white and on black, and without red and green."""
+
+SHADES = ("#d9541e", "#e89b3c", "#8f7fc4", "#3f83d1", "#3aa39b", "#9a9a9a")
+INK = "#818283"
+"""Stands for the colour of text, until a page or an image has one."""
+
+Runs = dict[str, RunRecord]
+"""Label -> record; the run first."""
+
+
+def charts(runs: Runs) -> dict[str, tuple[str, Figure]]:
+    """Name of the file -> what it shows, and the picture."""
+    run = next(iter(runs.values()))
+    metric = next((key for entry in run.logs for key in entry if is_metric(key) and key != "eval_loss"), "eval_loss")
+    found = {
+        "loss_by_time": ("Training loss against seconds", _curves(runs, "loss", "seconds")),
+        "metric_by_time": (f"{metric} against seconds", _curves(runs, metric, "seconds")),
+        "loss_by_step": ("Training loss against steps", _curves(runs, "loss", "step")),
+        "metric_by_step": (f"{metric} against steps", _curves(runs, metric, "step")),
+        "steps": ("Seconds of a step, by its kind", _steps(runs)),
+        "partition": ("Blocks in the order of the forward pass, and steps between their gradients", _partition(run)),
+        "worth": ("What a gradient of a block is worth: decrease of the loss, first order", _worth(run)),
+    }
+    return {name: (title, picture) for name, (title, picture) in found.items() if picture is not None}
+
+
+def _axes(x: str, y: str, height: float = 3.0) -> tuple[Figure, Axes]:
+    picture = Figure(figsize=(5.2, height), layout="constrained")
+    axes = picture.add_subplot()
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.spines[["top", "right"]].set_visible(False)
+    return picture, axes
+
+
+def _curves(runs: Runs, key: str, against: str) -> Figure | None:
+    picture, axes = _axes("step" if against == "step" else "seconds since the first step", key)
+    drawn = False
+    for (label, run), colour in zip(runs.items(), (RUN, BASELINE), strict=False):
+        points = [(entry[against], entry[key]) for entry in run.logs if key in entry and "train_runtime" not in entry]
+        if points:
+            axes.plot(*zip(*points, strict=True), color=colour, label=label, marker="o", markersize=3, linewidth=1.6)
+            drawn = True
+    if drawn:
+        axes.legend(frameon=False)
+    return picture if drawn else None
+
+
+def _steps(runs: Runs) -> Figure | None:
+    kinds: dict[str, list[float]] = {}
+    for label, run in runs.items():
+        for kind, full in (("full steps", 1), ("fast-only steps", 0)):
+            pairs = zip(run.steps["seconds"], run.steps["full"], strict=True)
+            kinds[f"{label},\n{kind}"] = [seconds for seconds, is_full in pairs if is_full == full]
+    kinds = {name: seconds for name, seconds in kinds.items() if seconds}
+    if not kinds:
+        return None
+    picture, axes = _axes("seconds", "", 1.2 + 0.6 * len(kinds))
+    colours = [RUN if name.startswith(next(iter(runs))) else BASELINE for name in kinds]
+    boxes = axes.boxplot(
+        list(kinds.values())[::-1], orientation="horizontal", showfliers=False, patch_artist=True, widths=0.5,
+        medianprops={"color": INK}, boxprops={"linewidth": 0}, whiskerprops={"color": INK}, capprops={"color": INK},
+    )  # fmt: skip
+    for box, colour in zip(boxes["boxes"], colours[::-1], strict=True):
+        box.set_facecolor(colour)
+    axes.set_yticks(range(1, len(kinds) + 1), list(kinds)[::-1])
+    axes.set_xlim(left=0)
+    return picture
+
+
+def _partition(run: RunRecord) -> Figure | None:
+    periods = {group["name"]: group["period"] for group in run.config["groups"]}
+    picture, axes = _axes("million parameters", "", 1.4 + 0.32 * len(run.blocks))
+    shown: set[str] = set()
+    groups = [*periods, "frozen"]
+    for row, block in enumerate(run.blocks.values()):
+        left = 0.0
+        for group, number in block["groups"].items():
+            told = "no gradient" if group == "frozen" else f"{group}: {_every(periods[group])}"
+            colour = SHADES[groups.index(group) % len(SHADES)]
+            axes.barh(row, number / 1e6, left=left, color=colour, height=0.7, label="_" if group in shown else told)
+            shown.add(group)
+            left += number / 1e6
+    axes.set_yticks(range(len(run.blocks)), list(run.blocks))
+    axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0.0, 1.0))
+    return picture
+
+
+def _every(period: int) -> str:
+    return "every step" if period == 1 else f"every {period} steps"
+
+
+def _worth(run: RunRecord) -> Figure | None:
+    picture, axes = _axes("step", "decrease of the loss")
+    blocks = [block for block in run.blocks if any(f"multirate/worth/{block}" in entry for entry in run.logs)]
+    colours = mpl.colormaps["plasma"]
+    for i, block in enumerate(blocks):
+        key = f"multirate/worth/{block}"
+        points = [(entry["step"], entry[key]) for entry in run.logs if key in entry]
+        axes.plot(*zip(*points, strict=True), color=colours(0.3 + 0.6 * i / len(blocks)), label=block, linewidth=1.4)
+    axes.axhline(0.0, color=INK, linewidth=0.6)
+    if blocks:
+        axes.legend(frameon=False, fontsize=8, ncols=2)
+    return picture if blocks else None
+
+
+def styled(ink: str) -> dict[str, Any]:
+    """Settings of matplotlib for text and lines in one colour."""
+    names = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "legend.labelcolor")
+    return dict.fromkeys(names, ink) | {"font.size": 11.0, "svg.fonttype": "none"}
+
+
+def svg_of(picture: Figure, name: str, title: str) -> str:
+    """The picture for a page: as wide as there is room, text in the colour of the page, and ids of its own."""
+    text = io.StringIO()
+    with mpl.rc_context({"svg.hashsalt": name}):
+        picture.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+    found = text.getvalue()
+    found = found[found.index("<svg") :].replace(INK, "currentColor")
+    found = re.sub(r"font(-family)?:([^;\"]*?)'DejaVu Sans'[^;\"]*", r"font\1:\2sans-serif", found)
+    found = re.sub(r'<svg ([^>]*?)width="[^"]*"', r"<svg \1", found, count=1)
+    found = re.sub(r'<svg ([^>]*?)height="[^"]*"', r"<svg \1", found, count=1)
+    found = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', found)
+    found = re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", found)
+    return found.replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1)
+
+
+def write_png(make: Callable[[], dict[str, tuple[str, Figure]]], folder: Path) -> list[Path]:
+    """The pictures as files, dark on white."""
+    paths = []
+    with mpl.rc_context(styled("#222222")):
+        for name, (title, picture) in make().items():
+            picture.suptitle(title, fontsize=11)
+            paths.append(folder / f"{name}.png")
+            picture.savefig(paths[-1], dpi=150, facecolor="white", metadata={"Software": None})
+    return paths

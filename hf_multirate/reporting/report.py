@@ -1,0 +1,117 @@
+"""The page: one HTML file without network, the same pictures as PNG, and its figures as JSON."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from hf_multirate.card import figure
+from hf_multirate.record import RunRecord, read_record
+from hf_multirate.reporting.verdict import sentence, verdict
+
+
+PAGE, FIGURES = "report.html", "report.json"
+ROWS = {
+    "seconds": ("seconds of training, without evaluation", "baseline_seconds"),
+    "steps": ("steps", "baseline_steps"),
+    "full_steps": ("steps with a full backward", "baseline_steps"),
+    "seconds_full_step": ("seconds of a full step, mean", "baseline_seconds_full_step"),
+    "seconds_fast_step": ("seconds of any other step, mean", None),
+    "speedup_proved": ("speed-up over plain training", None),
+    "speedup_of_run": ("speed-up over full steps alone, whole run", None),
+    "speedup_realised": ("the same, steps only", None),
+    "speedup_predicted": ("the same, predicted", None),
+}
+"""Figure -> what it is called, and the figure of the baseline."""
+
+
+def report(
+    folder: str | Path, baseline: str | Path | None = None, out: str | Path | None = None, *, anyway: bool = False
+) -> Path:
+    """Write a report on a run.
+
+    Args:
+        folder: ``output_dir`` of the run.
+        baseline: That of plain training with the same data and seed, or None.
+        out: Where the files go; None for ``report`` in ``folder``.
+        anyway: Whether to hold the runs against each other although they differ; the page says so.
+
+    Returns:
+        The page.
+
+    Raises:
+        ValueError: a folder has no record of a run, or one of another version; the runs differ in what would have to
+            be equal; or matplotlib is not installed.
+    """
+    run = read_record(folder)
+    other = None if baseline is None else read_record(baseline)
+    figures = verdict(run, other)
+    if figures.get("differences") and not anyway:
+        raise ValueError(
+            f"{str(baseline)!r} proves nothing about {str(folder)!r}, they differ in "
+            f"{'; '.join(figures['differences'])}. Train again with the same data, seed and machine, or give "
+            "--anyway, which marks the page."
+        )
+    target = Path(out) if out is not None else Path(folder, "report")
+    target.mkdir(parents=True, exist_ok=True)
+    runs = {"multirate": run} if other is None else {"multirate": run, "plain": other}
+    if run.plain:
+        runs = {"plain": run} if other is None else {"run": run, "plain": other}
+    page = _page(runs, figures, target)
+    (target / FIGURES).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    (target / PAGE).write_text(page, encoding="utf-8")
+    return target / PAGE
+
+
+def _page(runs: dict[str, RunRecord], figures: dict[str, Any], target: Path) -> str:
+    try:
+        import jinja2
+
+        from hf_multirate.reporting import charts
+    except ImportError as error:
+        raise ValueError(f"a report needs {error.name}: pip install 'hf-multirate[report]'.") from error
+    import matplotlib as mpl
+
+    charts.write_png(lambda: charts.charts(runs), target)
+    with mpl.rc_context(charts.styled(charts.INK)):
+        pictures = [(title, charts.svg_of(image, name, title)) for name, (title, image) in charts.charts(runs).items()]
+    template = files("hf_multirate.reporting").joinpath("page.html.jinja").read_text(encoding="utf-8")
+    run, *others = runs.values()
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    return environment.from_string(template).render(
+        model=run.model,
+        verdict=sentence(figures),
+        figures=figures,
+        rows=_rows(figures),
+        labels=list(runs),
+        pictures=pictures,
+        settings={label: _settings(record) for label, record in runs.items()},
+        compared=bool(others),
+    )
+
+
+def _rows(figures: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Key, name, value of the run and of the baseline, as text."""
+    rows = [
+        (key, name, figure(figures[key]), figure(figures[other]) if other in figures else "")
+        for key, (name, other) in ROWS.items()
+        if key in figures
+    ]
+    theirs = figures.get("baseline_metrics", {})
+    return rows + [(key, key, figure(value), figure(theirs.get(key))) for key, value in figures["metrics"].items()]
+
+
+def _settings(run: RunRecord) -> dict[str, Any]:
+    """What the page lists of a run below its figures."""
+    groups = {
+        f"rate group {group['name']}": f"{', '.join(group['patterns'])}; period {group['period']}, {group['idle']}"
+        for group in run.config["groups"]
+    }
+    rest = {key: value for key, value in run.config.items() if key != "groups" and value is not None}
+    machine = {key: value for key, value in run.environment.items() if key != "versions"}
+    versions: dict[str, Any] = run.environment["versions"]
+    return groups | rest | run.arguments | run.data | versions | machine
