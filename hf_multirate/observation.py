@@ -31,7 +31,7 @@ class Observation:
         self._args = args
         self._norms: dict[bool, list[Tensor]] = {True: [], False: []}
         self._logs: list[dict[str, float]] = []
-        self._seen, self._checksum = 0, 0
+        self._checksums: list[int] = []
         self._start_step = 0
         self._seconds_before = 0.0
         self._steps_before: dict[str, list[float]] = {"seconds": [], "full": []}
@@ -52,15 +52,16 @@ class Observation:
         if before is None:
             return
         kept = max(0, step - before.start_step)
-        self._start_step, self._checksum, self._seen = before.start_step, before.data["checksum"], CHECKED_STEPS
+        self._start_step = before.start_step
+        self._checksums = (before.data["checksums"][:kept] + self._checksums)[:CHECKED_STEPS]
         self._steps_before = {key: values[:kept] for key, values in before.steps.items()}
         self._logs = [entry for entry in before.logs if entry["step"] <= step and "train_runtime" not in entry]
         self._seconds_before = max((entry["seconds"] for entry in self._logs), default=0.0)
 
     def see(self, batches: Sequence[Any]) -> None:
         """The batches of a step."""
-        if self._seen < CHECKED_STEPS:
-            self._checksum, self._seen = checksum(batches, self._checksum), self._seen + 1
+        if len(self._checksums) < CHECKED_STEPS:
+            self._checksums.append(checksum(batches))
 
     def add_norm(self, norm: Any) -> None:
         """The norm of all gradients of a step, before they were clipped."""
@@ -139,7 +140,7 @@ class Observation:
         return RunRecord(
             config=self._multirate.config.to_dict(),
             arguments={key: given[key] for key in ARGUMENTS},
-            data={"rows": len(rows) if isinstance(rows, Sized) else None, "checksum": self._checksum},
+            data={"rows": len(rows) if isinstance(rows, Sized) else None, "checksums": self._checksums},
             model=type(model).__name__,
             blocks=self._partition(model),
             speedup_predicted=telemetry.speedup_predicted,

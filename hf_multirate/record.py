@@ -19,7 +19,7 @@ import transformers
 FORMAT = 1
 FILE = "multirate_record.json"
 CHECKED_STEPS = 8
-"""Steps whose batches have a part in the checksum of the data."""
+"""Steps of whose batches there are checksums."""
 
 ARGUMENTS = (
     "seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "max_steps",
@@ -49,7 +49,7 @@ class RunRecord:
     Attributes:
         config: The rate groups.
         arguments: The `ARGUMENTS` of Trainer.
-        data: Rows of the training data, and a checksum of the first batches.
+        data: Rows of the training data, and checksums of the batches of the first steps.
         model: Class of the model.
         blocks: By block, in the order of the forward pass: parameters, and names of the rate groups they are in.
         speedup_predicted: What the cost model promises over a cycle.

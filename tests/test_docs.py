@@ -45,7 +45,10 @@ def readers_names(folder: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("page", PAGES)
 def test_python_on_the_page_runs(page: str, tmp_path: Path) -> None:
     blocks = fences(page, "python")
-    trains = ("README.md", "docs/guide.md", "docs/adapters.md", "docs/from_scratch.md", "docs/distributed.md")
+    trains = (
+        *("README.md", "docs/guide.md", "docs/adapters.md", "docs/from_scratch.md", "docs/distributed.md"),
+        "docs/proof.md",
+    )
     assert bool(blocks) == (page in trains)
     names = readers_names(tmp_path)
     for block in blocks:

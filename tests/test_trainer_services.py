@@ -83,7 +83,11 @@ def test_what_would_be_pushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         trainer.hub_model_id = "somebody/something"
         trainer.train()
         trainer.push_to_hub()
-    assert pushed[0] - {"multirate_record.json"} == pushed[1] >= {"config.json", "model.safetensors", "README.md", "training_args.bin"}
+    assert (
+        pushed[0] - {"multirate_record.json"}
+        == pushed[1]
+        >= {"config.json", "model.safetensors", "README.md", "training_args.bin"}
+    )
 
 
 class Nosy(TrainerCallback):

@@ -21,7 +21,7 @@ def differences(run: RunRecord, baseline: RunRecord) -> list[str]:
     pairs = {name: (run.arguments[name], baseline.arguments[name]) for name in SAME}
     pairs["model"] = (run.model, baseline.model)
     pairs["rows of training data"] = (run.data["rows"], baseline.data["rows"])
-    pairs["checksum of the first batches"] = (run.data["checksum"], baseline.data["checksum"])
+    pairs["checksums of the first batches"] = (run.data["checksums"], baseline.data["checksums"])
     pairs["steps"] = (run.summary["steps"], baseline.summary["steps"])
     pairs |= {name: (run.environment[name], baseline.environment[name]) for name in MACHINE}
     found = [f"{name}: {one} and {other}" for name, (one, other) in pairs.items() if one != other]
