@@ -49,9 +49,9 @@ class Observation:
         self._units = backward_costs(layers, self._blocks)
         self._all_units = step_cost(layers, set(named(model)))
         self._start_step = step
-        if before is None:
-            return
-        kept = max(0, step - before.start_step)
+        kept = 0 if before is None else step - before.start_step
+        if before is None or not 0 < kept <= len(before.steps["seconds"]):
+            return  # it is of another run, or not as far
         self._start_step = before.start_step
         self._checksums = (before.data["checksums"][:kept] + self._checksums)[:CHECKED_STEPS]
         self._steps_before = {key: values[:kept] for key, values in before.steps.items()}

@@ -14,7 +14,7 @@ from hf_multirate.controlled import ControlledMixin
 from hf_multirate.controller import Multirate
 from hf_multirate.observation import Observation
 from hf_multirate.progress import PhaseOnBar
-from hf_multirate.record import FILE, read_record
+from hf_multirate.record import FILE, RunRecord, read_record
 from hf_multirate.shortfall import shortfall
 
 
@@ -103,9 +103,18 @@ class ObservedMixin(ControlledMixin):
         super()._attach()
         assert self._observation is not None  # made before training
         step = self.state.global_step
-        path = Path(self._record_folder(), FILE)
-        before = read_record(path.parent) if step and path.is_file() else None
-        self._observation.begin(cast(nn.Module, self.model), step, before)
+        self._observation.begin(cast(nn.Module, self.model), step, self._record_before() if step else None)
+
+    def _record_before(self) -> RunRecord | None:
+        """The record of the run that is resumed, if there is one to go on with."""
+        folder = self._record_folder()
+        if not Path(folder, FILE).is_file():
+            return None
+        try:
+            return read_record(folder)
+        except ValueError as error:  # no reason not to train
+            logger.warning("the record of this run begins anew: %s", error)
+            return None
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """As in `transformers.Trainer`, with a section on rate groups and speed-up."""

@@ -252,6 +252,26 @@ def test_the_record_of_a_resumed_run_is_whole(tmp_path: Path) -> None:
     assert one.data == other.data
 
 
+@pytest.mark.parametrize("text", ["{", '{"format": 0}'])
+def test_a_record_that_cannot_be_read_does_not_keep_a_run_from_resuming(
+    tmp_path: Path, warnings_of: Any, text: str
+) -> None:
+    trainer_for(tmp_path, CONFIG, max_steps=3, save_strategy="steps", save_steps=3).train()
+    (tmp_path / FILE).write_text(text)
+    resumed = trainer_for(tmp_path, CONFIG, max_steps=5)
+    resumed.train = lambda: MultirateTrainer.train(resumed, str(tmp_path / "checkpoint-3"))
+    assert "the record of this run begins anew" in warnings_of(resumed)
+    record = read_record(tmp_path)
+    assert (record.start_step, record.steps["full"]) == (3, [0, 1])
+
+
+def test_the_record_of_another_run_is_not_gone_on_with(tmp_path: Path) -> None:
+    trainer_for(tmp_path / "long", CONFIG, max_steps=3, save_strategy="steps", save_steps=3).train()
+    trainer_for(tmp_path, CONFIG, max_steps=2).train()
+    trainer_for(tmp_path, CONFIG, max_steps=5).train(str(tmp_path / "long" / "checkpoint-3"))
+    assert read_record(tmp_path).start_step == 3
+
+
 def test_the_checksum_tells_data_apart() -> None:
     batch = {"x": torch.arange(6.0), "words": ["a"], "pairs": (torch.ones(1), torch.zeros(1))}
     same = {"words": ["a"], "pairs": (torch.ones(1), torch.zeros(1)), "x": torch.arange(6.0)}

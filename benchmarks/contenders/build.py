@@ -45,7 +45,9 @@ def _lora(model: nn.Module, args: TrainingArguments, rank: int, ratio: float | N
     targets = "all-linear" if linear else r".*\.convolution"
     head = [name for name, _ in model.named_children() if name not in (model.base_model_prefix, "dropout")]
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets, modules_to_save=head)
-    if linear:
+    if "CausalLM" in type(model).__name__:
+        config.task_type, config.modules_to_save = "CAUSAL_LM", None  # its head is no new one
+    elif linear:
         config.task_type = "SEQ_CLS"
     model = get_peft_model(model, config)
     if ratio is None:
