@@ -97,6 +97,10 @@ class Movement:
         since = self._schedule.steps_since_refresh(bucket.index, step)
         return bucket.rate_group.idle == "drift" and (limit is None or since <= limit)
 
+    def _has_worth(self, step: int) -> bool:
+        """Whether a full step tells what gradients are worth: every second does where nothing else looks back."""
+        return any(bucket.trust.adapts for bucket in self._buckets) or step // self._schedule.cycle % 2 == 0
+
     def _slopes(self, bucket: _Bucket, stepped: Sequence[nn.Parameter]) -> dict[Tensor, float]:
         """Inner products of fresh gradients with last updates, all fetched from the device at once."""
         found = bucket.rule.slopes(stepped, self._optimizer.param_groups[bucket.torch_group])
@@ -114,12 +118,13 @@ class Movement:
     @torch.no_grad()
     def before_step(self, step: int, live: Sequence[int]) -> None:
         """Look at the live groups while their gradients, last updates and old values are still there."""
+        counts = len(live) == len(self._schedule.periods) and self._has_worth(step)
         for bucket in self._buckets:
             bucket.before, bucket.levels = [], {}
             if bucket.index not in live:
                 continue
             stepped = [parameter for parameter in bucket.parameters if parameter.grad is not None]
-            looks_back, counts = self._to_look_back(bucket, step), len(live) == len(self._schedule.periods)
+            looks_back = self._to_look_back(bucket, step)
             if looks_back or counts:
                 slopes = self._slopes(bucket, stepped)
                 bucket.levels = bucket.trust.look_back(slopes) if looks_back else {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 
-SAMPLED = 1 << 16
+SAMPLED = 1 << 15
 """Elements of a parameter that are looked back at, as far as `COLUMNS` allows."""
 
 COLUMNS = 16

@@ -30,7 +30,7 @@ class Worth:
 
     The decrease is of first order: minus the inner product of the fresh gradient, as the optimizer gets it, with the
     last update at the present learning rate. For a group that drifts it is what another step of drift in full length
-    would bring; below zero it would do harm. Of parameters with more than some 65,000 elements it is an estimate.
+    would bring; below zero it would do harm. Of parameters with more than some 33,000 elements it is an estimate.
     """
 
     def __init__(self) -> None:

@@ -16,6 +16,8 @@ import pandas as pd
 import pytest
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
 
+from hf_multirate.record import FILE
+
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 MARKER = "# multirate"
@@ -117,7 +119,7 @@ def test_script_leaves_a_complete_summary(model_dir: str, tmp_path: Path) -> Non
     assert summary["peak_memory_bytes"] > 2**20
     assert "eval_accuracy" in done.stdout
     assert {"seed", "learning_rate", "num_train_epochs", "model", "data", "versions"} <= set(summary["configuration"])
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [SUMMARY]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [FILE, SUMMARY]
 
 
 def test_script_without_its_marked_lines_is_a_plain_trainer_script(model_dir: str, tmp_path: Path) -> None:

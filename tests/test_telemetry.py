@@ -99,13 +99,14 @@ def _sgd_run(steps: int, rate: float = 0.1) -> tuple[nn.Sequential, Multirate, l
 
 
 def test_worth_is_the_decrease_of_the_loss_along_the_last_update() -> None:
-    model, multirate, gradients = _sgd_run(3)
+    model, multirate, gradients = _sgd_run(5)
     found = multirate.telemetry.worth.take(blocks_of(model))
-    # The first full step has no update before it, the second looks back two steps below and one above.
-    slow = sum(0.1 * (gradients[2][f"0.{leaf}"] * gradients[0][f"0.{leaf}"]).sum() for leaf in ("weight", "bias"))
+    # SGD looks back at every second full step, over two steps below and one above; at the first there is no update.
+    momentum = {name: 0.9 * gradients[0][name] + gradients[2][name] for name in ("0.weight", "0.bias")}
+    slow = sum(0.1 * (gradients[4][name] * p).sum() for name, p in momentum.items())
     assert found["block_0"].decrease == pytest.approx(float(slow), rel=1e-4)
-    momentum = {name: 0.9 * g + gradients[1][name] for name, g in gradients[0].items() if name.startswith("2.")}
-    fast = sum(0.1 * (gradients[2][name] * p).sum() for name, p in momentum.items())
+    above = {name: sum(0.9 ** (3 - i) * gradients[i][name] for i in range(4)) for name in ("2.weight", "2.bias")}
+    fast = sum(0.1 * (gradients[4][name] * p).sum() for name, p in above.items())
     assert found["block_2"].decrease == pytest.approx(float(fast), rel=1e-4)
     assert [found[block].age for block in ("block_0", "block_1", "block_2")] == [2, 2, 1]
     assert multirate.telemetry.worth.take(blocks_of(model)) == {}
@@ -116,7 +117,7 @@ def test_worth_is_that_of_adam_too() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.0)
-    with Multirate(MultirateConfig.two_rate("1", 2, drift_scale=0.0)).attach(model, optimizer) as multirate:
+    with Multirate(MultirateConfig.two_rate("1", 2)).attach(model, optimizer) as multirate:
         for step in range(3):
             multirate.begin_step(step)
             before = [p.detach().clone() for p in model[0].parameters()]
