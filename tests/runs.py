@@ -141,3 +141,12 @@ class Watched(MultirateTrainer):
             loss = super().compute_loss(model, *args, **kwargs)
         self.saved.append(sum(sizes.values()))
         return loss
+
+
+def recorded_pair(folder: Path) -> Path:
+    """``folder`` with the records of two comparable runs with evaluation, ``multirate`` and ``plain``."""
+    for name, config in (("multirate", CONFIG), ("plain", MultirateConfig.off())):
+        _, rows = example("bert")
+        evaluation = {"eval_dataset": rows, "eval_strategy": "steps", "eval_steps": 4}
+        trainer_for(folder / name, config, max_steps=3 * PERIOD, **evaluation).train()
+    return folder

@@ -115,3 +115,32 @@ def test_a_fast_only_step_needs_less_memory_than_a_full_one(tmp_path: Path) -> N
     ours = script("memory").in_process("multirate", small)
     assert ours["fast-only step"] < ours["full step"]
     assert ours["full step"] > script("memory").in_process("multirate, refresh_chunks=4", small)["full step"]
+
+
+def test_predictions_are_held_against_training(capsys: pytest.CaptureFixture[str]) -> None:
+    script("predict").main(["--families", "vit", "--rounds", "1", "--hidden", "32"])
+    *_, first, flops, measured = capsys.readouterr().out.splitlines()
+    assert first.startswith("| vit | ladder 1,2,4 | 1.")
+    assert flops.startswith("error of FLOPs: mean")
+    assert measured.startswith("error of measured: mean")
+
+
+@pytest.mark.parametrize(("idle", "anyway"), [("drift", True), ("hold", False)])
+def test_the_cost_of_telemetry_is_told(capsys: pytest.CaptureFixture[str], idle: str, anyway: bool) -> None:
+    options = {"layers": 1, "hidden": 32, "batch": 2, "tokens": 8, "steps": 6, "period": 2}
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    script("telemetry").main([*words, "--idle", idle])
+    out = capsys.readouterr().out
+    assert out.splitlines()[-1].startswith("together: ")
+    assert "_slopes: " in out
+    assert ("looking back for drift, with or without telemetry: " in out) is anyway
+
+
+def test_the_table_of_the_spot_check_is_by_time() -> None:
+    results = [
+        {"contender": name, "rate": 1e-3, "steps": 2, "loss": 3.0, "process_seconds": seconds}
+        for name, seconds in (("plain", 8.0), ("other", 4.0))
+    ]
+    *_, first, second = script("spot").table(results).splitlines()
+    assert first == "| other | 0.001 | 2 | 3.000 | 4 | 2.00 |"
+    assert second.endswith("| 8 | 1.00 |")

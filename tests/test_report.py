@@ -10,12 +10,11 @@ from typing import Any
 
 import pytest
 
-from hf_multirate import MultirateConfig
 from hf_multirate.cli import main
 from hf_multirate.compare import compare
 from hf_multirate.record import FILE, read_record
 from hf_multirate.reporting import report
-from runs import CONFIG, PERIOD, example, trainer_for
+from runs import PERIOD, recorded_pair
 
 
 SCRIPT = """
@@ -36,14 +35,7 @@ trainer_for(Path(options.output_dir), CONFIG, max_steps=options.steps, eval_data
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folders ``multirate`` and ``plain`` of comparable runs with evaluation."""
-    folder = tmp_path_factory.mktemp("runs")
-    for name, config in (("multirate", CONFIG), ("plain", MultirateConfig.off())):
-        _, rows = example("bert")
-        trainer_for(
-            folder / name, config, max_steps=3 * PERIOD, eval_dataset=rows, eval_strategy="steps", eval_steps=4
-        ).train()
-    return folder
+    return recorded_pair(tmp_path_factory.mktemp("runs"))
 
 
 def changed(folder: Path, out: Path, change: Callable[[dict[str, Any]], Any]) -> Path:

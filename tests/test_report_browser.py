@@ -11,9 +11,8 @@ from typing import Any
 
 import pytest
 
-from hf_multirate import MultirateConfig
 from hf_multirate.reporting import report
-from runs import CONFIG, PERIOD, example, trainer_for
+from runs import recorded_pair
 
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -33,12 +32,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("runs")
-    for name, config in (("multirate", CONFIG), ("plain", MultirateConfig.off())):
-        _, rows = example("bert")
-        trainer_for(
-            folder / name, config, max_steps=3 * PERIOD, eval_dataset=rows, eval_strategy="steps", eval_steps=4
-        ).train()
+    folder = recorded_pair(tmp_path_factory.mktemp("runs"))
     return report(folder / "multirate", folder / "plain")
 
 
