@@ -285,6 +285,7 @@ def test_the_checksum_tells_data_apart() -> None:
         {"y": batch["x"]},
     ]
     assert len({checksum([other]) for other in [batch, *others]}) == 1 + len(others)
+    assert checksum([{"x": object()}]) == checksum([{"x": object()}]) != checksum([{"x": None}])
     assert checksum([{"x": torch.ones(2, dtype=torch.bfloat16)}]) != checksum([{"x": torch.ones(())}])
 
 
