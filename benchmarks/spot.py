@@ -39,7 +39,7 @@ from corpora import read_austen
 
 
 CHOSEN = ("plain", "plain 0.5", "LoRA", "multirate last:1 k5 none", "multirate ladder 1,2,4 none")
-OUT = Path(__file__).parent / "results" / "spot.json"
+OUT = Path(__file__).parent / "results" / "spot" / "smollm2.json"
 ROWS, TOKENS, STEPS, TESTED = 4, 128, 60, 32
 RATE, LORA_FACTOR = 5e-5, 10.0
 

@@ -144,3 +144,9 @@ def test_the_table_of_the_spot_check_is_by_time() -> None:
     *_, first, second = script("spot").table(results).splitlines()
     assert first == "| other | 0.001 | 2 | 3.000 | 4 | 2.00 |"
     assert second.endswith("| 8 | 1.00 |")
+
+
+def test_the_spot_check_in_docs_is_the_one_that_is_kept() -> None:
+    spot = script("spot")
+    kept = json.loads(spot.OUT.read_text(encoding="utf-8"))
+    assert spot.table(kept["results"]) in (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
