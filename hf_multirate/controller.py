@@ -148,6 +148,11 @@ class Multirate:
         return 0 if self.step is None else self.config.cycles.phase(self.step)
 
     @property
+    def full(self) -> bool:
+        """Whether every group gets a gradient at the step begun last."""
+        return self.step is None or self.config.schedule.full(self.step)
+
+    @property
     def relative_cost(self) -> float:
         """Predicted cost of the step begun last, as a share of a full one."""
         position = 0 if self.step is None else max(0, self.step - self.config.initial_full_steps)
@@ -253,7 +258,7 @@ class Multirate:
         if overflow is None or not overflow.item():
             self._attachment.after_step(self.step, self._live)
             self.applied += 1
-            self.telemetry.stop(full=len(self._live) == len(self.config.groups), predicted_cost=self.relative_cost)
+            self.telemetry.stop(full=self.full, predicted_cost=self.relative_cost)
         self._live = None
         self._attachment.shared.end()
 

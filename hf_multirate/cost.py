@@ -8,7 +8,7 @@ of transformers up to details; convolutions at different resolutions make the es
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from torch import nn
@@ -47,23 +47,24 @@ def step_cost(layers: Sequence[Layer], live: Set[str]) -> float:
     The gradient of a layer's input is needed if some layer before it is live: backward stops at the
     first live layer, the boundary. The gradient of a bias is a sum, which counts for nothing.
     """
-    cost, upstream = 0.0, False
-    for layer in layers:
-        cost += layer.forward * (1 + any(name in live for name in layer.matrices) + upstream)
-        upstream = upstream or any(name in live for name in layer.parameters)
-    return cost
+    return sum(layer.forward + backward for layer, backward in _backward(layers, live))
 
 
 def backward_costs(layers: Sequence[Layer], blocks: Mapping[str, str]) -> dict[str, float]:
     """Units of work of backward at a full step, by block; ``blocks`` has that of every parameter."""
     costs: dict[str, float] = {}
-    upstream = False
-    for layer in layers:
+    for layer, backward in _backward(layers, blocks.keys()):
         if layer.parameters:
             block = blocks[layer.parameters[0]]
-            costs[block] = costs.get(block, 0.0) + layer.forward * (bool(layer.matrices) + upstream)
-        upstream = upstream or bool(layer.parameters)
+            costs[block] = costs.get(block, 0.0) + backward
     return costs
+
+
+def _backward(layers: Sequence[Layer], live: Set[str]) -> Iterator[tuple[Layer, float]]:
+    upstream = False
+    for layer in layers:
+        yield layer, layer.forward * (any(name in live for name in layer.matrices) + upstream)
+        upstream = upstream or any(name in live for name in layer.parameters)
 
 
 def boundary(layers: Sequence[Layer], live: Set[str]) -> str | None:

@@ -112,13 +112,13 @@ class Movement:
 
     def _count_worth(self, bucket: _Bucket, slopes: Mapping[Tensor, float], step: int) -> None:
         rate = float(self._optimizer.param_groups[bucket.torch_group]["lr"]) * bucket.rate_group.lr_scale
-        age = 1 if step == 0 else self._schedule.steps_since_refresh(bucket.index, step - 1) + 1
+        age = self._schedule.steps_since_refresh(bucket.index, step - 1) + 1
         self.worth.add({self._names[p]: -rate * slope for p, slope in slopes.items()}, age)
 
     @torch.no_grad()
     def before_step(self, step: int, live: Sequence[int]) -> None:
         """Look at the live groups while their gradients, last updates and old values are still there."""
-        counts = len(live) == len(self._schedule.periods) and self._has_worth(step)
+        counts = self._schedule.full(step) and self._has_worth(step)
         for bucket in self._buckets:
             bucket.before, bucket.levels = [], {}
             if bucket.index not in live:

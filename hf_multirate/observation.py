@@ -14,7 +14,6 @@ from hf_multirate.cost import backward_costs, layers_of, step_cost
 from hf_multirate.distributed import unwrapped
 from hf_multirate.names import named
 from hf_multirate.record import ARGUMENTS, CHECKED_STEPS, RunRecord, checksum
-from hf_multirate.shortfall import predicted_so_far
 from hf_multirate.worth import blocks_of
 
 
@@ -66,11 +65,7 @@ class Observation:
     def add_norm(self, norm: Any) -> None:
         """The norm of all gradients of a step, before they were clipped."""
         if self._multirate.active and isinstance(norm, Tensor):
-            self._norms[self._full].append(norm.detach())
-
-    @property
-    def _full(self) -> bool:
-        return self._multirate.relative_cost == 1.0
+            self._norms[self._multirate.full].append(norm.detach())
 
     def figures(self) -> dict[str, float]:
         """For the logs: of the run so far, and of gradients since they were last asked for."""
@@ -80,7 +75,7 @@ class Observation:
             "seconds_full_step": telemetry.mean(full=True),
             "seconds_fast_step": telemetry.mean(full=False),
             "speedup_realised": telemetry.speedup_of_run(telemetry.elapsed),
-            "speedup_predicted": predicted_so_far(telemetry),
+            "speedup_predicted": telemetry.predicted_so_far,
             "full_share": numbers[True] / max(1, sum(numbers.values())),
         }
         for kind, full in (("full", True), ("fast", False)):
@@ -128,7 +123,7 @@ class Observation:
             "seconds": round(self._seconds_before + elapsed, 4),
             "seconds_aside": dict(telemetry.aside),
             "speedup_of_run": telemetry.speedup_of_run(elapsed),
-            "speedup_predicted_of_run": predicted_so_far(telemetry),
+            "speedup_predicted_of_run": telemetry.predicted_so_far,
             "steps": len(self._steps_before["seconds"]) + len(telemetry.seconds),
         }
         before = self._steps_before
@@ -143,7 +138,6 @@ class Observation:
             data={"rows": len(rows) if isinstance(rows, Sized) else None, "checksums": self._checksums},
             model=type(model).__name__,
             blocks=self._partition(model),
-            speedup_predicted=telemetry.speedup_predicted,
             plain=not self._multirate.active,
             start_step=self._start_step,
             steps=steps,

@@ -93,11 +93,17 @@ class ObservedMixin(ControlledMixin):
     def _record_folder(self) -> str:
         return os.environ.get(RECORD_VARIABLE) or cast(str, self.args.output_dir)
 
-    def _write_record(self) -> None:
+    def _record(self) -> RunRecord | None:
+        """That of the last run, in the process that writes; None before its first step."""
         seen = self._observation
-        if seen is not None and seen.begun and self.is_world_process_zero():
-            rows = self.train_dataset
-            seen.record(cast(nn.Module, self.model), rows).write(self._record_folder())
+        if seen is None or not seen.begun or not self.is_world_process_zero():
+            return None
+        return seen.record(cast(nn.Module, self.model), self.train_dataset)
+
+    def _write_record(self) -> None:
+        record = self._record()
+        if record is not None:
+            record.write(self._record_folder())
 
     def _attach(self) -> None:
         super()._attach()
@@ -119,8 +125,8 @@ class ObservedMixin(ControlledMixin):
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """As in `transformers.Trainer`, with a section on rate groups and speed-up."""
         super().create_model_card(*args, **kwargs)
-        seen = self._observation
+        record = self._record()
         card = Path(cast(str, self.args.output_dir), "README.md")
-        if seen is not None and seen.begun and self.is_world_process_zero() and card.is_file():
-            section = card_section(seen.record(cast(nn.Module, self.model), self.train_dataset))
-            card.write_text(f"{card.read_text(encoding='utf-8').rstrip()}\n\n{section}", encoding="utf-8")
+        if record is not None and card.is_file():
+            text = f"{card.read_text(encoding='utf-8').rstrip()}\n\n{card_section(record)}"
+            card.write_text(text, encoding="utf-8")

@@ -35,7 +35,7 @@ class PhaseOnBar(TrainerCallback):
 def phase_text(multirate: Multirate) -> str:
     """The kind of the last step, its place in the cycle, and the speed-up of the run so far."""
     cycle = multirate.config.cycles.cycle
-    kind = "full" if multirate.relative_cost == 1.0 else "fast"
+    kind = "full" if multirate.full else "fast"
     telemetry = multirate.telemetry
     realised = telemetry.speedup_of_run(telemetry.elapsed)
     known = "" if realised is None or not telemetry.counted(full=False) else f", {realised:.2f}x"

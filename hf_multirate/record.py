@@ -7,7 +7,7 @@ import os
 import platform
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,9 @@ ARGUMENTS = (
     "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "optim", "max_grad_norm", "bf16", "fp16",
 )  # fmt: skip
 """Arguments of Trainer that are kept, of which the first two are seeds."""
+
+PLAIN = (str, bytes, int, float, bool, type(None), np.ndarray, np.generic)
+"""Types of which the text is that of their value."""
 
 
 def _environment() -> dict[str, Any]:
@@ -53,9 +56,8 @@ class RunRecord:
         data: Rows of the training data, and checksums of the batches of the first steps.
         model: Class of the model.
         blocks: By block, in the order of the forward pass: parameters, and names of the rate groups they are in.
-        speedup_predicted: What the cost model promises over a cycle.
-        start_step: The step that the run began at, or was resumed at.
-        resumed: Whether steps before ``start_step`` are missing.
+        plain: Whether every step was that of plain training.
+        start_step: Steps before the first in ``steps``: not 0 if a run was resumed without the record of what was before.
         steps: Seconds of the steps of this process, and 1 for full ones.
         logs: What Trainer has logged, with ``step`` and ``seconds`` since the first step.
         summary: Figures of `hf_multirate.telemetry.Telemetry`, and those of the whole run.
@@ -66,7 +68,6 @@ class RunRecord:
     data: dict[str, Any]
     model: str
     blocks: dict[str, dict[str, Any]]
-    speedup_predicted: float
     plain: bool
     start_step: int = 0
     steps: dict[str, list[float]] = field(default_factory=lambda: {"seconds": [], "full": []})
@@ -80,7 +81,7 @@ class RunRecord:
         path = Path(folder, FILE)
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(".tmp")
-        unfinished.write_text(json.dumps(asdict(self)) + "\n", encoding="utf-8")
+        unfinished.write_text(json.dumps(vars(self)) + "\n", encoding="utf-8")
         unfinished.replace(path)
         return path
 
@@ -110,9 +111,6 @@ def read_record(folder: str | Path) -> RunRecord:
         return RunRecord(**values)
     except TypeError as error:
         raise ValueError(f"{str(path)!r} is not complete ({error}): train again.") from error
-
-
-PLAIN = (str, bytes, int, float, bool, type(None), np.ndarray, np.generic)
 
 
 def checksum(batches: Sequence[Any], start: int = 0) -> int:

@@ -30,6 +30,10 @@ class Schedule:
         position = step - self.initial_full_steps
         return tuple(i for i, period in enumerate(self.periods) if position <= 0 or position % period == 0)
 
+    def full(self, step: int) -> bool:
+        """Whether every group gets a gradient at ``step``."""
+        return len(self.live(step)) == len(self.periods)
+
     @property
     def lives(self) -> list[tuple[int, ...]]:
         """What is `live` at each step of a cycle, behind the initial full steps."""

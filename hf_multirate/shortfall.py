@@ -21,13 +21,6 @@ REMEDIES = {
 }
 
 
-def predicted_so_far(telemetry: Telemetry) -> float:
-    """Speed-up that the cost model promises for the steps taken so far."""
-    numbers = {full: telemetry.counted(full=full) for full in (True, False)}
-    cost = sum(number * telemetry.predicted_cost(full=full) for full, number in numbers.items())
-    return sum(numbers.values()) / cost if cost else 1.0
-
-
 def shortfall(telemetry: Telemetry) -> str | None:
     """What to tell a user whose run realises less than nine tenths of what was predicted; None if there is nothing.
 
@@ -37,7 +30,7 @@ def shortfall(telemetry: Telemetry) -> str | None:
     elapsed = telemetry.elapsed
     if sum(kinds) < LEAST_STEPS or not all(kinds) or elapsed < LEAST_SECONDS:
         return None
-    predicted, realised = predicted_so_far(telemetry), telemetry.speedup_of_run(elapsed)
+    predicted, realised = telemetry.predicted_so_far, telemetry.speedup_of_run(elapsed)
     if realised is None or realised >= ENOUGH * predicted:
         return None
     causes = _of_steps(telemetry) + _of_the_rest(telemetry, elapsed)

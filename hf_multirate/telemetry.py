@@ -95,7 +95,7 @@ class Telemetry:
     def mean(self, *, full: bool) -> float | None:
         """Mean seconds of a step of this kind, or None."""
         kind = self._kinds[full]
-        if kind.number < 2:  # noqa: PLR2004
+        if kind.number <= 1:
             return kind.first if kind.number else None
         # The first step of a kind allocates memory and compiles.
         return (kind.seconds - kind.first) / (kind.number - 1)
@@ -108,6 +108,12 @@ class Telemetry:
         """Mean predicted cost of the steps of this kind that were taken, as a share of a full step."""
         kind = self._kinds[full]
         return kind.predicted_cost / kind.number if kind.number else 1.0
+
+    @property
+    def predicted_so_far(self) -> float:
+        """Speed-up that the cost model promises for the steps taken so far."""
+        cost = sum(kind.predicted_cost for kind in self._kinds.values())
+        return len(self.seconds) / cost if cost else 1.0
 
     def summary(self) -> dict[str, float | int | None]:
         """Numbers of steps, mean seconds of a step by kind, speed-up predicted and realised.

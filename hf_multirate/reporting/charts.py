@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -54,15 +53,14 @@ def _axes(x: str, y: str, height: float = 3.0) -> tuple[Figure, Axes]:
 
 def _curves(runs: Runs, key: str, against: str) -> Figure | None:
     picture, axes = _axes("step" if against == "step" else "seconds since the first step", key)
-    drawn = False
     for (label, run), colour in zip(runs.items(), (RUN, BASELINE), strict=False):
         points = [(entry[against], entry[key]) for entry in run.logs if key in entry and "train_runtime" not in entry]
         if points:
             axes.plot(*zip(*points, strict=True), color=colour, label=label, marker="o", markersize=3, linewidth=1.6)
-            drawn = True
-    if drawn:
-        axes.legend(frameon=False)
-    return picture if drawn else None
+    if not axes.lines:
+        return None
+    axes.legend(frameon=False)
+    return picture
 
 
 def _steps(runs: Runs) -> Figure | None:
@@ -123,14 +121,20 @@ def _worth(run: RunRecord) -> Figure | None:
     return picture if blocks else None
 
 
-def styled(ink: str) -> dict[str, Any]:
+def _styled(ink: str) -> dict[str, Any]:
     """Settings of matplotlib for text and lines in one colour."""
     names = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "legend.labelcolor")
     return dict.fromkeys(names, ink) | {"font.size": 11.0, "svg.fonttype": "none"}
 
 
-def svg_of(picture: Figure, name: str, title: str) -> str:
-    """The picture for a page: as wide as there is room, text in the colour of the page, and ids of its own."""
+def svgs(runs: Runs) -> list[tuple[str, str]]:
+    """Title of each picture, and the picture for a page."""
+    with mpl.rc_context(_styled(INK)):
+        return [(title, _svg(picture, name, title)) for name, (title, picture) in charts(runs).items()]
+
+
+def _svg(picture: Figure, name: str, title: str) -> str:
+    """As wide as there is room, text in the colour of the page, and ids of its own."""
     text = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": name}):
         picture.savefig(text, format="svg", transparent=True, metadata={"Date": None})
@@ -144,12 +148,9 @@ def svg_of(picture: Figure, name: str, title: str) -> str:
     return found.replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1)
 
 
-def write_png(make: Callable[[], dict[str, tuple[str, Figure]]], folder: Path) -> list[Path]:
+def write_pngs(runs: Runs, folder: Path) -> None:
     """The pictures as files, dark on white."""
-    paths = []
-    with mpl.rc_context(styled("#222222")):
-        for name, (title, picture) in make().items():
+    with mpl.rc_context(_styled("#222222")):
+        for name, (title, picture) in charts(runs).items():
             picture.suptitle(title, fontsize=11)
-            paths.append(folder / f"{name}.png")
-            picture.savefig(paths[-1], dpi=150, facecolor="white", metadata={"Software": None})
-    return paths
+            picture.savefig(folder / f"{name}.png", dpi=150, facecolor="white", metadata={"Software": None})

@@ -72,11 +72,7 @@ def _page(runs: dict[str, RunRecord], figures: dict[str, Any], target: Path) -> 
         from hf_multirate.reporting import charts
     except ImportError as error:
         raise ValueError(f"a report needs {error.name}: pip install 'hf-multirate[report]'.") from error
-    import matplotlib as mpl
-
-    charts.write_png(lambda: charts.charts(runs), target)
-    with mpl.rc_context(charts.styled(charts.INK)):
-        pictures = [(title, charts.svg_of(image, name, title)) for name, (title, image) in charts.charts(runs).items()]
+    charts.write_pngs(runs, target)
     template = files("hf_multirate.reporting").joinpath("page.html.jinja").read_text(encoding="utf-8")
     run, *others = runs.values()
     environment = jinja2.Environment(
@@ -88,7 +84,7 @@ def _page(runs: dict[str, RunRecord], figures: dict[str, Any], target: Path) -> 
         figures=figures,
         rows=_rows(figures),
         labels=list(runs),
-        pictures=pictures,
+        pictures=charts.svgs(runs),
         settings={label: _settings(record) for label, record in runs.items()},
         compared=bool(others),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hf_multirate.record import RunRecord
@@ -18,19 +19,26 @@ MACHINE = ("device", "cores", "threads", "processes")
 
 def differences(run: RunRecord, baseline: RunRecord) -> list[str]:
     """What keeps ``baseline`` from proving anything about ``run``, in words."""
-    pairs = {name: (run.arguments[name], baseline.arguments[name]) for name in SAME}
+    pairs = _arguments(run, baseline, SAME)
     pairs["model"] = (run.model, baseline.model)
     pairs["rows of training data"] = (run.data["rows"], baseline.data["rows"])
     pairs["checksums of the first batches"] = (run.data["checksums"], baseline.data["checksums"])
     pairs["steps"] = (run.summary["steps"], baseline.summary["steps"])
     pairs |= {name: (run.environment[name], baseline.environment[name]) for name in MACHINE}
-    found = [f"{name}: {one} and {other}" for name, (one, other) in pairs.items() if one != other]
+    found = _unequal(pairs)
     return found if baseline.plain else [*found, "the baseline is not plain training"]
 
 
 def notes(run: RunRecord, baseline: RunRecord) -> list[str]:
     """Other settings that differ, in words."""
-    pairs = {name: (run.arguments[name], baseline.arguments[name]) for name in WORTH_KNOWING}
+    return _unequal(_arguments(run, baseline, WORTH_KNOWING))
+
+
+def _arguments(run: RunRecord, baseline: RunRecord, names: Sequence[str]) -> dict[str, tuple[Any, Any]]:
+    return {name: (run.arguments[name], baseline.arguments[name]) for name in names}
+
+
+def _unequal(pairs: Mapping[str, tuple[Any, Any]]) -> list[str]:
     return [f"{name}: {one} and {other}" for name, (one, other) in pairs.items() if one != other]
 
 
