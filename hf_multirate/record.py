@@ -57,7 +57,7 @@ class RunRecord:
         model: Class of the model.
         blocks: By block, in the order of the forward pass: parameters, and names of the rate groups they are in.
         plain: Whether every step was that of plain training.
-        start_step: Steps before the first in ``steps``: not 0 if a run was resumed without the record of what was before.
+        start_step: Steps before the first in ``steps``: not 0 if a run was resumed without the record before it.
         steps: Seconds of the steps of this process, and 1 for full ones.
         logs: What Trainer has logged, with ``step`` and ``seconds`` since the first step.
         summary: Figures of `hf_multirate.telemetry.Telemetry`, and those of the whole run.
