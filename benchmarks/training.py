@@ -94,9 +94,8 @@ def _kind(trainer: Trainer) -> str:
     """What gets a gradient at this step, for the account of time by kind of step."""
     if not isinstance(trainer, MultirateTrainer):
         return "step"
-    config = trainer.multirate.config
-    live = config.schedule.live(trainer.multirate.step or 0)
-    return " + ".join(config.groups[i].name for i in live)
+    controller = trainer.multirate
+    return " + ".join(controller.groups[i].name for i in controller.schedule.live(controller.step or 0))
 
 
 def steps_of(spec: Spec, data: Data) -> int:

@@ -12,6 +12,7 @@ from hf_multirate.groups import parse_ladder
 
 
 SWITCH = ("on", "off")
+MODES = (*SWITCH, "auto")
 
 
 @dataclass
@@ -28,7 +29,15 @@ class MultirateTrainingArguments(TrainingArguments):
     """
 
     multirate: str = field(
-        default="on", metadata={"help": "'off' is plain training: every parameter gets a gradient at every step."}
+        default="on",
+        metadata={
+            "help": "'off' is plain training: every parameter gets a gradient at every step. 'auto' finds periods "
+            "while training, within multirate_speedup."
+        },
+    )
+    multirate_speedup: float | None = field(
+        default=None,
+        metadata={"help": "With multirate='auto': work of a full step over the mean work of a step (default: 2)."},
     )
     multirate_fast: str | None = field(
         default=None,
@@ -92,8 +101,13 @@ class MultirateTrainingArguments(TrainingArguments):
 
     def to_multirate_config(self) -> MultirateConfig:
         """The configuration that the fields describe."""
-        if self.multirate not in SWITCH:
-            raise ValueError(f"multirate must be one of {SWITCH}, got {self.multirate!r}.")
+        if self.multirate not in MODES:
+            raise ValueError(f"multirate must be one of {MODES}, got {self.multirate!r}.")
+        if self.multirate_speedup is not None and self.multirate != "auto":
+            raise ValueError(
+                f"multirate_speedup is {self.multirate_speedup}, but multirate is {self.multirate!r}: only 'auto' "
+                "has a speed-up to keep to."
+            )
         fields: dict[str, Any] = {
             "fast": self.multirate_fast,
             "period": self.multirate_period,
@@ -107,6 +121,9 @@ class MultirateTrainingArguments(TrainingArguments):
         given = {key: value for key, value in fields.items() if value is not None}
         if self.multirate == "off":
             return MultirateConfig.off()
+        if self.multirate == "auto":
+            file = {} if self.multirate_config is None else {"config": self.multirate_config}
+            return self._auto(given | file)
         if self.multirate_config is None:
             periods = parse_ladder(self.multirate_fast or "")
             return MultirateConfig.two_rate(**given) if periods is None else _ladder(periods, **given)
@@ -116,6 +133,15 @@ class MultirateTrainingArguments(TrainingArguments):
                 "too: put the values into the file, or leave the file out."
             )
         return MultirateConfig.from_json_file(self.multirate_config)
+
+    def _auto(self, given: dict[str, Any]) -> MultirateConfig:
+        found = [name for name in ("fast", "period", "idle", "config") if name in given]
+        if found:
+            raise ValueError(
+                f"multirate is 'auto', which finds periods by itself, and multirate_{', multirate_'.join(found)} is "
+                "given too: leave one of the two out."
+            )
+        return MultirateConfig.auto(self.multirate_speedup, **given)
 
 
 @dataclass

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
+from hf_multirate.auto.planner import Planner
+from hf_multirate.auto.work import CountedWork
 from hf_multirate.config import MultirateConfig
 from hf_multirate.distributed import GradSync
 from hf_multirate.distributed.step import SharedStep
 from hf_multirate.gradient_check import GradientCheck
+from hf_multirate.groups import RateGroup
 from hf_multirate.idle_pass import IdlePass
 from hf_multirate.movement import Movement
 from hf_multirate.probe import check_optimizer
 from hf_multirate.pruner import Pruner
+from hf_multirate.schedule import Schedule, Stages
 from hf_multirate.subgroups import Subgroups
 
 
@@ -30,6 +35,8 @@ class Attachment:
         groups: Rate group name -> parameter name -> parameter.
         sync: What the wrapper of the model asks for.
         compiled: Whether ``torch.compile`` traces the model.
+
+    With a budget the periods of the groups change between steps: see `hf_multirate.auto.planner`.
 
     Raises:
         ValueError: the optimizer lacks a parameter, or it moves parameters that have no gradient.
@@ -49,17 +56,62 @@ class Attachment:
     ) -> None:
         self._config = config
         if not config.trains_plainly:
-            check_optimizer(optimizer, idles=self._prunes)
+            check_optimizer(optimizer, idles=config.prunes)
         self.shared = SharedStep(config, sync, groups)
-        self.movement = Movement(config, optimizer, groups)
+        self.planner = self._planner(model, groups, sync, compiled=compiled)
+        signals = None if self.planner is None else self.planner.signals
+        self.movement = Movement(config, optimizer, groups, signals)
         self._subgroups = Subgroups(config, optimizer, groups)
         idle_pass = IdlePass(config, type(optimizer), compiled=compiled, sharded=sync.shards)
         self._pruner = Pruner(model, groups, idle_pass, compiled=compiled)
         self._check = GradientCheck(groups, tolerant=config.missing_gradients == "warn")
 
+    def _planner(
+        self, model: nn.Module, groups: Mapping[str, Mapping[str, nn.Parameter]], sync: GradSync, *, compiled: bool
+    ) -> Planner | None:
+        if self._config.budget is None:
+            return None
+        members = [list(groups[group.name]) for group in self._config.groups]
+        work = CountedWork(model, watch=not compiled)
+        first = max(self._config.budget.measure_steps, self._config.initial_full_steps)
+        budget = replace(self._config.budget, measure_steps=first)
+        return Planner(budget, self._config.groups, members, work, sync.group)
+
     @property
-    def _prunes(self) -> bool:
-        return self._config.schedule.cycle > 1
+    def groups(self) -> Sequence[RateGroup]:
+        """The rate groups as they are now."""
+        return self._config.groups if self.planner is None else self.planner.groups
+
+    @property
+    def schedule(self) -> Schedule | Stages:
+        """Which of them are live at which step, as it is now."""
+        return self._config.schedule if self.planner is None else self.planner.schedule
+
+    def plan(self, step: int) -> None:
+        """Change the periods, if it is time at ``step``."""
+        if self.planner is not None and self.planner.begin(step):
+            self._adopt()
+
+    def _adopt(self) -> None:
+        self.movement.adopt(self.groups, self.schedule)
+        self.shared.adopt(self.schedule)
+
+    def close(self) -> None:
+        """Leave nothing on the model."""
+        if self.planner is not None:
+            self.planner.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint needs besides model and optimizer."""
+        plan = {} if self.planner is None else {"plan": self.planner.state_dict()}
+        return {**self.movement.state_dict(), **plan}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a `state_dict`."""
+        self.movement.load_state_dict({key: value for key, value in state.items() if key != "plan"})
+        if self.planner is not None and "plan" in state:
+            self.planner.load_state_dict(state["plan"])
+            self._adopt()
 
     def _names(self, live: Sequence[int]) -> frozenset[str]:
         return frozenset(self._config.groups[i].name for i in live)
@@ -68,7 +120,8 @@ class Attachment:
         """Name the step that begins, and the indices of its live groups."""
         self.shared.begin(self._names(live))
         if self.shared.compares(step):
-            self.shared.compare(step, self.movement.facts())
+            plan = {} if self.planner is None else {"the plan": str(self.planner.state_dict())}
+            self.shared.compare(step, {**self.movement.facts(), **plan})
 
     @contextmanager
     def micro_batch(self, step: int, live: Sequence[int], *, last: bool) -> Iterator[None]:
@@ -90,7 +143,7 @@ class Attachment:
                 "backward first, then optimizer.step(). Optimizers that need a closure (LBFGS) train plainly only."
             )
         self.shared.require_synchronized(step)
-        if self._prunes:
+        if self._config.prunes:
             self._check.check(self._names(live), step)
         self.movement.before_step(step, live)
         self._subgroups.before_step(step)

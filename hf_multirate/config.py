@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hf_multirate.auto.settings import Budget
 from hf_multirate.groups import PRESETS, RateGroup
 from hf_multirate.plain import build, to_plain, with_groups
 from hf_multirate.schedule import Schedule
@@ -57,6 +58,8 @@ class MultirateConfig:
             leave it to the patterns. It is not part of `to_json`, only its name is.
         check_ranks: For debugging runs of several processes: at every ``check_ranks``-th refresh of all groups, stop
             if their weights, steps or levels of drift differ. 0 never looks.
+        budget: What is asked for where periods are found while training; None for those of ``groups``. With it the
+            groups go from the top of the model down, with period 1; without any there is one for each block.
 
     Raises:
         ValueError: a value is out of range, two groups share a name, a group has no pattern, or none has period 1.
@@ -73,12 +76,15 @@ class MultirateConfig:
     refresh_chunks: int = 1
     group_of: Callable[[str, Any], str | None] | None = None
     check_ranks: int = 0
+    budget: Budget | None = None
 
     def __post_init__(self) -> None:
         """Validate, and make ``groups`` a tuple."""
         groups = tuple(self.groups)
         object.__setattr__(self, "groups", groups)
-        _check_groups(groups, self.group_of)
+        if groups or self.budget is None:
+            _check_groups(groups, self.group_of)
+        _check_budget(groups, self.budget)
         _check_settings(self)
 
     @classmethod
@@ -129,6 +135,22 @@ class MultirateConfig:
         return cls((drawn,) if patterns == ".*" else (drawn, RateGroup("rest", ".*", 1)), **settings)
 
     @classmethod
+    def auto(
+        cls, speedup: float | None = None, blocks: Sequence[str] = (), longest: int = 16, **settings: Any
+    ) -> MultirateConfig:
+        """Periods that are found while training, from what gradients of each block are worth and cost.
+
+        Args:
+            speedup: Work of a full step over the mean work of a step; None is 2.
+            blocks: Regular expressions for the names of parameters, one for each block in the order of the forward
+                pass; without any, blocks are those of the model.
+            longest: The longest period, a power of two.
+            **settings: Further fields of `MultirateConfig`.
+        """
+        groups = tuple(RateGroup(pattern, pattern, 1) for pattern in reversed(blocks))
+        return cls(groups, budget=Budget(speedup, longest), **settings)
+
+    @classmethod
     def off(cls) -> MultirateConfig:
         """One group that gets a gradient at every step: plain training."""
         return cls((RateGroup("all", ".*", 1),))
@@ -148,7 +170,12 @@ class MultirateConfig:
         """Whether every step is that of plain training."""
         redrawn = any(group.subset is not None and group.subset.redraw == "step" for group in self.groups)
         scaled = any(group.lr_scale != 1.0 for group in self.groups)
-        return self.cycles.cycle == 1 and not redrawn and not scaled
+        return self.budget is None and self.cycles.cycle == 1 and not redrawn and not scaled
+
+    @property
+    def prunes(self) -> bool:
+        """Whether any step may leave some parameters without a gradient."""
+        return self.budget is not None or self.schedule.cycle > 1
 
     def to_dict(self) -> dict[str, Any]:
         """A dictionary of plain values that `from_dict` turns back into an equal config."""
@@ -175,6 +202,17 @@ class MultirateConfig:
         except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
             raise ValueError(f"multirate config {str(path)!r} cannot be read as JSON: {error}") from error
         return cls.from_dict(values)
+
+
+def _check_budget(groups: tuple[RateGroup, ...], budget: Budget | None) -> None:
+    if budget is not None and not isinstance(budget, Budget):
+        raise TypeError(f"budget takes a Budget, as MultirateConfig.auto(speedup=2.0) has one, got {budget!r}.")
+    given = [group.name for group in groups if group.period != 1 or group.idle != "drift" or group.drift_steps]
+    if budget is not None and given:
+        raise ValueError(
+            f"rate groups {given} have a period, an idle rule or drift steps of their own, and with a budget they are "
+            "found while training: leave them out, or leave the budget out."
+        )
 
 
 def _check_groups(groups: tuple[RateGroup, ...], group_of: object) -> None:

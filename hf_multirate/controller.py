@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -11,15 +11,20 @@ from torch.optim import Optimizer
 
 from hf_multirate.advice import warn_of_lost_steps, warn_of_tied_head
 from hf_multirate.attachment import Attachment
+from hf_multirate.auto.blocks import resolved
+from hf_multirate.auto.planner import Plan, Planner
+from hf_multirate.auto.text import describe_plan
 from hf_multirate.chunks import split
 from hf_multirate.config import MultirateConfig
 from hf_multirate.cost import layers_of, predicted_speedup, relative_costs
 from hf_multirate.describe import describe
 from hf_multirate.distributed import GradSync, choose, is_compiled, unwrapped
+from hf_multirate.groups import RateGroup
 from hf_multirate.lease import innermost, lease, release, require_free
 from hf_multirate.names import named
 from hf_multirate.onlookers import on_look
 from hf_multirate.partition import Partition, assign
+from hf_multirate.schedule import Schedule, Stages
 from hf_multirate.telemetry import Telemetry
 
 
@@ -47,10 +52,14 @@ class Multirate:
         self.step: int | None = None
         """Index of the step that was begun last."""
         self._model: nn.Module | None = None
+        self._resolved = config
+        self._planner: Planner | None = None
         self._partition: Partition | None = None
         self._optimizer: Optimizer | None = None
         self._live: tuple[int, ...] | None = None
         self._costs = [1.0]
+        self.total_steps: int | None = None
+        """The step at which training ends, where it is known: with a budget, short training is planned otherwise."""
         self._hooks: list[Any] = []
         self._open = ExitStack()
         self._inside = self._split = False
@@ -62,11 +71,12 @@ class Multirate:
             ValueError: a group matches nothing, or a trainable parameter is in no group.
         """
         first = self._partition is None
-        self._partition = assign(self.config, model)
+        self._resolved = resolved(self.config, model)
+        self._partition = assign(self._resolved, model)
         self._model = model
         if first:
-            warn_of_tied_head(self.config, self._partition, model)
-            warn_of_lost_steps(self.config, self._partition, named(model))
+            warn_of_tied_head(self._resolved, self._partition, model)
+            warn_of_lost_steps(self._resolved, self._partition, named(model))
         return self
 
     def attach(self, model: nn.Module, optimizer: Optimizer) -> Multirate:
@@ -92,9 +102,12 @@ class Multirate:
         model = unwrapped(model)
         self.assign(model)
         groups = self.partition.parameters(model)
-        self._attachment = Attachment(self.config, model, optimizer, groups, sync, compiled=compiled)
-        self._costs = relative_costs(self.config, self.partition, layers_of(model))
-        self.telemetry = Telemetry(predicted_speedup(self._costs), worth=self._attachment.movement.worth)
+        self._attachment = Attachment(self._resolved, model, optimizer, groups, sync, compiled=compiled)
+        self._planner = self._attachment.planner
+        self._costs = relative_costs(self._resolved, self.partition, layers_of(model))
+        budget = self.config.budget
+        promised = predicted_speedup(self._costs) if budget is None else 1.0 / budget.share
+        self.telemetry = Telemetry(promised, worth=self._attachment.movement.worth)
         self.applied, self.step, self._live = 0, None, None
         self._optimizer = optimizer
         self._hooks = [
@@ -112,6 +125,7 @@ class Multirate:
             hook.remove()
         if self._optimizer is not None and self._model is not None:
             release(self._optimizer, self._model)
+            self._attachment.close()
         self._hooks, self._optimizer, self._live = [], None, None
 
     def __enter__(self) -> Multirate:
@@ -133,7 +147,22 @@ class Multirate:
     @property
     def prunes(self) -> bool:
         """Whether any step leaves some parameters without a gradient."""
-        return self.config.schedule.cycle > 1
+        return self.config.prunes
+
+    @property
+    def groups(self) -> Sequence[RateGroup]:
+        """The rate groups as they are now: with a budget, those of the present plan."""
+        return self._resolved.groups if self._planner is None else self._planner.groups
+
+    @property
+    def schedule(self) -> Schedule | Stages:
+        """Which of the groups get a gradient at which step, as it is now."""
+        return self._resolved.schedule if self._planner is None else self._planner.schedule
+
+    @property
+    def plans(self) -> Sequence[Plan]:
+        """With a budget, what was planned since training began: see `hf_multirate.auto.planner`."""
+        return [] if self._planner is None else self._planner.plans
 
     @property
     def partition(self) -> Partition:
@@ -145,16 +174,27 @@ class Multirate:
     @property
     def phase(self) -> int:
         """Position in the cycle of the step begun last; 0 is a full step."""
-        return 0 if self.step is None else self.config.cycles.phase(self.step)
+        return 0 if self.step is None else self._cycles.phase(self.step)
+
+    @property
+    def cycle(self) -> int:
+        """Steps after which the refreshes of groups repeat."""
+        return self._cycles.cycle
+
+    @property
+    def _cycles(self) -> Schedule | Stages:
+        return self.config.cycles if self._planner is None else self._planner.schedule
 
     @property
     def full(self) -> bool:
         """Whether every group gets a gradient at the step begun last."""
-        return self.step is None or self.config.schedule.full(self.step)
+        return self.step is None or self.schedule.full(self.step)
 
     @property
     def relative_cost(self) -> float:
         """Predicted cost of the step begun last, as a share of a full one."""
+        if self._planner is not None and self.step is not None:
+            return self._planner.cost(self.step)
         position = 0 if self.step is None else max(0, self.step - self.config.initial_full_steps)
         return self._costs[position % len(self._costs)]
 
@@ -162,7 +202,9 @@ class Multirate:
         """A table of the rate groups, the boundary below which backward is skipped, and the predicted cost."""
         partition = self.partition
         assert self._model is not None  # assigned together with the partition
-        return describe(self.config, partition, self._model)
+        if self.config.budget is None:
+            return describe(self.config, partition, self._model)
+        return describe_plan(partition, self._model, self.config.budget, self._planner)
 
     def begin_step(self, step: int) -> None:
         """Prune backward for the optimizer step ``step``, until `synchronize` or ``optimizer.step()``.
@@ -190,7 +232,10 @@ class Multirate:
         self._require_attached("begin_step()")
         if step < 0:
             raise ValueError(f"a step index counts from 0, got {step}.")
-        self.step, self._live, self._split = step, self.config.schedule.live(step), False
+        if self._planner is not None:
+            self._planner.total_steps = self.total_steps
+        self._attachment.plan(step)
+        self.step, self._live, self._split = step, self.schedule.live(step), False
         self._attachment.begin(step, self._live)
         self.telemetry.start()
 
@@ -223,7 +268,8 @@ class Multirate:
         Raises:
             ValueError: the batch has no rows: see `hf_multirate.chunks.split`.
         """
-        fast = sum(group.gradient_period == 1 for group in self.config.groups)
+        every = sum(group.gradient_period == 1 for group in self.groups)
+        fast = every if self.config.budget is None else 1  # which has period 1 in whatever plan
         self._split = True
         return split(batch, self.config.refresh_chunks if self._live and len(self._live) > fast else 1)
 
@@ -265,12 +311,12 @@ class Multirate:
     def state_dict(self) -> dict[str, dict[str, Any]]:
         """What a checkpoint needs besides model and optimizer, by parameter name; call it while attached."""
         self._require_attached("state_dict()")
-        return self._attachment.movement.state_dict()
+        return self._attachment.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
         """Take over a `state_dict`; call it after `attach`."""
         self._require_attached("load_state_dict()")
-        self._attachment.movement.load_state_dict(state)
+        self._attachment.load_state_dict(state)
 
     def _require_attached(self, caller: str) -> None:
         if not self.attached:

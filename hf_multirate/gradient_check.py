@@ -32,7 +32,7 @@ class GradientCheck:
                 if present:
                     self._refuse_idle(name, members, step)
                 continue
-            if not present:
+            if not present and not self._tolerant:
                 raise RuntimeError(
                     f"rate group {name!r} got no gradient at step {step}, which is its turn: none of its "
                     f"{len(members)} parameters has one. If the model checkpoints its activations, use "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,10 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
+from hf_multirate.auto.signals import Signals
 from hf_multirate.config import MultirateConfig
 from hf_multirate.distributed.shards import local, shard_of, total, whole
 from hf_multirate.drift import DisplacementDrift, DriftRule, choose_rule, stretch_
 from hf_multirate.groups import RateGroup
+from hf_multirate.schedule import Schedule, Stages
 from hf_multirate.trust import DriftTrust
 from hf_multirate.worth import Worth
 
@@ -44,15 +47,23 @@ class Movement:
     """
 
     def __init__(
-        self, config: MultirateConfig, optimizer: Optimizer, groups: Mapping[str, Mapping[str, nn.Parameter]]
+        self,
+        config: MultirateConfig,
+        optimizer: Optimizer,
+        groups: Mapping[str, Mapping[str, nn.Parameter]],
+        signals: Signals | None = None,
     ) -> None:
         """Sort the parameters of ``groups`` (rate group -> name -> parameter) by the optimizer's own groups.
+
+        ``signals`` take in what gradients are worth, for whoever decides on periods.
 
         Raises:
             ValueError: the optimizer does not hold a parameter.
         """
         self._optimizer = optimizer
-        self._schedule = config.schedule
+        self._schedule: Schedule | Stages = config.schedule
+        self._signals = signals
+        self._pending: dict[int, float] = {}
         self._drift_scale = config.drift_scale
         self._displacement = DisplacementDrift()
         self.worth = Worth()
@@ -74,11 +85,17 @@ class Movement:
 
     def _bucket(self, index: int, group: RateGroup, torch_group: int, parameters: list[nn.Parameter]) -> _Bucket:
         rule = choose_rule(self._optimizer, self._optimizer.param_groups[torch_group], self._displacement)
-        drifts = group.idle == "drift" and group.period > 1
+        drifts = group.idle == "drift" and (group.period > 1 or self._signals is not None)
         constant = self._drift_scale
         if constant is None and (not drifts or type(self._optimizer) is SGD):
             constant = 1.0
         return _Bucket(index, group, torch_group, parameters, rule, DriftTrust(parameters, constant))
+
+    def adopt(self, rate_groups: Sequence[RateGroup], schedule: Schedule | Stages) -> None:
+        """Go on with other periods and drift steps of the same groups."""
+        self._schedule = schedule
+        for bucket in self._buckets:
+            bucket.rate_group = rate_groups[bucket.index]
 
     def _stretch(self, bucket: _Bucket, step: int) -> float:
         held = self._schedule.steps_to_next_refresh(bucket.index, step) if bucket.rate_group.idle == "hold" else 1
@@ -119,23 +136,28 @@ class Movement:
     def before_step(self, step: int, live: Sequence[int]) -> None:
         """Look at the live groups while their gradients, last updates and old values are still there."""
         counts = self._schedule.full(step) and self._has_worth(step)
+        signals = self._signals is not None and len(live) > 1
+        self._pending = {}
         for bucket in self._buckets:
             bucket.before, bucket.levels = [], {}
             if bucket.index not in live:
                 continue
             stepped = [parameter for parameter in bucket.parameters if parameter.grad is not None]
             looks_back = self._to_look_back(bucket, step)
-            if looks_back or counts:
+            if looks_back or counts or signals:
                 slopes = self._slopes(bucket, stepped)
                 bucket.levels = bucket.trust.look_back(slopes) if looks_back else {}
                 if counts:
                     self._count_worth(bucket, slopes, step)
+                if signals and slopes:
+                    self._note_signal(bucket, slopes)
             if self._to_keep(bucket, step) or self._stretch(bucket, step) != 1.0:
                 bucket.before = [local(parameter).clone() for parameter in stepped]
 
     @torch.no_grad()
     def after_step(self, step: int, live: Sequence[int]) -> None:
         """Stretch the step of live groups, and drift the idle ones. Not called for a step that was skipped."""
+        self._send_signals(step)
         for bucket in self._buckets:
             group = self._optimizer.param_groups[bucket.torch_group]
             if bucket.index not in live:
@@ -151,6 +173,21 @@ class Movement:
                 if self._stretch(bucket, step) != 1.0:
                     stretch_(stepped, bucket.before, self._stretch(bucket, step))
             bucket.before = []
+
+    def _note_signal(self, bucket: _Bucket, slopes: Mapping[Tensor, float]) -> None:
+        """Worth of a bucket at a learning rate of 1 for the group of the optimizer with the highest."""
+        rates = [float(group["lr"]) for group in self._optimizer.param_groups]
+        if max(rates) > 0:
+            share = rates[bucket.torch_group] * bucket.rate_group.lr_scale / max(rates)
+            before = self._pending.get(bucket.index, 0.0)
+            self._pending[bucket.index] = before - share * sum(slopes.values())
+
+    def _send_signals(self, step: int) -> None:
+        if self._signals is None or not all(map(math.isfinite, self._pending.values())):
+            return
+        for index, value in self._pending.items():
+            self._signals.add(index, self._schedule.steps_since_refresh(index, step - 1) + 1, value)
+        self._pending = {}
 
     def _drift(self, bucket: _Bucket, group: Mapping[str, Any]) -> None:
         if bucket.course is None or bucket.state is not self._optimizer.state:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Sized
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from transformers import TrainingArguments
 
 from hf_multirate.controller import Multirate
 from hf_multirate.cost import backward_costs, layers_of, step_cost
+from hf_multirate.describe import fold
 from hf_multirate.distributed import unwrapped
 from hf_multirate.names import named
 from hf_multirate.record import ARGUMENTS, CHECKED_STEPS, RunRecord, checksum
@@ -133,7 +135,8 @@ class Observation:
         }
         given: dict[str, Any] = self._args.to_dict()  # type: ignore[no-untyped-call]
         return RunRecord(
-            config=self._multirate.config.to_dict(),
+            config=self._config(),
+            plans=[asdict(plan) for plan in self._multirate.plans],
             arguments={key: given[key] for key in ARGUMENTS},
             data={"rows": len(rows) if isinstance(rows, Sized) else None, "checksums": self._checksums},
             model=type(model).__name__,
@@ -144,6 +147,15 @@ class Observation:
             logs=self._logs,
             summary=summary,
         )
+
+    def _config(self) -> dict[str, Any]:
+        """The configuration, with a budget with the groups of the last plan."""
+        config = self._multirate.config.to_dict()
+        if self._multirate.config.budget is None:
+            return config
+        groups = [asdict(group) for group in self._multirate.groups]
+        names = self._multirate.partition
+        return config | {"groups": [{**group, "patterns": fold(names[group["name"]])} for group in groups]}
 
     def _partition(self, model: nn.Module) -> dict[str, dict[str, Any]]:
         groups = {name: group for group, names in self._multirate.partition.items() for name in names}

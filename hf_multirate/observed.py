@@ -106,6 +106,7 @@ class ObservedMixin(ControlledMixin):
             record.write(self._record_folder())
 
     def _attach(self) -> None:
+        self.multirate.total_steps = self.state.max_steps
         super()._attach()
         assert self._observation is not None  # made before training
         step = self.state.global_step

@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from hf_multirate.auto.settings import Budget
 from hf_multirate.groups import RateGroup
 from hf_multirate.subset import Subset
 
@@ -22,6 +23,7 @@ def to_plain(config: Any, group_of: Callable[..., Any] | None) -> dict[str, Any]
     values = {field.name: vars(config)[field.name] for field in dataclasses.fields(config)}
     groups = [dataclasses.asdict(group) for group in config.groups]
     values["groups"] = [{**group, "patterns": list(group["patterns"])} for group in groups]
+    values["budget"] = None if config.budget is None else dataclasses.asdict(config.budget)
     values["group_of"] = None if group_of is None else _name(group_of)
     return values
 
@@ -44,7 +46,9 @@ def with_groups(values: Any) -> dict[str, Any]:
         raise ValueError(
             f"group_of is the function {values['group_of']!r}, which a text can only name: build the config in Python."
         )
-    return {**values, "groups": tuple(_rate_group(group) for group in groups)}
+    budget = values.get("budget")
+    built = None if budget is None else build(Budget, budget)
+    return {**values, "groups": tuple(_rate_group(group) for group in groups), "budget": built}
 
 
 def _rate_group(values: Any) -> RateGroup:

@@ -41,7 +41,7 @@ def preset_names(kind: str, value: PresetValue, model: nn.Module) -> frozenset[s
     elif kind == "part" and isinstance(value, tuple):
         fast = _part(model, *value)
     elif kind in ("last", "depth"):
-        fast = _top(model, _block_count(kind, value, model))
+        fast = top(model, _block_count(kind, value, model))
     else:
         raise ValueError(f"a preset is one of 'head', 'last', 'depth', 'part', got {kind!r}")
     return frozenset(name for name, parameter in named(model).items() if parameter in fast)
@@ -63,16 +63,17 @@ def stack_of(model: nn.Module) -> tuple[str, int]:
             f"{type(model).__name__} has no stack: no ModuleList or Sequential of two or more modules of one class; "
             "name the fast parameters with a regular expression instead"
         )
-    return best, len(_blocks(model.get_submodule(best)))
+    return best, len(block_paths(model.get_submodule(best)))
 
 
-def _blocks(stack: nn.Module) -> list[str]:
+def block_paths(stack: nn.Module) -> list[str]:
+    """Names of the blocks of ``stack``, in order."""
     # named_children() lists a shared block once: one block applied twelve times is no stack.
     return [name for name, child in stack.named_children() if any(True for _ in child.parameters())]
 
 
 def _is_stack(module: nn.Module) -> bool:
-    blocks = _blocks(module) if isinstance(module, (nn.ModuleList, nn.Sequential)) else []
+    blocks = block_paths(module) if isinstance(module, (nn.ModuleList, nn.Sequential)) else []
     return len(blocks) > 1 and len({type(module.get_submodule(name)) for name in blocks}) == 1
 
 
@@ -91,11 +92,11 @@ def _block_count(kind: str, value: PresetValue, model: nn.Module) -> int:
     return count
 
 
-def _top(model: nn.Module, count: int) -> set[nn.Parameter]:
+def top(model: nn.Module, count: int) -> set[nn.Parameter]:
     """Parameters of the last blocks of the stack, of what follows it, and of the head."""
     path, _ = stack_of(model)
     stack = model.get_submodule(path)
-    fast = [_join(path, name) for name in _blocks(stack)[-count:]] + _followers(model, path)
+    fast = [_join(path, name) for name in block_paths(stack)[-count:]] + _followers(model, path)
     prefixes = tuple(f"{name}." for name in fast)
     head = _head(model) or set()
     if not head.isdisjoint(stack.parameters()):
@@ -114,8 +115,8 @@ def _part(model: nn.Module, part: int, parts: int) -> set[nn.Parameter]:
             f"'part:{part}/{parts}' asks for {parts} parts of the {blocks} blocks of {path!r}; use at most {blocks}"
         )
     # Where the parts cannot be equal the lower ones are larger, which makes more steps cheap.
-    above = _top(model, blocks * (part - 1) // parts) if part > 1 else set()
-    return (set(model.parameters()) if part == parts else _top(model, blocks * part // parts)) - above
+    above = top(model, blocks * (part - 1) // parts) if part > 1 else set()
+    return (set(model.parameters()) if part == parts else top(model, blocks * part // parts)) - above
 
 
 def _followers(model: nn.Module, path: str) -> list[str]:

@@ -34,7 +34,7 @@ class PhaseOnBar(TrainerCallback):
 
 def phase_text(multirate: Multirate) -> str:
     """The kind of the last step, its place in the cycle, and the speed-up of the run so far."""
-    cycle = multirate.config.cycles.cycle
+    cycle = multirate.cycle
     kind = "full" if multirate.full else "fast"
     telemetry = multirate.telemetry
     realised = telemetry.speedup_of_run(telemetry.elapsed)

@@ -60,6 +60,7 @@ class RunRecord:
         start_step: Steps before the first in ``steps``: not 0 if a run was resumed without the record before it.
         steps: Seconds of the steps of this process, and 1 for full ones.
         logs: What Trainer has logged, with ``step`` and ``seconds`` since the first step.
+        plans: With a budget, what was planned: see `hf_multirate.auto.planner.Plan`.
         summary: Figures of `hf_multirate.telemetry.Telemetry`, and those of the whole run.
     """
 
@@ -72,6 +73,7 @@ class RunRecord:
     start_step: int = 0
     steps: dict[str, list[float]] = field(default_factory=lambda: {"seconds": [], "full": []})
     logs: list[dict[str, float]] = field(default_factory=list)
+    plans: list[dict[str, Any]] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=_environment)
     format: int = FORMAT

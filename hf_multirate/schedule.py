@@ -55,3 +55,56 @@ class Schedule:
     def cycle(self) -> int:
         """Steps after which the pattern of live groups repeats: the least common multiple of the periods."""
         return math.lcm(*self.periods)
+
+
+@dataclass(frozen=True)
+class Stages:
+    """Schedules that follow each other, of which the last two are known: it answers as a `Schedule` does.
+
+    ``pieces`` are pairs of a first step and a schedule; the last that begins at or before a step is that of the step.
+
+    >>> stages = Stages(((0, Schedule((1, 2))),)).then(4, Schedule((1, 4), initial_full_steps=4))
+    >>> [stages.live(step) for step in (2, 3, 4, 6)]
+    [(0, 1), (0,), (0, 1), (0,)]
+    """
+
+    pieces: tuple[tuple[int, Schedule], ...]
+
+    def then(self, start: int, schedule: Schedule) -> Stages:
+        """The last of these, and ``schedule`` from ``start`` on."""
+        return Stages((self.pieces[-1], (start, schedule)))
+
+    def at(self, step: int) -> Schedule:
+        """The schedule of ``step``."""
+        start, schedule = self.pieces[-1]
+        return schedule if step >= start else self.pieces[0][1]
+
+    def live(self, step: int) -> tuple[int, ...]:
+        """See `Schedule.live`."""
+        return self.at(step).live(step)
+
+    def full(self, step: int) -> bool:
+        """See `Schedule.full`."""
+        return self.at(step).full(step)
+
+    def phase(self, step: int) -> int:
+        """See `Schedule.phase`."""
+        return self.at(step).phase(step)
+
+    def steps_to_next_refresh(self, group: int, step: int) -> int:
+        """See `Schedule.steps_to_next_refresh`."""
+        return self.at(step).steps_to_next_refresh(group, step)
+
+    def steps_since_refresh(self, group: int, step: int) -> int:
+        """See `Schedule.steps_since_refresh`."""
+        return self.at(step).steps_since_refresh(group, step)
+
+    @property
+    def initial_full_steps(self) -> int:
+        """Steps before the cycle of the last schedule begins."""
+        return self.pieces[-1][1].initial_full_steps
+
+    @property
+    def cycle(self) -> int:
+        """Steps of the cycle of the last schedule."""
+        return self.pieces[-1][1].cycle

@@ -30,11 +30,16 @@ class Contender:
         """Rate groups, for multirate training."""
         if self.kind != "multirate":
             return None
+        if "speedup" in self.options:
+            return MultirateConfig.auto(self.options["speedup"])
         return MultirateConfig([RateGroup(**group) for group in self.options["groups"]])
 
 
 DRIFTS = {"all": None, "one": 1, "none": 0}
 """Idle steps that drift: all, one, or none."""
+
+SPEEDUPS = (1.3, 1.6, 2.0, 3.0)
+"""Budgets of automatic training."""
 
 FRACTIONS = (0.8, 0.6, 0.5, 0.4, 0.3)
 
@@ -68,6 +73,7 @@ def _all() -> list[Contender]:
         Contender("BAdam", "badam", options={"interval": 10}),
         *(_two_rates(f, k, d) for d in DRIFTS for k in (2, 5, 10) for f in ("head", "last:1", "last:2")),
         *(_ladder(periods, d) for d in DRIFTS for periods in ((1, 2, 4), (1, 2, 4, 8))),
+        *(Contender(f"auto {speedup:g}", "multirate", options={"speedup": speedup}) for speedup in SPEEDUPS),
     ]
 
 

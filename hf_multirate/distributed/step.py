@@ -12,6 +12,7 @@ from hf_multirate.config import MultirateConfig
 from hf_multirate.distributed.ranks import check_facts, check_weights
 from hf_multirate.distributed.refusals import refuse_subsets
 from hf_multirate.distributed.sync import GradSync
+from hf_multirate.schedule import Schedule, Stages
 
 
 class SharedStep:
@@ -31,6 +32,7 @@ class SharedStep:
         self, config: MultirateConfig, sync: GradSync, groups: Mapping[str, Mapping[str, nn.Parameter]]
     ) -> None:
         self._config = config
+        self._cycles: Schedule | Stages = config.cycles
         self._sync = sync
         self._groups = groups
         self._live: frozenset[str] | None = None
@@ -41,6 +43,10 @@ class SharedStep:
         if sync.group is not None:
             members = {name: list(group) for name, group in groups.items()}
             check_facts({"the configuration": config.to_json(), "the rate groups": str(members)}, sync.group)
+
+    def adopt(self, schedule: Schedule | Stages) -> None:
+        """Go on with other periods."""
+        self._cycles = schedule
 
     def begin(self, live: frozenset[str]) -> None:
         """Name the live groups of the step that begins."""
@@ -78,7 +84,7 @@ class SharedStep:
     def require_wrapper(self) -> None:
         """Raise `RuntimeError` if there are several processes and the model is not wrapped for them."""
         many = dist.is_initialized() and dist.get_world_size() > 1
-        if many and self._sync.group is None and self._config.schedule.cycle > 1:
+        if many and self._sync.group is None and self._config.prunes:
             raise RuntimeError(
                 f"there are {dist.get_world_size()} processes, but the model that was attached is wrapped for one: "
                 "gradients of fast-only steps would differ between processes. Attach what DistributedDataParallel, "
@@ -103,8 +109,8 @@ class SharedStep:
         """Whether processes are compared before ``step``: the first, and every ``check_ranks``-th cycle's."""
         if not self._compared:
             return self._sync.group is not None
-        every = self._config.check_ranks * self._config.cycles.cycle
-        return every > 0 and max(0, step - self._config.initial_full_steps) % every == 0
+        every = self._config.check_ranks * self._cycles.cycle
+        return every > 0 and max(0, step - self._cycles.initial_full_steps) % every == 0
 
     def compare(self, step: int, facts: Mapping[str, str]) -> None:
         """Raise `RuntimeError` if processes differ in step or ``facts`` or, with ``check_ranks``, in weights."""

@@ -104,6 +104,9 @@ def plan(
     Raises:
         ValueError: a configuration does not fit the model, or the batch does not.
     """
+    for label, config in configs.items():
+        if config.budget is not None:
+            raise ValueError(f"{label!r} finds its periods while training, so there is nothing to plan before.")
     device = next(model.parameters()).device
     batch = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
     with _as_found(model):

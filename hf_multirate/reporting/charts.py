@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ def charts(runs: Runs) -> dict[str, tuple[str, Figure]]:
         "metric_by_step": (f"{metric} against steps", _curves(runs, metric, "step")),
         "steps": ("Seconds of a step, by its kind", _steps(runs)),
         "partition": ("Blocks in the order of the forward pass, and steps between their gradients", _partition(run)),
+        "plans": ("Steps between two gradients of each block, as it was planned", _plans(run)),
         "worth": ("What a gradient of a block is worth: decrease of the loss, first order", _worth(run)),
     }
     return {name: (title, picture) for name, (title, picture) in found.items() if picture is not None}
@@ -105,6 +107,26 @@ def _partition(run: RunRecord) -> Figure | None:
 
 def _every(period: int) -> str:
     return "every step" if period == 1 else f"every {period} steps"
+
+
+def _plans(run: RunRecord) -> Figure | None:
+    """Blocks from the bottom up against steps, the darker the more often they have a gradient."""
+    blocks = [group["name"] for group in run.config["groups"]]
+    picture, axes = _axes("step", "", 1.4 + 0.32 * len(blocks))
+    end = run.start_step + len(run.steps["seconds"])
+    ends = [*(plan["start"] for plan in run.plans[1:]), end]
+    longest = max((period for plan in run.plans for period in plan["periods"]), default=1)
+    colours = mpl.colormaps["plasma"]
+    for plan, until in zip(run.plans, ends, strict=False):
+        for block, period in enumerate(plan["periods"]):
+            shade = colours(0.1 + 0.8 * math.log2(period) / max(1.0, math.log2(longest)))
+            axes.barh(len(blocks) - 1 - block, until - plan["start"], left=plan["start"], color=shade, height=0.8)
+    for i in range(longest.bit_length()):
+        shade = colours(0.1 + 0.8 * i / max(1.0, math.log2(longest)))
+        axes.barh(0, 0, color=shade, label=_every(1 << i))
+    axes.set_yticks(range(len(blocks)), blocks[::-1])
+    axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=3, fontsize=8)
+    return picture if run.plans else None
 
 
 def _worth(run: RunRecord) -> Figure | None:

@@ -1,0 +1,62 @@
+"""What a user asks of automatic training: a budget, and how often the plan may change."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+DEFAULT_SPEEDUP = 2.0
+"""The budget where none is named: see docs/auto.md for what it is taken from."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Periods are found while training, so that steps take ``1 / speedup`` of the work of full steps on average.
+
+    Attributes:
+        speedup: Work of a full step over the mean work of a step; None is `DEFAULT_SPEEDUP`.
+        longest: The longest period, a power of two: every block gets a gradient at least that often.
+        measure_steps: Full steps at the start of training, from which the first plan is made.
+        cycles: Times ``longest`` steps that a plan lasts before it is made anew.
+
+    Raises:
+        ValueError: a value is out of range.
+        TypeError: a number of steps is no integer.
+    """
+
+    speedup: float | None = None
+    longest: int = 16
+    measure_steps: int = 4
+    cycles: int = 3
+
+    def __post_init__(self) -> None:
+        """Validate."""
+        if self.speedup is not None and not (math.isfinite(self.speedup) and self.speedup >= 1):
+            raise ValueError(
+                f"speedup must be at least 1, got {self.speedup!r}: it is how many times less work than plain "
+                "training steps may be, 2.0 for half of it."
+            )
+        for name, least in (("longest", 2), ("measure_steps", 3), ("cycles", 1)):
+            value = vars(self)[name]
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"{name} must be an integer, got {value!r}.")
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}.")
+        if self.longest & (self.longest - 1):
+            raise ValueError(f"longest must be a power of two, got {self.longest}.")
+
+    @property
+    def share(self) -> float:
+        """Mean work of a step, as a share of a full one."""
+        return 1.0 / (self.speedup or DEFAULT_SPEEDUP)
+
+    @property
+    def plan_steps(self) -> int:
+        """Steps that a plan lasts: one more full step than its cycles, to tell what one step is worth."""
+        return 1 + self.cycles * self.longest
+
+    @property
+    def least_steps(self) -> int:
+        """Steps of training below which measuring does not pay: the first measurement and two plans."""
+        return self.measure_steps + 2 * self.plan_steps

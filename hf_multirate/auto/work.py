@@ -1,0 +1,100 @@
+"""How much work each block is, counted at the first forward pass: the same on every machine and at every run.
+
+Seconds would be closer to what a user pays, but no two runs have the same, and a plan made from them would differ
+from run to run. So work is counted in products of weights, times how often the shapes of the first batch use each,
+and what the optimizer does to an element is set to a number of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from hf_multirate.cost import Layer, layers_of, step_cost
+from hf_multirate.names import canonical, named
+
+
+MATRIX = 2
+
+UPDATE = 128.0
+"""Products that take as long as one element's step of the optimizer, which waits for memory: on a core of a CPU."""
+
+
+class CountedWork:
+    """Counts, at the first forward pass in training mode, how many positions each module works on.
+
+    Args:
+        model: The model.
+        watch: Whether to look; False for a compiled model, of which shapes of weights alone are counted.
+    """
+
+    def __init__(self, model: nn.Module, *, watch: bool) -> None:
+        self._model = model
+        self._positions: dict[str, float] = {}
+        self._hooks: list[Any] = []
+        for name, module in model.named_modules() if watch else ():
+            matrices = [p for p in module.parameters(recurse=False) if p.dim() > 1]
+            if matrices and not isinstance(module, nn.Embedding):
+                self._hooks.append(module.register_forward_hook(self._noting(canonical(name), matrices[0].dim())))
+
+    def _noting(self, name: str, dimensions: int) -> Any:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            del args
+            first = output[0] if isinstance(output, tuple) and output else output
+            if not module.training or name in self._positions or not isinstance(first, Tensor) or not first.dim():
+                return
+            channels = first.shape[1 if first.dim() == dimensions > MATRIX else -1]
+            self._positions[name] = first.numel() / max(1, channels)
+
+        return hook
+
+    def stop(self) -> None:
+        """Look no longer."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+    def by_depth(self, groups: Sequence[Sequence[str]], processes: dist.ProcessGroup | None) -> list[float]:
+        """Work of a step, as a share of a full one, with none of ``groups`` live, with the first, and so on.
+
+        Args:
+            groups: Names of parameters, from the top of the model down.
+            processes: Those that have to come to the same.
+        """
+        self.stop()
+        positions = _mean(self._positions, processes)
+        sizes = {name: parameter.numel() for name, parameter in named(self._model).items()}
+        layers = _used(self._model, layers_of(self._model), positions)
+        found, live = [step_cost(layers, set())], set[str]()
+        for names in groups:
+            live |= set(names)
+            found.append(step_cost(layers, live) + UPDATE * sum(sizes[name] for name in live))
+        return [work / found[-1] for work in found]
+
+
+def _used(model: nn.Module, layers: Sequence[Layer], positions: Mapping[str, float]) -> list[Layer]:
+    """``layers`` with their work times the positions of their module: of one that was not seen, those around it."""
+    owning = [name for name, part in model.named_modules() if any(True for _ in part.parameters(recurse=False))]
+    names = [canonical(name) for name in owning]
+    usual = sum(positions.values()) / len(positions) if positions else 1.0
+
+    def at(name: str) -> float:
+        while name and name not in positions:
+            name = name.rpartition(".")[0]
+        return positions.get(name, usual)
+
+    return [replace(layer, forward=layer.forward * at(name)) for name, layer in zip(names, layers, strict=True)]
+
+
+def _mean(positions: Mapping[str, float], processes: dist.ProcessGroup | None) -> dict[str, float]:
+    """The mean over processes, whose batches differ in shape."""
+    if processes is None:
+        return dict(positions)
+    gathered: list[dict[str, float]] = [{} for _ in range(processes.size())]
+    dist.all_gather_object(gathered, dict(positions), group=processes)
+    shared = [name for name in gathered[0] if all(name in theirs for theirs in gathered)]
+    return {name: sum(theirs[name] for theirs in gathered) / len(gathered) for name in shared}
