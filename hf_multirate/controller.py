@@ -12,7 +12,8 @@ from torch.optim import Optimizer
 from hf_multirate.advice import warn_of_lost_steps, warn_of_tied_head
 from hf_multirate.attachment import Attachment
 from hf_multirate.auto.blocks import resolved
-from hf_multirate.auto.planner import Plan, Planner
+from hf_multirate.auto.plan import Plan
+from hf_multirate.auto.planner import Planner
 from hf_multirate.auto.text import describe_plan
 from hf_multirate.chunks import split
 from hf_multirate.config import MultirateConfig
@@ -161,7 +162,7 @@ class Multirate:
 
     @property
     def plans(self) -> Sequence[Plan]:
-        """With a budget, what was planned since training began: see `hf_multirate.auto.planner`."""
+        """With a budget, what was planned since training began: see `hf_multirate.auto.plan`."""
         return [] if self._planner is None else self._planner.plans
 
     @property

@@ -60,7 +60,7 @@ class RunRecord:
         start_step: Steps before the first in ``steps``: not 0 if a run was resumed without the record before it.
         steps: Seconds of the steps of this process, and 1 for full ones.
         logs: What Trainer has logged, with ``step`` and ``seconds`` since the first step.
-        plans: With a budget, what was planned: see `hf_multirate.auto.planner.Plan`.
+        plans: With a budget, what was planned: see `hf_multirate.auto.plan.Plan`.
         summary: Figures of `hf_multirate.telemetry.Telemetry`, and those of the whole run.
     """
 

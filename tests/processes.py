@@ -39,6 +39,7 @@ from hf_multirate import (
     RateGroup,
     Subset,
 )
+from hf_multirate.auto import Budget, work
 from hf_multirate.distributed import buckets
 from runs import arguments, example
 from tiny import FAMILIES
@@ -93,7 +94,7 @@ def model_of(words: list[str]) -> tuple[torch.nn.Module, list[dict[str, torch.Te
     return model, rows
 
 
-def config_of(words: list[str]) -> Any:
+def config_of(words: list[str]) -> Any:  # noqa: PLR0911
     for word in SUBSETS.keys() & set(words):
         return MultirateConfig.random_subgroups(*SUBSETS[word])
     if "plain" in words or "copies" in words:
@@ -103,6 +104,9 @@ def config_of(words: list[str]) -> Any:
         settings |= {"drift_scale": 0.0, "idle_mode": "train"}
         settings["group_of"] = lambda name, _: "fast" if is_fast(name) else None
         return MultirateConfig((RateGroup("fast", (), 1), RateGroup("slow", ".*", PERIOD)), **settings)
+    if "auto" in words:  # a plan from step 3 on, and others from 8, 13 and so on
+        work.UPDATE = 0.0  # which does not shrink with the rows of a process
+        return MultirateConfig((), budget=Budget(1.5, longest=4, measure_steps=3, cycles=1), **settings)
     if "ladder" in words:
         return MultirateConfig.ladder([1, 2, PERIOD], **settings)
     if "middle" in words:  # what is fast is no suffix

@@ -18,6 +18,7 @@ EQUAL = [
     "adamw-unused", "adamw-views", "adamw-static", "adamw-checkpointing", "adamw-reentrant",
     "adamw-unused-checkpointing", "adamw-gas3-ragged", "adamw-gas3-ragged-views", "adamw-ladder", "adamw-hold",
     "sgd-hold", "rmsprop-gas3", "adamw-middle", "adamw-evaluate-unused", "adamw-check",
+    "adamw-auto", "sgd-auto", "adamw-auto-gas3", "adamw-auto-check",
 ]  # fmt: skip
 # Against plain DDP with the gradients of idle parameters thrown away. Clipping would look at those first.
 AS_PLAIN = ["", "-fp16hook", "-views", "-unused", "-static", "-resnet", "-resnet-gas3"]
@@ -38,7 +39,15 @@ resumes = pytest.mark.skipif(
     not FIVE,
     reason="plain Trainer of 4.57 resumes neither in several processes of a CPU nor with another number of them",
 )
-SAVES = ["adamw-save", "sgd-save-gas3", "rmsprop-save-lora", "adamw-save-static", "adamw-save-checkpointing"]
+SAVES = [
+    "adamw-save",
+    "adamw-save-auto",
+    "rmsprop-save-auto-lora",
+    "sgd-save-gas3",
+    "rmsprop-save-lora",
+    "adamw-save-static",
+    "adamw-save-checkpointing",
+]
 
 
 @pytest.fixture(scope="module")

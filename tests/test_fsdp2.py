@@ -24,10 +24,12 @@ pytestmark = [
 EQUAL = [
     "adamw-checkpointing", "adamw-reentrant", "adamw-gas3-ragged", "adamw-ladder", "adamw-hold", "sgd-hold",
     "rmsprop-gas3", "adamw-middle", "adamw-evaluate", "adamw-evaluate-whole", "adamw-gas3-whole", "adamw-check",
+    "adamw-auto", "adamw-auto-gas3",
 ]  # fmt: skip
 SAVES = [
     "adamw-save", "rmsprop-save", "sgd-save-gas3", "adamw-save-sharded", "rmsprop-save-sharded",
     "sgd-save-sharded-gas3", "rmsprop-save-lora", "adamw-save-bf16", "adamw-save-sharded-evaluate-whole",
+    "adamw-save-auto",
 ]  # fmt: skip
 MOVED = ["adamw-save", "rmsprop-save", "adamw-save-sharded", "rmsprop-save-sharded"]
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
+from itertools import pairwise
 from typing import Any
 
 import torch.distributed as dist
 
-from hf_multirate.auto.policy import ladder, work_of
+from hf_multirate.auto.plan import Plan
+from hf_multirate.auto.policy import ladder, slowest, work_of
 from hf_multirate.auto.settings import Budget
 from hf_multirate.auto.signals import Signals
 from hf_multirate.auto.work import CountedWork
@@ -23,32 +25,6 @@ PLANS = 4
 ROUNDING = 1e-9
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What every block does from step ``start`` on, blocks from the top.
-
-    Attributes:
-        start: The first step.
-        until: The step at which the next plan is made; None for never.
-        cycle_start: The step at which the cycle of the periods begins; those before it are full.
-        periods: Steps between two gradients of each block.
-        drift: Idle steps at which each block drifts.
-        worth: What the periods were made from, at a learning rate of 1; None where nothing was known.
-    """
-
-    start: int
-    until: int | None
-    cycle_start: int
-    periods: tuple[int, ...]
-    drift: tuple[int, ...]
-    worth: tuple[float, ...] | None = None
-
-    @property
-    def schedule(self) -> Schedule:
-        """Which blocks get a gradient at which step."""
-        return Schedule(self.periods, self.cycle_start)
 
 
 class Planner:
@@ -109,7 +85,7 @@ class Planner:
             self._measure(step)
             return True
         until = self.plans[-1].until
-        if until is None or step < until:
+        if until is None or step < until or self._ends_before(step + self._budget.longest):
             return False
         self._spent += sum(self.cost(at) for at in range(self.plans[-1].start, step))
         self._plan(step)
@@ -136,41 +112,51 @@ class Planner:
 
     @property
     def _short(self) -> bool:
-        return self.total_steps is not None and self.total_steps - self._first < self._budget.least_steps
+        return self._ends_before(self._first + self._budget.least_steps)
 
     def _plan(self, step: int) -> None:
-        first = self.depths is None
         if self.depths is None:
             self.depths = self._work.by_depth(self._members, self._processes)
+            self._warn_of_bound()
         worth = self.signals.usable()
         if worth is None and not self._short:
             logger.warning("at step %d the worth of no block is above its noise: all blocks count alike.", step)
-        costs = [high - low for low, high in zip(self.depths, self.depths[1:], strict=False)]
-        longest, slowest = self._budget.longest, (1, *[self._budget.longest] * (len(costs) - 1))
-        bound = work_of(costs, self.depths[0], slowest)
-        if first and bound > self._budget.share:
+        known = worth or [1.0] * len(self._groups)
+        periods = ladder(known, self._costs, self.depths[0], self._left(step), self._budget.longest)
+        drift = tuple(self.signals.drift_steps(block, period) for block, period in enumerate(periods))
+        told = None if worth is None else tuple(worth)
+        # Two full steps in a row tell what one step is worth: the plan begins with them.
+        until, cycle = (None, step) if self._short else (step + self._budget.plan_steps, step + 1)
+        self.plans.append(Plan(step, until, cycle, periods, drift, told))
+        logger.info("step %d: %s", step, self.told())
+
+    @property
+    def _costs(self) -> list[float]:
+        assert self.depths is not None  # counted before the first plan
+        return [high - low for low, high in pairwise(self.depths)]
+
+    def _warn_of_bound(self) -> None:
+        assert self.depths is not None  # counted before the first plan
+        longest = self._budget.longest
+        bound = work_of(self._costs, self.depths[0], slowest(len(self._groups), longest))
+        if bound > self._budget.share:
             logger.warning(
                 "a speed-up of %.2f was asked for, and this model allows %.2f at most, with all but the top block at "
                 "every %dth step: periods are as long as they can be.", 1 / self._budget.share, 1 / bound, longest,
             )  # fmt: skip
-        length = self._length(step)
-        left = self._budget.share * (step + length - self._first) - self._spent
-        full = 0 if self._short else 1
-        extra = -(-length // self._budget.plan_steps) * full
-        budget = (left - extra) / max(1, length - extra) + ROUNDING
-        periods = ladder(worth or [1.0] * len(costs), costs, self.depths[0], budget, longest)
-        drift = tuple(self.signals.drift_steps(block, period) for block, period in enumerate(periods))
-        last = self.total_steps is not None and self.total_steps < step + self._budget.plan_steps + longest
-        until = None if last or self._short else step + self._budget.plan_steps
-        told = None if worth is None else tuple(worth)
-        self.plans.append(Plan(step, until, step + full, periods, drift, told))
-        logger.info("step %d: %s", step, self.told())
 
-    def _length(self, step: int) -> int:
-        """Steps over which what was spent above the budget is made up for: to the end, where that is known."""
-        if self.total_steps is None:
-            return PLANS * self._budget.plan_steps
-        return max(1, self.total_steps - step)
+    def _left(self, step: int) -> float:
+        """Mean work of a step from ``step`` on, with which the budget is met, without the full steps between plans.
+
+        What was spent above it is made up for until the end of training, or within a few plans where that is unknown.
+        """
+        length = PLANS * self._budget.plan_steps if self.total_steps is None else max(1, self.total_steps - step)
+        full = 0 if self._short else -(-length // self._budget.plan_steps)
+        left = self._budget.share * (step + length - self._first) - self._spent
+        return (left - full) / max(1, length - full) + ROUNDING
+
+    def _ends_before(self, step: int) -> bool:
+        return self.total_steps is not None and self.total_steps < step
 
     def close(self) -> None:
         """Leave nothing on the model."""
@@ -183,11 +169,14 @@ class Planner:
         return ", ".join(f"{group.name} every {period} (drift {drift})" for group, period, drift in blocks)
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """Plain values; all processes call it."""
+        if self._work.positions and self.depths is None:
+            self._work.settle(self._processes)
         return {
             "blocks": [group.name for group in self._groups],
             "first": self._first,
             "spent": self._spent,
+            "positions": dict(self._work.positions),
             "depths": self.depths,
             "signals": self.signals.state_dict(),
             "plans": [asdict(plan) for plan in self.plans],
@@ -208,7 +197,8 @@ class Planner:
         self._first, self._spent, self.depths = state["first"], state["spent"], state["depths"]
         self.signals.load_state_dict(state["signals"])
         self.plans = [Plan(**{**plan, **_tuples(plan)}) for plan in state["plans"]]
-        if self.depths is not None:
+        self._work.positions = dict(state["positions"])
+        if self._work.positions:
             self._work.stop()
 
 

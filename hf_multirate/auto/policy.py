@@ -1,24 +1,20 @@
 """From what blocks are worth and cost to a period for each: a ladder by depth.
 
-The loss lost to staleness is taken to be the sum of worth times period, the work of a step the sum of cost over
-period. Without bounds the least loss at given work is at periods proportional to the root of cost over worth. Here
-periods are powers of two that do not fall with depth, and the least is found exactly: for each price of work by
-dynamic programming over blocks, and the price by bisection.
+What is lost by a gradient at every p-th step alone is taken to be the worth of it times the logarithm of p. Without
+bounds the least loss at given work is where each block has gradients in proportion to worth over cost: the worth of
+all that is spent is the same everywhere, and none is left out for good. (With worth times p instead it is the root
+of that proportion, which leaves more to the bottom.) Here periods are powers of two that do not fall with depth, so
+that a ladder is the places at which the period doubles, and all of them are tried.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from itertools import accumulate, combinations_with_replacement
 
 
-PRICES = 60
-"""Bisections of the price, over forty decades."""
-
-
-def powers(longest: int) -> list[int]:
-    """1, 2, 4 up to ``longest``."""
-    return [1 << i for i in range(longest.bit_length()) if 1 << i <= longest]
+PLACES = 28
+"""Places at which a period may double, of a deeper model every second block or every third: some 30,000 ladders."""
 
 
 def work_of(costs: Sequence[float], fixed: float, periods: Sequence[int]) -> float:
@@ -26,66 +22,45 @@ def work_of(costs: Sequence[float], fixed: float, periods: Sequence[int]) -> flo
     return fixed + sum(cost / period for cost, period in zip(costs, periods, strict=True))
 
 
-def loss(period: int) -> float:
-    """What is lost, in units of the worth of a gradient, by having one at every ``period``-th step."""
-    return math.log2(period)
+def slowest(number: int, longest: int) -> tuple[int, ...]:
+    """Periods that cost least: only the top of ``number`` blocks at every step."""
+    return (1, *[longest] * (number - 1))
 
 
 def ladder(
     worth: Sequence[float], costs: Sequence[float], fixed: float, budget: float, longest: int
 ) -> tuple[int, ...]:
-    """Periods of blocks from the top, with the least ``sum(worth * period)`` at work of at most ``budget``.
+    """Periods of blocks from the top with the least loss at work of at most ``budget``.
 
-    The first block has period 1. If no periods are cheap enough, the longest are returned.
+    The first block has period 1. If no periods are cheap enough, those that cost least are returned.
 
     Args:
-        worth: Of a gradient of each block; positive.
+        worth: Of a gradient of each block; not negative.
         costs: Work of backward for each block, in the unit of ``budget``.
         fixed: Work of every step whatever is live.
         budget: Mean work of a step.
         longest: The longest period, a power of two.
 
-    >>> ladder([1.0, 1.0, 1.0], [0.1, 0.3, 0.3], fixed=0.3, budget=0.6, longest=16)
-    (1, 2, 4)
+    >>> ladder([1.0, 2.0, 1.0], [0.1, 0.3, 0.3], fixed=0.3, budget=0.72, longest=16)
+    (1, 2, 2)
     """
-    slowest = (1, *[longest] * (len(costs) - 1))
-    if work_of(costs, fixed, slowest) >= budget:
-        return slowest
-    low, high, best = -20.0, 20.0, slowest  # a price of 10 ** high buys nothing
-    for _ in range(PRICES):
-        middle = (low + high) / 2
-        periods = _cheapest(worth, costs, 10**middle, longest)
-        if work_of(costs, fixed, periods) > budget:
-            low = middle
-        else:
-            high, best = middle, periods
-    return _filled(best, worth, costs, fixed, budget)
+    number = len(costs)
+    worth_below, costs_below = _below(worth), _below(costs)
+    doublings = range(1, longest.bit_length())
+    places = [*range(1, number, -(-number // PLACES)), number]
+    best = (float("inf"), slowest(number, longest))
+    for cuts in combinations_with_replacement(places, len(doublings)):
+        # Below the i-th cut the period is 2**i at least, which saves 2**-i of a gradient a step.
+        saved = sum(costs_below[cut] / (1 << i) for i, cut in zip(doublings, cuts, strict=True))
+        if fixed + costs_below[0] - saved <= budget:
+            best = min(best, (sum(worth_below[cut] for cut in cuts), _periods(cuts, number)))
+    return best[1]
 
 
-def _cheapest(worth: Sequence[float], costs: Sequence[float], price: float, longest: int) -> tuple[int, ...]:
-    """Periods that do not fall with depth, with the least worth times period plus price times cost over period."""
-    best: dict[int, tuple[float, tuple[int, ...]]] = {1: (price * costs[0], (1,))}
-    for value, cost in zip(worth[1:], costs[1:], strict=True):
-        found: dict[int, tuple[float, tuple[int, ...]]] = {}
-        for period in powers(longest):
-            total, above = min(best[shorter] for shorter in best if shorter <= period)
-            found[period] = (total + value * loss(period) + price * cost / period, (*above, period))
-        best = found
-    return min(best.values())[1]
+def _below(values: Sequence[float]) -> list[float]:
+    """Sums of the values from each place on."""
+    return [*accumulate(reversed(values), initial=0.0)][::-1]
 
 
-def _filled(
-    periods: tuple[int, ...], worth: Sequence[float], costs: Sequence[float], fixed: float, budget: float
-) -> tuple[int, ...]:
-    """Halve further periods, the best buy first, as long as the budget allows it: prices skip some ladders."""
-    current = list(periods)
-    while True:
-        left = budget - work_of(costs, fixed, current)
-        fits = [
-            (worth[i] * (loss(current[i]) - loss(current[i] // 2)) * current[i] / max(costs[i], 1e-12), i)
-            for i in range(1, len(current))
-            if current[i] > current[i - 1] and costs[i] / current[i] <= left
-        ]
-        if not fits:
-            return tuple(current)
-        current[max(fits)[1]] //= 2
+def _periods(cuts: Sequence[int], number: int) -> tuple[int, ...]:
+    return tuple(1 << sum(cut <= block for cut in cuts) for block in range(number))

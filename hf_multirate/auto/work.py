@@ -34,7 +34,8 @@ class CountedWork:
 
     def __init__(self, model: nn.Module, *, watch: bool) -> None:
         self._model = model
-        self._positions: dict[str, float] = {}
+        self.positions: dict[str, float] = {}
+        """Of modules that were seen."""
         self._hooks: list[Any] = []
         for name, module in model.named_modules() if watch else ():
             matrices = [p for p in module.parameters(recurse=False) if p.dim() > 1]
@@ -45,10 +46,10 @@ class CountedWork:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             del args
             first = output[0] if isinstance(output, tuple) and output else output
-            if not module.training or name in self._positions or not isinstance(first, Tensor) or not first.dim():
+            if not module.training or name in self.positions or not isinstance(first, Tensor) or not first.dim():
                 return
             channels = first.shape[1 if first.dim() == dimensions > MATRIX else -1]
-            self._positions[name] = first.numel() / max(1, channels)
+            self.positions[name] = first.numel() / max(1, channels)
 
         return hook
 
@@ -58,17 +59,21 @@ class CountedWork:
             hook.remove()
         self._hooks = []
 
+    def settle(self, processes: dist.ProcessGroup | None) -> None:
+        """Look no longer, and come to the same in all ``processes``, which call it together."""
+        self.stop()
+        self.positions = _mean(self.positions, processes)
+
     def by_depth(self, groups: Sequence[Sequence[str]], processes: dist.ProcessGroup | None) -> list[float]:
         """Work of a step, as a share of a full one, with none of ``groups`` live, with the first, and so on.
 
         Args:
             groups: Names of parameters, from the top of the model down.
-            processes: Those that have to come to the same.
+            processes: Those that have to come to the same; all of them call it.
         """
-        self.stop()
-        positions = _mean(self._positions, processes)
+        self.settle(processes)
         sizes = {name: parameter.numel() for name, parameter in named(self._model).items()}
-        layers = _used(self._model, layers_of(self._model), positions)
+        layers = _used(self._model, layers_of(self._model), self.positions)
         found, live = [step_cost(layers, set())], set[str]()
         for names in groups:
             live |= set(names)

@@ -1,0 +1,568 @@
+"""Automatic training: the ladder is the best one, the budget is kept, and the same run gives the same plan."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from itertools import combinations_with_replacement
+from math import log2
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import peft
+import pytest
+import torch
+from torch import nn
+from torch.optim import SGD
+from transformers import HfArgumentParser
+
+from hf_multirate import Multirate, MultirateConfig, MultirateTrainingArguments, RateGroup, plan
+from hf_multirate.auto import Budget
+from hf_multirate.auto import work as work_module
+from hf_multirate.auto.blocks import block_groups
+from hf_multirate.auto.policy import ladder, work_of
+from hf_multirate.auto.signals import DECAY, Estimate, Signals
+from hf_multirate.auto.work import CountedWork
+from hf_multirate.card import card_section
+from hf_multirate.partition import assign
+from hf_multirate.planning.counting import count
+from hf_multirate.record import read_record
+from hf_multirate.reporting import report
+from hf_multirate.reporting.charts import charts
+from runs import Watched, arguments, assert_same, example, history, trainer_for, weights
+from tiny import FAMILIES
+
+
+# peft reads the old name of a property of transformers.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning"),
+]
+
+SHORT = Budget(1.6, longest=4, measure_steps=3, cycles=1)
+"""A plan from step 3 on, and others from 8, 13 and so on."""
+
+STEPS = 30
+
+
+def short(speedup: float = 1.6, **settings: Any) -> MultirateConfig:
+    return MultirateConfig((), budget=Budget(speedup, longest=4, measure_steps=3, cycles=1), **settings)
+
+
+# ---- policy and signals
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_no_ladder_within_the_budget_loses_less(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    number = int(random.integers(2, 9))
+    worth = list(random.uniform(0.1, 3, number))
+    costs = random.uniform(0.05, 1, number)
+    costs = list(0.7 * costs / costs.sum())
+    budget = float(random.uniform(0.45, 1.0))
+    found = ladder(worth, costs, 0.3, budget, 16)
+    every = [(1, *rest) for rest in combinations_with_replacement([1, 2, 4, 8, 16], number - 1)]
+    fit = [periods for periods in every if work_of(costs, 0.3, periods) <= budget]
+
+    def lost(periods: tuple[int, ...]) -> float:
+        return sum(value * log2(period) for value, period in zip(worth, periods, strict=True))
+
+    if not fit:
+        assert found == (1, *[16] * (number - 1))
+        return
+    assert found in fit
+    assert lost(found) == pytest.approx(min(map(lost, fit)))
+
+
+def test_more_worth_or_less_cost_means_more_gradients() -> None:
+    level = ladder([1.0] * 6, [0.1] * 6, 0.3, 0.5, 16)
+    falling = ladder([32.0, 16.0, 8.0, 4.0, 2.0, 1.0], [0.1] * 6, 0.3, 0.5, 16)
+    assert falling[1] < level[1]
+    assert falling[-1] > level[-1]
+    assert ladder([1.0] * 3, [0.1, 0.5, 0.05], 0.3, 0.6, 16) == (1, 4, 4)
+    assert ladder([1.0] * 3, [0.1, 0.05, 0.5], 0.3, 0.6, 16) == (1, 1, 4)
+
+
+def test_a_deep_model_has_a_ladder_too() -> None:
+    periods = ladder([1.0] * 200, [0.7 / 200] * 200, 0.3, 0.5, 16)
+    assert work_of([0.7 / 200] * 200, 0.3, periods) <= 0.5
+    assert list(periods) == sorted(periods)
+
+
+def test_an_estimate_is_the_weighted_mean_and_its_error() -> None:
+    samples = np.random.default_rng(0).normal(3.0, 2.0, 40)
+    estimate = Estimate()
+    assert estimate.error is None
+    for sample in samples:
+        estimate.add(float(sample))
+    weight = DECAY ** np.arange(len(samples))[::-1]
+    mean = np.average(samples, weights=weight)
+    variance = (weight * (samples - mean) ** 2).sum() / (weight.sum() - (weight**2).sum() / weight.sum())
+    assert estimate.mean == pytest.approx(mean)
+    assert estimate.error == pytest.approx(np.sqrt(variance * (weight**2).sum()) / weight.sum())
+
+
+def test_the_error_is_as_large_as_the_mean_really_scatters() -> None:
+    random = np.random.default_rng(1)
+    estimates = [Estimate() for _ in range(400)]
+    for estimate in estimates:
+        for sample in random.normal(0.0, 1.0, 30):
+            estimate.add(float(sample))
+    scatter = np.std([estimate.mean for estimate in estimates])
+    errors = [estimate.error for estimate in estimates]
+    assert np.mean(np.array(errors, dtype=float)) == pytest.approx(scatter, rel=0.1)
+
+
+def filled(*blocks: dict[int, list[float]]) -> Signals:
+    """Signals with these samples by age, for each block."""
+    signals = Signals(len(blocks))
+    for block, ages in enumerate(blocks):
+        for age, samples in ages.items():
+            for sample in samples:
+                signals.add(block, age, sample)
+    return signals
+
+
+def test_worth_below_its_noise_counts_as_its_noise() -> None:
+    signals = filled({1: [4.0, 4.2, 3.8]}, {1: [-1.0, 1.5, -0.8]}, {1: [-2.0, -2.1, -1.9]})
+    usable = signals.usable()
+    assert usable is not None
+    assert usable[0] == pytest.approx(signals.worth(0).mean)
+    assert usable[1] == pytest.approx(signals.worth(1).error)
+    assert 0 < usable[2] < 0.1
+
+
+@pytest.mark.parametrize(
+    "samples", [{1: [-1.0, 1.0, -1.0]}, {1: [5.0]}, {}], ids=["nothing but noise", "one sample", "none"]
+)
+def test_no_worth_to_go_by(samples: dict[int, list[float]]) -> None:
+    assert filled(samples, {1: [-1.0, 1.5, -0.8]}).usable() is None
+
+
+def test_drift_lasts_as_long_as_it_is_known_to_help() -> None:
+    good, bad = [2.0, 2.2, 1.8], [-2.0, -2.2, -1.8]
+    assert filled({1: bad}).drift_steps(0, 8) == 0
+    assert filled({1: good}).drift_steps(0, 8) == 1
+    assert filled({1: good, 8: good}).drift_steps(0, 8) == 7
+    assert filled({1: good, 4: bad, 8: good}).drift_steps(0, 8) == 1
+    assert filled({1: good, 8: bad}).drift_steps(0, 4) == 1
+    assert filled({1: good, 4: good}).drift_steps(0, 2) == 1
+    assert filled({1: good}).drift_steps(0, 1) == 0
+
+
+# ---- blocks and work
+
+
+def test_blocks_of_a_stack_go_from_the_top_down() -> None:
+    model, _ = FAMILIES["bert"]()
+    groups = block_groups(model)
+    names = [group.name for group in groups]
+    assert names == ["head", "block_3", "block_2", "block_1", "block_0", "embeddings"]
+    partition = assign(MultirateConfig(groups), model)
+    assert partition["head"] == (
+        "bert.pooler.dense.weight", "bert.pooler.dense.bias", "classifier.weight", "classifier.bias"
+    )  # fmt: skip
+    assert all(name.startswith("bert.encoder.layer.2.") for name in partition["block_2"])
+    assert all(name.startswith("bert.embeddings.") for name in partition["embeddings"])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_trainable_parameter_is_in_one_block(family: str) -> None:
+    model, _ = FAMILIES[family]()
+    groups = block_groups(model)
+    partition = assign(MultirateConfig(groups), model)
+    assert sum(map(len, partition.values())) == len(list(model.parameters()))
+    assert len(groups) > 2
+
+
+def test_blocks_of_a_model_without_a_stack_are_its_children() -> None:
+    inner = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.LayerNorm(5), nn.Conv1d(1, 1, 1), nn.Linear(5, 2))
+    assert [group.name for group in block_groups(inner)] == ["4", "3", "2", "0"]
+    outer = nn.ModuleDict({"net": inner})
+    assert [group.name for group in block_groups(outer)] == ["net.4", "net.3", "net.2", "net.0"]
+    inner[4].requires_grad_(False)
+    assert [group.name for group in block_groups(inner)] == ["3", "2", "0"]
+
+
+def test_a_tied_weight_lies_as_deep_as_its_deepest_place() -> None:
+    model, _ = FAMILIES["gpt2-lm"]()
+    partition = assign(MultirateConfig(block_groups(model)), model)
+    assert "transformer.wte.weight" in partition["embeddings"]
+    flat = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3), nn.Bilinear(3, 3, 3), nn.Linear(3, 3))
+    flat[3].weight = flat[0].weight
+    assert assign(MultirateConfig(block_groups(flat)), flat)["0"] == ("0.weight", "0.bias")
+
+
+def test_blocks_of_adapters() -> None:
+    model, _ = FAMILIES["bert"]()
+    model = peft.get_peft_model(model, peft.LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query"]))
+    groups = block_groups(model)
+    assert [group.name for group in groups] == ["head", "block_3", "block_2", "block_1", "block_0"]
+    partition = assign(MultirateConfig(groups), model)
+    assert all("lora_" in name for name in partition["block_1"])
+
+
+def test_nothing_trainable() -> None:
+    with pytest.raises(ValueError, match="no trainable parameter"):
+        block_groups(nn.Linear(2, 2).requires_grad_(False))
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2", "llama", "vit", "resnet", "bert-lora"])
+def test_work_is_what_the_operations_come_to(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against torch's count of a step, with what neither has: optimizer, and products of activations."""
+    monkeypatch.setattr(work_module, "UPDATE", 0.0)
+    model, batch = FAMILIES[family.removesuffix("-lora")]()
+    if family.endswith("-lora"):
+        model = peft.get_peft_model(model, peft.LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query"]))
+    members = list(assign(MultirateConfig(block_groups(model)), model).values())
+    work = CountedWork(model, watch=True)
+    model.train()
+    model(**batch)
+    found = work.by_depth(members, None)
+    named = dict(model.named_parameters())
+    totals = []
+    for depth in range(1, len(members) + 1):
+        live = {name for names in members[:depth] for name in names}
+        for name, parameter in named.items():
+            parameter.requires_grad_(name in live)
+        totals.append(count(model, batch, 1.0).total)
+    # In ViT a token that is a bare parameter is taken for something below the patches.
+    assert found[1:] == pytest.approx([t / totals[-1] for t in totals], abs=0.1 if family == "vit" else 0.06)
+
+
+def test_work_is_not_the_number_of_parameters_alone() -> None:
+    """Early layers of a network for images have few parameters and many places to use them at."""
+    model, batch = FAMILIES["resnet"]()
+    members = list(assign(MultirateConfig(block_groups(model)), model).values())
+    blind = CountedWork(model, watch=False).by_depth(members, None)
+    work = CountedWork(model, watch=True)
+    model.train()(**batch)
+    seen = work.by_depth(members, None)
+    assert seen[3] < blind[3] - 0.1
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+# ---- training
+
+
+def trained(folder: Path, config: MultirateConfig, family: str = "bert", **rest: Any) -> Any:
+    trainer = trainer_for(folder, config, family, **({"max_steps": STEPS} | rest))
+    trainer.train()
+    return trainer
+
+
+def test_gradients_are_where_the_plan_has_them(tmp_path: Path) -> None:
+    model, rows = example("bert")
+    trainer = Watched(model=model, args=arguments(tmp_path, max_steps=STEPS), train_dataset=rows, multirate=short())
+    trainer.train()
+    controller = trainer.multirate
+    starts = [plan.start for plan in controller.plans]
+    assert starts == [0, 3, 8, 13, 18, 23]
+    members = controller.partition
+    names = list(members)
+    depths = set()
+    for step, live in trainer.seen:
+        plan = next(plan for plan in reversed(controller.plans) if plan.start <= step)
+        expected = {name for i in plan.schedule.live(step) for name in members[names[i]]}
+        assert live == expected
+        depths.add(len(plan.schedule.live(step)))
+    assert len(depths) > 1
+    assert controller.plans[0].periods == (1,) * len(names)
+    for plan in controller.plans:
+        assert list(plan.periods) == sorted(plan.periods)
+        assert plan.periods[0] == 1
+        assert max(plan.periods) <= SHORT.longest
+
+
+@pytest.mark.parametrize("speedup", [1.2, 1.5, 1.8])
+def test_the_budget_is_kept(tmp_path: Path, speedup: float) -> None:
+    trainer = trained(tmp_path, short(speedup), max_steps=120)
+    assert trainer.multirate.telemetry.predicted_so_far == pytest.approx(speedup, rel=0.05)
+    assert trainer.multirate.telemetry.predicted_so_far > 0.995 * speedup
+
+
+def test_the_budget_is_kept_where_the_end_is_not_known() -> None:
+    model, batch = FAMILIES["bert"]()
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    with Multirate(short(1.5)).attach(model, optimizer) as controller:
+        for step in range(120):
+            controller.begin_step(step)
+            model(**batch).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert controller.telemetry.predicted_so_far == pytest.approx(1.5, rel=0.05)
+
+
+def test_speedup_one_is_plain_training(tmp_path: Path) -> None:
+    ours, plain = trained(tmp_path, short(1.0)), trainer_for(tmp_path, None, max_steps=STEPS)
+    plain.train()
+    assert_same(weights(ours), weights(plain))
+
+
+def test_the_same_run_has_the_same_plan(tmp_path: Path) -> None:
+    one, other = (trained(tmp_path, short()) for _ in range(2))
+    assert one.multirate.plans == other.multirate.plans
+    assert_same(weights(one), weights(other))
+    assert len({plan.periods for plan in one.multirate.plans}) > 1
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "adamw": {},
+    "accumulation": {"gradient_accumulation_steps": 2},
+    "momentum": {"optimizer_cls_and_kwargs": (SGD, {"lr": 0.05, "momentum": 0.9})},
+    "rmsprop": {"optim": "rmsprop"},
+    "checkpointing": {"gradient_checkpointing": True},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_run_resumed_in_the_middle_of_a_plan_is_the_whole_run(tmp_path: Path, case: str) -> None:
+    saving = {"save_strategy": "steps", "save_steps": 1, "max_steps": 19, **CASES[case]}
+    whole = trained(tmp_path / "whole", short(), **saving)
+    for step in (2, 3, 9, 13):  # while measuring, before the first plan, within one, before another
+        folder = tmp_path / f"from-{step}"
+        shutil.copytree(tmp_path / "whole" / f"checkpoint-{step}", folder / f"checkpoint-{step}")
+        again = trainer_for(folder, short(), **saving)
+        again.train(resume_from_checkpoint=True)
+        assert again.multirate.plans == whole.multirate.plans
+        assert_same(weights(again), weights(whole))
+        assert history(again)[step:] == history(whole)[step:]
+
+
+def test_a_checkpoint_of_other_blocks_is_refused(tmp_path: Path) -> None:
+    trained(tmp_path, short(), max_steps=5, save_strategy="steps", save_steps=5)
+    path = tmp_path / "checkpoint-5" / "multirate.pt"
+    state = torch.load(path, weights_only=True)
+    state["plan"]["blocks"] = ["head", "rest"]
+    torch.save(state, path)
+    with pytest.raises(ValueError, match=r"a plan for the blocks \['head', 'rest'\]"):
+        trainer_for(tmp_path, short(), max_steps=9).train(resume_from_checkpoint=True)
+
+
+def test_a_checkpoint_without_a_plan_begins_one(tmp_path: Path) -> None:
+    fixed = MultirateConfig.two_rate("last:1", 4)
+    trained(tmp_path, fixed, max_steps=5, save_strategy="steps", save_steps=5)
+    again = trainer_for(tmp_path, short(), max_steps=30)
+    again.train(resume_from_checkpoint=True)
+    assert [plan.start for plan in again.multirate.plans][:3] == [5, 8, 13]
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2-lm", "llama-lm", "t5", "bart", "vit", "resnet", "deberta-v3"])
+def test_it_trains_many_families(tmp_path: Path, family: str) -> None:
+    trainer = trained(tmp_path, short(1.3), family, max_steps=16)
+    assert len(trainer.multirate.plans) == 3
+    assert min(len(plan.schedule.live(step)) for plan in trainer.multirate.plans for step in range(16)) < len(
+        trainer.multirate.partition
+    )
+
+
+def test_adapters(tmp_path: Path) -> None:
+    model, rows = example("bert")
+    model = peft.get_peft_model(model, peft.LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query"]))
+    before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    trainer = Watched(model=model, args=arguments(tmp_path, max_steps=16), train_dataset=rows, multirate=short(1.4))
+    trainer.train()
+    after = dict(model.named_parameters())
+    assert all(not torch.equal(after[name], value) for name, value in before.items() if "original" not in name)
+    assert len({len(live) for _, live in trainer.seen}) > 1
+
+
+def test_blocks_that_the_user_names(tmp_path: Path) -> None:
+    blocks = ["embeddings", r"layer\.[01]\.", r"layer\.[23]\.", "pooler|classifier"]
+    trainer = trained(tmp_path, MultirateConfig.auto(1.6, blocks, longest=4))
+    assert list(trainer.multirate.partition) == blocks[::-1]
+
+
+def test_nothing_is_left_on_the_model(tmp_path: Path) -> None:
+    trainer = trained(tmp_path, short(), max_steps=2)  # ends while it looks for shapes
+    assert all(parameter.requires_grad for parameter in trainer.model.parameters())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in trainer.model.modules())
+
+
+def test_refresh_chunks_apply_to_full_steps_of_the_first_measurement(tmp_path: Path) -> None:
+    model, rows = example("bert")
+    trainer = Watched(
+        model=model, args=arguments(tmp_path, max_steps=2), train_dataset=rows, multirate=short(refresh_chunks=2)
+    )
+    trainer.train()
+    assert [step for step, _ in trainer.seen][-2:] == [1, 1]
+    assert len(trainer.seen) == 6  # two of them to find out how losses of parts add up
+
+
+# ---- what is told
+
+
+def test_the_plan_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    trainer = trainer_for(tmp_path, short(), max_steps=STEPS)
+    assert "nothing is measured yet" in trainer.multirate.describe()
+    with caplog.at_level(logging.INFO, "hf_multirate.auto.planner"):
+        trainer.train()
+    lines = [record.getMessage() for record in caplog.records if "every" in record.getMessage()]
+    assert [line.partition(":")[0] for line in lines] == [f"step {step}" for step in (3, 8, 13, 18, 23)]
+    plan = trainer.multirate.plans[-1]
+    assert f"block_0 every {plan.periods[4]} (drift {plan.drift[4]})" in lines[-1]
+    table = trainer.multirate.describe().splitlines()
+    assert table[0].split() == ["block", "parameters", "worth", "+-", "work", "period", "drift", "names"]
+    cells = table[2].split()
+    assert cells[0] == "block_3"
+    assert float(cells[2]) == pytest.approx(trainer.multirate._planner.signals.worth(1).mean, rel=1e-2)
+    assert cells[5:7] == [str(plan.periods[1]), str(plan.drift[1])]
+
+
+def test_the_record_the_card_and_the_report_have_the_plan(tmp_path: Path) -> None:
+    trainer = trained(tmp_path, short())
+    record = read_record(tmp_path)
+    assert [plan["start"] for plan in record.plans] == [plan.start for plan in trainer.multirate.plans]
+    assert [group["period"] for group in record.config["groups"]] == list(trainer.multirate.plans[-1].periods)
+    assert "| block_0 |" in card_section(record)
+    picture = charts({"multirate": record})["plans"][1]
+    bars = [patch for patch in picture.axes[0].patches if patch.get_width() > 0]
+    blocks = len(trainer.multirate.partition)
+    assert len(bars) == len(record.plans) * blocks
+    assert max(bar.get_x() + bar.get_width() for bar in bars) == STEPS
+    page = report(tmp_path, None, tmp_path / "report").read_text()
+    assert "Steps between two gradients of each block" in page
+
+
+def test_a_config_with_a_budget_survives_json(tmp_path: Path) -> None:
+    config = MultirateConfig.auto(1.7, ["embeddings", "."], longest=8, idle_mode="train")
+    path = tmp_path / "auto.json"
+    path.write_text(config.to_json())
+    assert MultirateConfig.from_json_file(path) == config
+    assert json.loads(config.to_json())["budget"]["speedup"] == 1.7
+
+
+def test_the_command_line(tmp_path: Path) -> None:
+    parser = HfArgumentParser(MultirateTrainingArguments)
+    words = ["--output_dir", str(tmp_path), "--use_cpu", "--multirate", "auto"]
+    (args,) = parser.parse_args_into_dataclasses(
+        [*words, "--multirate_speedup", "1.5", "--multirate_refresh_chunks", "2"]
+    )
+    assert args.to_multirate_config() == MultirateConfig.auto(1.5, refresh_chunks=2)
+    (args,) = parser.parse_args_into_dataclasses(words)
+    assert args.to_multirate_config().budget == Budget()
+
+
+# ---- what cannot be done
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"multirate": "auto", "multirate_fast": "head"}, "multirate_fast is given too"),
+        ({"multirate": "auto", "multirate_config": "x.json"}, "multirate_config is given too"),
+        ({"multirate_speedup": 2.0}, "only 'auto' has a speed-up"),
+        ({"multirate": "auto", "multirate_speedup": 0.5}, "speedup must be at least 1, got 0.5"),
+        ({"multirate": "automatic"}, r"one of \('on', 'off', 'auto'\)"),
+    ],
+)
+def test_flags_that_contradict_each_other(tmp_path: Path, words: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        MultirateTrainingArguments(str(tmp_path), use_cpu=True, **words)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"speedup": 0.9}, "at least 1, got 0.9"),
+        ({"speedup": float("nan")}, "at least 1, got nan"),
+        ({"longest": 12}, "power of two, got 12"),
+        ({"longest": 1}, "longest must be at least 2"),
+        ({"measure_steps": 2}, "measure_steps must be at least 3"),
+        ({"cycles": 0}, "cycles must be at least 1"),
+    ],
+)
+def test_a_bad_budget(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Budget(**values)
+
+
+def test_bad_types() -> None:
+    with pytest.raises(TypeError, match=r"longest must be an integer, got 4\.0"):
+        Budget(longest=4.0)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="budget takes a Budget"):
+        MultirateConfig((), budget=2.0)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"rate groups \['slow'\] have a period"):
+        MultirateConfig((RateGroup("fast", "head", 1), RateGroup("slow", ".*", 5)), budget=Budget())
+
+
+def test_a_budget_beyond_the_bound_is_said_and_the_bound_is_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = trained(tmp_path, short(20.0))
+    bound = [record.getMessage() for record in caplog.records if "this model allows" in record.getMessage()]
+    assert len(bound) == 1
+    assert bound[0].startswith("a speed-up of 20.00 was asked for")
+    assert all(plan.periods == (1, 4, 4, 4, 4, 4) for plan in trainer.multirate.plans[1:])
+
+
+def test_one_block_trains_plainly(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = MultirateConfig.auto(2.0, ["."])
+    ours, plain = trained(tmp_path, config), trainer_for(tmp_path, None, max_steps=STEPS)
+    plain.train()
+    assert "one block with trainable parameters, so every step is a full step" in caplog.text
+    assert_same(weights(ours), weights(plain))
+
+
+def test_short_training_is_planned_from_work_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    trainer = trained(tmp_path, MultirateConfig.auto(1.5), max_steps=40)
+    assert "too short to measure first, which takes 102" in caplog.text
+    plans = trainer.multirate.plans
+    assert [plan.start for plan in plans] == [0, 1]
+    assert plans[1].worth is None
+    assert trainer.multirate.telemetry.predicted_so_far == pytest.approx(1.5, rel=0.08)
+
+
+def test_worth_that_is_all_noise_is_said_and_blocks_count_alike(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Signals, "usable", lambda self: None)
+    trainer = trained(tmp_path, short(), max_steps=STEPS)
+    assert "at step 3 the worth of no block is above its noise" in caplog.text
+    planner = trainer.multirate._planner
+    told = trainer.multirate.plans[1]
+    budget = planner._budget.share * STEPS - 3 - 6  # three full steps were taken, six plans begin with one more
+    level = ladder([1.0] * 6, list(np.diff(planner.depths)), planner.depths[0], budget / (STEPS - 3 - 6), 4)
+    assert told.worth is None
+    assert told.periods == level
+
+
+def test_plan_says_that_there_is_nothing_to_plan() -> None:
+    model, batch = FAMILIES["bert"]()
+    with pytest.raises(ValueError, match="'auto' finds its periods while training"):
+        plan(model, batch, {"auto": MultirateConfig.auto()})
+
+
+def test_layers_that_are_dropped(tmp_path: Path) -> None:
+    """A whole block without a gradient at its turn: an error, unless the user has said that it may be."""
+
+    class Dropping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+            self.head = nn.Linear(4, 2)
+            self.calls = 0
+
+        def forward(self, inputs: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+            self.calls += 1
+            for i, block in enumerate(self.blocks):
+                if i != 1 or self.calls % 2:
+                    inputs = inputs + block(inputs)
+            return {"loss": nn.functional.cross_entropy(self.head(inputs), labels)}
+
+    def run(config: MultirateConfig) -> None:
+        model = Dropping()
+        optimizer = SGD(model.parameters(), lr=0.1)
+        with Multirate(config).attach(model, optimizer) as controller:
+            for step in range(12):
+                controller.begin_step(step)
+                model(torch.ones(2, 4), torch.tensor([0, 1]))["loss"].backward()
+                optimizer.step()
+                optimizer.zero_grad()
+
+    with pytest.raises(RuntimeError, match="'block_1' got no gradient"):
+        run(short())
+    run(short(missing_gradients="warn"))
