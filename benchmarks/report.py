@@ -1,4 +1,4 @@
-"""Tables and pictures of docs/benchmarks.md from the files that run.py keeps.
+"""Tables and pictures of docs/benchmarks.md and docs/auto.md from the files that run.py keeps.
 
 python benchmarks/report.py            # rewrite what stands between <!-- bench NAME --> and <!-- end -->
 """
@@ -28,7 +28,11 @@ from curves import (
 )
 
 
+PAGES = [ROOT / "docs" / name for name in ("benchmarks.md", "auto.md")]
 BUDGETS = (0.2, 0.4, 0.6, 0.8, 1.0)
+MARGIN = 1.03
+"""Factor on the time of automatic training, for a fixed setting to count as no slower."""
+
 CLOSE = 0.99
 """Share of the accuracy of plain training that counts as reaching it."""
 
@@ -74,8 +78,35 @@ def outcome(runs: Runs, rates: dict[str, dict[float, float]]) -> str:
     return "\n".join(rows)
 
 
-def budgets(runs: Runs) -> str:
+def automatic(runs: Runs, rates: dict[str, dict[float, float]]) -> str:
+    """One row per budget of automatic training, beside the best fixed setting that takes no longer.
+
+    The best is chosen by accuracy on test rows, which is in its favour.
+    """
+    del rates
+    rows = [
+        "| budget | speed-up | accuracy, % | plain in that time, % | ahead by, points | best fixed in that time "
+        "| its accuracy, % |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    whole = seconds(runs["plain"].values())
+    fixed = [name for name in runs if name.startswith("multirate")]
+    for name in (name for name in runs if name.startswith("auto")):
+        some = list(runs[name].values())
+        took, (plain, gap) = seconds(some), _gap(runs, name)
+        fit = [other for other in fixed if seconds(runs[other].values()) <= MARGIN * took]
+        best = max(fit, key=lambda other: metric(runs[other].values()), default=None)
+        theirs = "" if best is None else _spread([run["test_metric"] for run in runs[best].values()])
+        rows.append(
+            f"| {name.removeprefix('auto ')} | {whole / took:.2f} | {_spread([run['test_metric'] for run in some])} "
+            f"| {plain} | {gap} | {best or ''} | {theirs} |"
+        )
+    return "\n".join(rows)
+
+
+def budgets(runs: Runs, rates: dict[str, dict[float, float]]) -> str:
     """Accuracy at equal time, for five budgets."""
+    del rates
     whole = seconds(runs["plain"].values())
     rows = ["| contender | " + " | ".join(f"{share:g}" for share in BUDGETS) + " |", "|---" * (len(BUDGETS) + 1) + "|"]
     points = plain_by_time(runs, list(runs["plain"]))
@@ -103,7 +134,7 @@ def picture(runs: Runs, title: str, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(10, 5.5), layout="constrained")
-    ours = [name for name in runs if name.startswith("multirate")]
+    ours = [name for name in runs if name.startswith(("multirate", "auto"))]
     others = [name for name in runs if name not in ours and not is_plain(name)]
     blues, warm = plt.get_cmap("winter"), plt.get_cmap("autumn")
     styles = {name: (blues(i / max(1, len(ours) - 1)), "-") for i, name in enumerate(ours)}
@@ -124,6 +155,9 @@ def picture(runs: Runs, title: str, path: Path) -> None:
     plt.close(figure)
 
 
+TABLES = {"outcome": outcome, "budgets": budgets, "auto": automatic}
+
+
 def filled(
     text: str, found: dict[tuple[str, str], Runs], rates: dict[tuple[str, str, str], dict[float, float]]
 ) -> str:
@@ -135,22 +169,22 @@ def filled(
         if runs is None:
             return f"{match[1]}Not run yet.\n{match[3]}"
         of_task = {name: grid for (*key, name), grid in rates.items() if key == [task, length]}
-        return f"{match[1]}{outcome(runs, of_task) if what == 'outcome' else budgets(runs)}\n{match[3]}"
+        return f"{match[1]}{TABLES[what](runs, of_task)}\n{match[3]}"
 
     return re.sub(r"(<!-- bench ([\w ]+) -->\n).*?(<!-- end -->)", table, text, flags=re.DOTALL)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Rewrite the page and its pictures."""
+    """Rewrite the pages and their pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "benchmarks.md")
+    parser.add_argument("--pages", type=Path, nargs="+", default=PAGES)
     parser.add_argument("--dirty", action="store_true", help="also show results of files that were not committed")
     options = parser.parse_args(argv)
     found = finals(options.results, dirty=options.dirty)
-    text = filled(options.page.read_text(encoding="utf-8"), found, grids(options.results))
-    options.page.write_text(text, encoding="utf-8")
-    images = options.page.parent / "images"
+    for page in options.pages:
+        page.write_text(filled(page.read_text(encoding="utf-8"), found, grids(options.results)), encoding="utf-8")
+    images = options.pages[0].parent / "images"
     images.mkdir(exist_ok=True)
     for (task, length), runs in found.items():
         picture(runs, f"{task}, {length}", images / f"bench_{task}_{length}.png")

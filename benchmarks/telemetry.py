@@ -2,10 +2,11 @@
 
     python benchmarks/telemetry.py
     python benchmarks/telemetry.py --layers 24 --batch 8 --tokens 32
+    python benchmarks/telemetry.py --speedup 2 --steps 120    # of automatic training: all that it measures and plans
 
 All that telemetry does is timed from inside while a `hf_multirate.MultirateTrainer` trains and logs at every step,
 which is as often as it can be. Slow groups that find out how far they drift look back at their gradients anyway:
-that is shown and not added.
+that is shown and not added. With automatic training it is part of the measuring.
 """
 
 from __future__ import annotations
@@ -24,13 +25,15 @@ from transformers import TrainingArguments
 
 from encoder import add_sizes, encoder
 from hf_multirate import MultirateConfig, MultirateTrainer
+from hf_multirate.auto.planner import Planner
 from hf_multirate.movement import Movement
 from hf_multirate.observation import Observation
 from hf_multirate.progress import PhaseOnBar
 
 
 PARTS: tuple[tuple[type[Any], str], ...] = (
-    *((Movement, name) for name in ("_slopes", "_count_worth")),
+    (Planner, "begin"),
+    *((Movement, name) for name in ("_slopes", "_count_worth", "_note_signal", "_send_signals", "adopt")),
     *((Observation, name) for name in ("see", "add_norm", "figures", "note")),
     (PhaseOnBar, "on_step_end"),
 )
@@ -68,6 +71,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_sizes(parser, batch=32, tokens=64, steps=51, period=5)
     parser.add_argument("--idle", default="drift", help="what slow parameters do: with 'hold' none looks back anyway")
+    parser.add_argument("--speedup", type=float, help="train automatically with this budget instead")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -81,7 +85,10 @@ def main(argv: list[str] | None = None) -> None:
             folder, max_steps=options.steps, per_device_train_batch_size=options.batch, logging_steps=1, report_to=[],
             save_strategy="no", use_cpu=True, dataloader_pin_memory=False,
         )  # fmt: skip
-        config = MultirateConfig.two_rate("head", options.period, options.idle)
+        if options.speedup is None:
+            config = MultirateConfig.two_rate("head", options.period, options.idle)
+        else:
+            config = MultirateConfig.auto(options.speedup)
         trainer = MultirateTrainer(model=encoder(options), args=args, train_dataset=rows, multirate=config)
         trainer.train()
         whole = trainer.multirate.telemetry.in_steps

@@ -14,9 +14,9 @@ import numpy as np
 import peft
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import SGD
-from transformers import HfArgumentParser
+from transformers import HfArgumentParser, TrainerCallback
 
 from hf_multirate import Multirate, MultirateConfig, MultirateTrainingArguments, RateGroup, plan
 from hf_multirate.auto import Budget
@@ -26,11 +26,14 @@ from hf_multirate.auto.policy import ladder, work_of
 from hf_multirate.auto.signals import DECAY, Estimate, Signals
 from hf_multirate.auto.work import CountedWork
 from hf_multirate.card import card_section
+from hf_multirate.distributed import GradSync
+from hf_multirate.distributed.step import SharedStep
 from hf_multirate.partition import assign
 from hf_multirate.planning.counting import count
 from hf_multirate.record import read_record
 from hf_multirate.reporting import report
 from hf_multirate.reporting.charts import charts
+from hf_multirate.schedule import Schedule, Stages
 from runs import Watched, arguments, assert_same, example, history, trainer_for, weights
 from tiny import FAMILIES
 
@@ -247,6 +250,10 @@ def test_work_is_not_the_number_of_parameters_alone() -> None:
 # ---- training
 
 
+def differ_in(names: tuple[str, ...], one: dict[str, Tensor], other: dict[str, Tensor]) -> set[str]:
+    return {name for name in names if not torch.equal(one[name], other[name])}
+
+
 def trained(folder: Path, config: MultirateConfig, family: str = "bert", **rest: Any) -> Any:
     trainer = trainer_for(folder, config, family, **({"max_steps": STEPS} | rest))
     trainer.train()
@@ -274,6 +281,37 @@ def test_gradients_are_where_the_plan_has_them(tmp_path: Path) -> None:
         assert list(plan.periods) == sorted(plan.periods)
         assert plan.periods[0] == 1
         assert max(plan.periods) <= SHORT.longest
+
+
+def test_blocks_drift_as_long_as_the_plan_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Signals, "drift_steps", lambda self, block, period: min(block % 3, period - 1))
+    trainer = trainer_for(tmp_path, short(1.9), max_steps=STEPS, lr_scheduler_type="constant")
+    controller, before, moved = trainer.multirate, weights(trainer), []
+
+    class Look(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            nonlocal before
+            now = weights(trainer)
+            moved.append({block: bool(differ_in(names, before, now)) for block, names in controller.partition.items()})
+            before = now
+
+    trainer.add_callback(Look())
+    trainer.train()
+    drifted = set()
+    for step, of_step in enumerate(moved):
+        plan = next(plan for plan in reversed(controller.plans) if plan.start <= step)
+        for index, block in enumerate(controller.partition):
+            since = plan.schedule.steps_since_refresh(index, step)
+            assert of_step[block] == (since <= plan.drift[index])
+            drifted.add((since > 0, of_step[block]))
+    assert drifted == {(False, True), (True, True), (True, False)}
+
+
+def test_ranks_are_compared_at_refreshes_of_the_plan_in_force() -> None:
+    shared = SharedStep(short(check_ranks=1), GradSync(), {})
+    shared._compared = True
+    shared.adopt(Stages(((3, Schedule((1, 2), 4)), (8, Schedule((1, 4), 9)))))
+    assert [step for step in range(9, 20) if shared.compares(step)] == [9, 13, 17]
 
 
 @pytest.mark.parametrize("speedup", [1.2, 1.5, 1.8])

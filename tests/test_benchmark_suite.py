@@ -21,8 +21,9 @@ from transformers import BertConfig, BertForSequenceClassification, DataCollator
 import curves
 import tasks
 import training
-from contenders import CHOSEN, CONTENDERS
+from contenders import CHOSEN, CONTENDERS, importance
 from contenders.blocks import LISA, BAdam
+from contenders.importance import draw
 from runs import FIVE
 from tiny import tokenizer
 
@@ -119,6 +120,27 @@ def test_every_contender_sees_the_batches_of_plain_training(tiny: None, contende
     assert batches(contender, 0) == plain
     assert batches(contender, 1) != plain
     assert plain[:6] != plain[6:]
+
+
+def test_drawn_samples_stand_for_all() -> None:
+    values, scores = torch.tensor([1.0, -3.0, 5.0, 0.5]), torch.tensor([0.1, 2.0, 0.4, 1.0])
+    chosen, weights = draw(scores, 40_000, torch.Generator().manual_seed(0))
+    assert (values[chosen] * weights).mean() == pytest.approx(values.mean().item(), abs=0.05)
+    assert torch.bincount(chosen) / len(chosen) == pytest.approx((scores / scores.sum()).numpy(), abs=0.01)
+
+
+def test_refreshes_draw_from_the_batches_of_their_cycle(tiny: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+
+    def drawing(scores: torch.Tensor, rows: int, generator: torch.Generator) -> Any:
+        sizes.append((len(scores), rows))
+        return draw(scores, rows, generator)
+
+    monkeypatch.setattr(importance, "draw", drawing)
+    spec = training.Spec("tiny", "long", "multirate last:1 k5 importance", 1e-3, 0, "trial")
+    training.train(spec, load())
+    assert sizes
+    assert all(pool == 5 * rows for pool, rows in sizes)
 
 
 def test_rates_are_chosen_by_validation_and_of_equal_ones_the_lowest() -> None:
@@ -233,11 +255,24 @@ def test_tables_say_what_the_runs_say() -> None:
         "| multirate head k5 all | 0.001 | 74.0 ± 1.4 | 8 | 1.33 | 70.5 | +3.5 ± 0.5 | 0 of 2 seeds |",
         "| plain | 0.001\\* | 81.0 ± 1.4 | 10 | 1.00 |  |  | 1 of 2 seeds |",
     ]
-    assert report.budgets(RUNS).splitlines()[2:] == [
+    assert report.budgets(RUNS, {}).splitlines()[2:] == [
         "| plain, schedule of that length |  |  | 64.2 | 72.6 | 81.0 |",
         "| plain |  |  | 50.0 | 50.0 | 81.0 |",
         "| multirate head k5 all |  | 60.0 | 60.0 | 74.0 | 74.0 |",
         "| head only | 30.0 | 81.0 | 81.0 | 81.0 | 81.0 |",
+    ]
+
+
+def test_automatic_training_is_beside_the_best_fixed_setting_that_takes_no_longer() -> None:
+    runs = {
+        **RUNS,
+        "multirate slow": {0: _result("multirate slow", 0, [(9.0, 0.9)])},
+        "auto 2": {s: _result("auto 2", s, [(7.4, 0.72 + 0.02 * s)]) for s in (0, 1)},
+        "auto 3": {s: _result("auto 3", s, [(6.0, 0.6)]) for s in (0, 1)},
+    }
+    assert report.automatic(runs, {}).splitlines()[2:] == [
+        "| 2 | 1.35 | 73.0 ± 1.4 | 70.1 | +2.9 ± 0.5 | multirate head k5 all | 74.0 ± 1.4 |",
+        "| 3 | 1.67 | 60.0 ± 0.0 | 64.2 | -4.2 ± 0.2 |  |  |",
     ]
 
 
@@ -252,23 +287,25 @@ def test_a_page_is_filled_and_pictures_are_drawn(tmp_path: Path) -> None:
     page.write_text(
         "a\n<!-- bench outcome t short -->\nold\n<!-- end -->\n<!-- bench budgets t long -->\n<!-- end -->\n"
     )
-    report.main(["--results", str(folder), "--page", str(page)])
+    report.main(["--results", str(folder), "--pages", str(page)])
     text = page.read_text()
     assert "| multirate head k5 all | 0.001\\* | 74.0 ± 1.4 |" in text
     assert "old" not in text
     other = {**RUNS["plain"][0], "spec": {**RUNS["plain"][0]["spec"], "rate": 5.0}, "test_metric": 0.1}
     (folder / "plain_5__final.json").write_text(json.dumps(other))
-    report.main(["--results", str(folder), "--page", str(page)])
+    report.main(["--results", str(folder), "--pages", str(page)])
     assert page.read_text() == text  # a rate that was not chosen
     assert "Not run yet." in text
     assert (tmp_path / "images" / "bench_t_short.png").stat().st_size > 10_000
     (folder / "plain_0__final.json").write_text(json.dumps({**RUNS["plain"][0], "dirty": True}))
     with pytest.raises(ValueError, match="not committed"):
-        report.main(["--results", str(folder), "--page", str(page)])
+        report.main(["--results", str(folder), "--pages", str(page)])
 
 
 def test_tables_of_the_page_are_those_of_the_results() -> None:
-    text = (report.ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     found = curves.finals(report.RESULTS)
     assert found
-    assert report.filled(text, found, curves.grids(report.RESULTS)) == text
+    for page in report.PAGES:
+        text = page.read_text(encoding="utf-8")
+        assert "<!-- bench" in text
+        assert report.filled(text, found, curves.grids(report.RESULTS)) == text

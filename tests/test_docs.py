@@ -47,7 +47,7 @@ def test_python_on_the_page_runs(page: str, tmp_path: Path) -> None:
     blocks = fences(page, "python")
     trains = (
         *("README.md", "docs/guide.md", "docs/adapters.md", "docs/from_scratch.md", "docs/distributed.md"),
-        "docs/proof.md",
+        *("docs/proof.md", "docs/auto.md"),
     )
     assert bool(blocks) == (page in trains)
     names = readers_names(tmp_path)

@@ -28,7 +28,7 @@ class Contender:
     @property
     def config(self) -> MultirateConfig | None:
         """Rate groups, for multirate training."""
-        if self.kind != "multirate":
+        if self.kind not in ("multirate", "importance"):
             return None
         if "speedup" in self.options:
             return MultirateConfig.auto(self.options["speedup"])
@@ -73,6 +73,7 @@ def _all() -> list[Contender]:
         Contender("BAdam", "badam", options={"interval": 10}),
         *(_two_rates(f, k, d) for d in DRIFTS for k in (2, 5, 10) for f in ("head", "last:1", "last:2")),
         *(_ladder(periods, d) for d in DRIFTS for periods in ((1, 2, 4), (1, 2, 4, 8))),
+        Contender("multirate last:1 k5 importance", "importance", options=_two_rates("last:1", 5, "none").options),
         *(Contender(f"auto {speedup:g}", "multirate", options={"speedup": speedup}) for speedup in SPEEDUPS),
     ]
 

@@ -13,6 +13,7 @@ from transformers import Trainer, TrainingArguments
 
 from contenders import Contender
 from contenders.blocks import LISA, BAdam
+from contenders.importance import ImportanceTrainer
 from hf_multirate import MultirateConfig, MultirateTrainer
 from hf_multirate.partition import assign
 
@@ -23,8 +24,9 @@ Made = tuple[nn.Module, dict[str, Any]]
 
 def make_trainer(contender: Contender, model: nn.Module, args: TrainingArguments, **settings: Any) -> Trainer:
     """A Trainer for ``model``; ``settings`` are its other arguments."""
-    if contender.kind == "multirate":
-        return MultirateTrainer(model, args, multirate=contender.config, **settings)
+    if contender.config is not None:
+        kind = ImportanceTrainer if contender.kind == "importance" else MultirateTrainer
+        return kind(model, args, multirate=contender.config, **settings)
     makers: dict[str, Callable[..., Made]] = {"frozen": _frozen, "lora": _lora, "lisa": _lisa, "badam": _badam}
     more: dict[str, Any] = {}
     if contender.kind != "plain":
