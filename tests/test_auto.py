@@ -307,6 +307,38 @@ def test_blocks_drift_as_long_as_the_plan_says(tmp_path: Path, monkeypatch: pyte
     assert drifted == {(False, True), (True, True), (True, False)}
 
 
+def test_a_signal_is_of_the_age_of_the_update_it_is_held_against(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = trainer_for(tmp_path, short(1.9), max_steps=STEPS)
+    controller, last, ages = trainer.multirate, dict.fromkeys(range(6), -1), set()
+
+    def add(self: Signals, block: int, age: int, value: float) -> None:
+        del self, value
+        assert age == controller.step - last[block]
+        ages.add(age)
+
+    class Note(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            last.update(dict.fromkeys(controller.schedule.live(controller.step), controller.step))
+
+    monkeypatch.setattr(Signals, "add", add)
+    trainer.add_callback(Note())
+    trainer.train()
+    assert {1, 4} <= ages
+
+
+def test_a_step_is_answered_for_by_the_schedule_it_is_in() -> None:
+    old, new = Schedule((1, 2)), Schedule((1, 4), initial_full_steps=5)
+    stages = Stages(((0, old),)).then(4, new)
+    assert [stages.live(step) for step in range(8)] == [old.live(s) for s in range(4)] + [
+        new.live(s) for s in range(4, 8)
+    ]
+    assert stages.steps_since_refresh(1, 3) == 1
+    assert [stages.full(step) for step in (2, 3, 4, 5, 6)] == [True, False, True, True, False]
+    assert (stages.phase(3), stages.phase(6), stages.cycle, stages.initial_full_steps) == (1, 1, 4, 5)
+
+
 def test_ranks_are_compared_at_refreshes_of_the_plan_in_force() -> None:
     shared = SharedStep(short(check_ranks=1), GradSync(), {})
     shared._compared = True

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import doctest
+import importlib
 import re
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from tiny import FAMILIES
 
 
 ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "hf_multirate"
 PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
 
 
@@ -60,6 +63,16 @@ def test_python_on_the_page_runs(page: str, tmp_path: Path) -> None:
         assert names["trainer"].state.global_step == 6
     if page == "docs/from_scratch.md":
         assert names["copies"].applied == 6
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in sorted(PACKAGE.rglob("*.py")) if ">>>" in path.read_text()], ids=lambda path: path.stem
+)
+def test_examples_in_docstrings(path: Path) -> None:
+    name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    found = doctest.testmod(importlib.import_module(name))
+    assert found.attempted
+    assert not found.failed
 
 
 def test_described_encoder_is_the_embedded_one() -> None:
