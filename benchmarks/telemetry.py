@@ -26,6 +26,7 @@ from transformers import TrainingArguments
 from encoder import add_sizes, encoder
 from hf_multirate import MultirateConfig, MultirateTrainer
 from hf_multirate.auto.planner import Planner
+from hf_multirate.bucket import Bucket
 from hf_multirate.movement import Movement
 from hf_multirate.observation import Observation
 from hf_multirate.progress import PhaseOnBar
@@ -33,7 +34,8 @@ from hf_multirate.progress import PhaseOnBar
 
 PARTS: tuple[tuple[type[Any], str], ...] = (
     (Planner, "begin"),
-    *((Movement, name) for name in ("_slopes", "_count_worth", "_note_signal", "_send_signals", "adopt")),
+    (Bucket, "slopes"),
+    *((Movement, name) for name in ("_count_worth", "_note_signal", "_send_signals", "adopt")),
     *((Observation, name) for name in ("see", "add_norm", "figures", "note")),
     (PhaseOnBar, "on_step_end"),
 )
@@ -52,7 +54,7 @@ def timed(seconds: dict[str, float]) -> Iterator[None]:
             try:
                 return original(*args, **kwargs)
             finally:
-                anyway = name == "_slopes" and args[1].trust.adapts
+                anyway = name == "slopes" and args[0].trust.adapts
                 seconds[ANYWAY if anyway else name] += time.perf_counter() - start
 
         return call

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -12,24 +12,19 @@ from torch.optim import Optimizer
 from hf_multirate.advice import warn_of_lost_steps, warn_of_tied_head
 from hf_multirate.attachment import Attachment
 from hf_multirate.auto.blocks import resolved
-from hf_multirate.auto.plan import Plan
-from hf_multirate.auto.planner import Planner
-from hf_multirate.auto.text import describe_plan
 from hf_multirate.chunks import split
 from hf_multirate.config import MultirateConfig
 from hf_multirate.cost import layers_of, predicted_speedup, relative_costs
-from hf_multirate.describe import describe
 from hf_multirate.distributed import GradSync, choose, is_compiled, unwrapped
-from hf_multirate.groups import RateGroup
 from hf_multirate.lease import innermost, lease, release, require_free
 from hf_multirate.names import named
 from hf_multirate.onlookers import on_look
-from hf_multirate.partition import Partition, assign
-from hf_multirate.schedule import Schedule, Stages
+from hf_multirate.partition import assign
+from hf_multirate.standing import Standing
 from hf_multirate.telemetry import Telemetry
 
 
-class Multirate:
+class Multirate(Standing):
     """Multirate training of one model by one optimizer.
 
     In a loop of your own, name the step before its first forward pass and leave the rest as it is::
@@ -46,21 +41,14 @@ class Multirate:
     """
 
     def __init__(self, config: MultirateConfig) -> None:
-        self.config = config
+        super().__init__(config)
         self.telemetry = Telemetry()
         self.applied = 0
         """Steps that the optimizer has applied since `attach`; one that a gradient scaler skipped does not count."""
-        self.step: int | None = None
-        """Index of the step that was begun last."""
-        self._model: nn.Module | None = None
-        self._resolved = config
-        self._planner: Planner | None = None
-        self._partition: Partition | None = None
-        self._optimizer: Optimizer | None = None
-        self._live: tuple[int, ...] | None = None
-        self._costs = [1.0]
         self.total_steps: int | None = None
         """The step at which training ends, where it is known: with a budget, short training is planned otherwise."""
+        self._optimizer: Optimizer | None = None
+        self._live: tuple[int, ...] | None = None
         self._hooks: list[Any] = []
         self._open = ExitStack()
         self._inside = self._split = False
@@ -139,73 +127,6 @@ class Multirate:
     def attached(self) -> bool:
         """Whether the controller has a model and an optimizer in its hands."""
         return self._optimizer is not None
-
-    @property
-    def active(self) -> bool:
-        """False for period 1, where training is left exactly as it is."""
-        return not self.config.trains_plainly
-
-    @property
-    def prunes(self) -> bool:
-        """Whether any step leaves some parameters without a gradient."""
-        return self.config.prunes
-
-    @property
-    def groups(self) -> Sequence[RateGroup]:
-        """The rate groups as they are now: with a budget, those of the present plan."""
-        return self._resolved.groups if self._planner is None else self._planner.groups
-
-    @property
-    def schedule(self) -> Schedule | Stages:
-        """Which of the groups get a gradient at which step, as it is now."""
-        return self._resolved.schedule if self._planner is None else self._planner.schedule
-
-    @property
-    def plans(self) -> Sequence[Plan]:
-        """With a budget, what was planned since training began: see `hf_multirate.auto.plan`."""
-        return [] if self._planner is None else self._planner.plans
-
-    @property
-    def partition(self) -> Partition:
-        """Rate group name -> names of its parameters."""
-        if self._partition is None:
-            raise RuntimeError("there is no model yet: call assign(model) or attach(model, optimizer) first.")
-        return self._partition
-
-    @property
-    def phase(self) -> int:
-        """Position in the cycle of the step begun last; 0 is a full step."""
-        return 0 if self.step is None else self._cycles.phase(self.step)
-
-    @property
-    def cycle(self) -> int:
-        """Steps after which the refreshes of groups repeat."""
-        return self._cycles.cycle
-
-    @property
-    def _cycles(self) -> Schedule | Stages:
-        return self.config.cycles if self._planner is None else self._planner.schedule
-
-    @property
-    def full(self) -> bool:
-        """Whether every group gets a gradient at the step begun last."""
-        return self.step is None or self.schedule.full(self.step)
-
-    @property
-    def relative_cost(self) -> float:
-        """Predicted cost of the step begun last, as a share of a full one."""
-        if self._planner is not None and self.step is not None:
-            return self._planner.cost(self.step)
-        position = 0 if self.step is None else max(0, self.step - self.config.initial_full_steps)
-        return self._costs[position % len(self._costs)]
-
-    def describe(self) -> str:
-        """A table of the rate groups, the boundary below which backward is skipped, and the predicted cost."""
-        partition = self.partition
-        assert self._model is not None  # assigned together with the partition
-        if self.config.budget is None:
-            return describe(self.config, partition, self._model)
-        return describe_plan(partition, self._model, self.config.budget, self._planner)
 
     def begin_step(self, step: int) -> None:
         """Prune backward for the optimizer step ``step``, until `synchronize` or ``optimizer.step()``.

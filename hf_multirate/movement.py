@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,31 +11,14 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from hf_multirate.auto.signals import Signals
+from hf_multirate.bucket import Bucket
 from hf_multirate.config import MultirateConfig
-from hf_multirate.distributed.shards import local, shard_of, total, whole
-from hf_multirate.drift import DisplacementDrift, DriftRule, choose_rule, stretch_
+from hf_multirate.distributed.shards import local, shard_of, whole
+from hf_multirate.drift import DisplacementDrift, choose_rule, stretch_
 from hf_multirate.groups import RateGroup
 from hf_multirate.schedule import Schedule, Stages
 from hf_multirate.trust import DriftTrust
 from hf_multirate.worth import Worth
-
-
-@dataclass
-class _Bucket:
-    """The parameters of one rate group that share a torch parameter group, with their drift rule."""
-
-    index: int
-    rate_group: RateGroup
-    torch_group: int
-    parameters: list[nn.Parameter]
-    rule: DriftRule
-    trust: DriftTrust
-    before: list[Tensor] = field(default_factory=list)
-    course: Callable[[float], None] | None = None
-    """What drifts the parameters until their next step."""
-    state: object = None
-    """The state of the optimizer that the course was set in: loading another one replaces it."""
-    levels: dict[Tensor, int] = field(default_factory=dict)
 
 
 class Movement:
@@ -83,13 +65,13 @@ class Movement:
         ]
         self._buckets = [bucket for bucket in self._buckets if bucket.parameters]
 
-    def _bucket(self, index: int, group: RateGroup, torch_group: int, parameters: list[nn.Parameter]) -> _Bucket:
+    def _bucket(self, index: int, group: RateGroup, torch_group: int, parameters: list[nn.Parameter]) -> Bucket:
         rule = choose_rule(self._optimizer, self._optimizer.param_groups[torch_group], self._displacement)
         drifts = group.idle == "drift" and (group.period > 1 or self._signals is not None)
         constant = self._drift_scale
         if constant is None and (not drifts or type(self._optimizer) is SGD):
             constant = 1.0
-        return _Bucket(index, group, torch_group, parameters, rule, DriftTrust(parameters, constant))
+        return Bucket(index, group, torch_group, parameters, rule, DriftTrust(parameters, constant))
 
     def adopt(self, rate_groups: Sequence[RateGroup], schedule: Schedule | Stages) -> None:
         """Go on with other periods and drift steps of the same groups."""
@@ -97,19 +79,19 @@ class Movement:
         for bucket in self._buckets:
             bucket.rate_group = rate_groups[bucket.index]
 
-    def _stretch(self, bucket: _Bucket, step: int) -> float:
+    def _stretch(self, bucket: Bucket, step: int) -> float:
         held = self._schedule.steps_to_next_refresh(bucket.index, step) if bucket.rate_group.idle == "hold" else 1
         return held * bucket.rate_group.lr_scale
 
-    def _to_keep(self, bucket: _Bucket, step: int) -> bool:
+    def _to_keep(self, bucket: Bucket, step: int) -> bool:
         drifts = bucket.rate_group.idle == "drift" and self._schedule.steps_to_next_refresh(bucket.index, step) > 1
         return drifts and bucket.rule.needs_snapshot
 
-    def _to_look_back(self, bucket: _Bucket, step: int) -> bool:
+    def _to_look_back(self, bucket: Bucket, step: int) -> bool:
         drifted = step > 0 and bucket.index not in self._schedule.live(step - 1)
         return drifted and bucket.rate_group.idle == "drift" and bucket.trust.adapts
 
-    def _drifts_at(self, bucket: _Bucket, step: int) -> bool:
+    def _drifts_at(self, bucket: Bucket, step: int) -> bool:
         limit = bucket.rate_group.drift_steps
         since = self._schedule.steps_since_refresh(bucket.index, step)
         return bucket.rate_group.idle == "drift" and (limit is None or since <= limit)
@@ -118,16 +100,7 @@ class Movement:
         """Whether a full step tells what gradients are worth: every second does where nothing else looks back."""
         return any(bucket.trust.adapts for bucket in self._buckets) or step // self._schedule.cycle % 2 == 0
 
-    def _slopes(self, bucket: _Bucket, stepped: Sequence[nn.Parameter]) -> dict[Tensor, float]:
-        """Inner products of fresh gradients with last updates, all fetched from the device at once."""
-        found = bucket.rule.slopes(stepped, self._optimizer.param_groups[bucket.torch_group])
-        known = [(p, slope) for p, slope in zip(stepped, found, strict=True) if slope is not None]
-        if not known:
-            return {}
-        sums = total([slope for _, slope in known], [p for p, _ in known]).tolist()
-        return {p: slope for (p, _), slope in zip(known, sums, strict=True)}
-
-    def _count_worth(self, bucket: _Bucket, slopes: Mapping[Tensor, float], step: int) -> None:
+    def _count_worth(self, bucket: Bucket, slopes: Mapping[Tensor, float], step: int) -> None:
         rate = float(self._optimizer.param_groups[bucket.torch_group]["lr"]) * bucket.rate_group.lr_scale
         age = self._schedule.steps_since_refresh(bucket.index, step - 1) + 1
         self.worth.add({self._names[p]: -rate * slope for p, slope in slopes.items()}, age)
@@ -145,7 +118,7 @@ class Movement:
             stepped = [parameter for parameter in bucket.parameters if parameter.grad is not None]
             looks_back = self._to_look_back(bucket, step)
             if looks_back or counts or signals:
-                slopes = self._slopes(bucket, stepped)
+                slopes = bucket.slopes(stepped, self._optimizer.param_groups[bucket.torch_group])
                 bucket.levels = bucket.trust.look_back(slopes) if looks_back else {}
                 if counts:
                     self._count_worth(bucket, slopes, step)
@@ -174,7 +147,7 @@ class Movement:
                     stretch_(stepped, bucket.before, self._stretch(bucket, step))
             bucket.before = []
 
-    def _note_signal(self, bucket: _Bucket, slopes: Mapping[Tensor, float]) -> None:
+    def _note_signal(self, bucket: Bucket, slopes: Mapping[Tensor, float]) -> None:
         """Worth of a bucket at a learning rate of 1 for the group of the optimizer with the highest."""
         rates = [float(group["lr"]) for group in self._optimizer.param_groups]
         if max(rates) > 0:
@@ -189,7 +162,7 @@ class Movement:
             self._signals.add(index, self._schedule.steps_since_refresh(index, step - 1) + 1, value)
         self._pending = {}
 
-    def _drift(self, bucket: _Bucket, group: Mapping[str, Any]) -> None:
+    def _drift(self, bucket: Bucket, group: Mapping[str, Any]) -> None:
         if bucket.course is None or bucket.state is not self._optimizer.state:
             bucket.course = bucket.rule.course(bucket.parameters, group, bucket.trust.factors)
             bucket.state = self._optimizer.state

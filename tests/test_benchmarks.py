@@ -132,7 +132,7 @@ def test_the_cost_of_telemetry_is_told(capsys: pytest.CaptureFixture[str], idle:
     script("telemetry").main([*words, "--idle", idle])
     out = capsys.readouterr().out
     assert out.splitlines()[-1].startswith("together: ")
-    assert "_slopes: " in out
+    assert "slopes: " in out
     assert ("looking back for drift, with or without telemetry: " in out) is anyway
 
 
