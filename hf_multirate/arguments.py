@@ -37,7 +37,7 @@ class MultirateTrainingArguments(TrainingArguments):
     )
     multirate_speedup: float | None = field(
         default=None,
-        metadata={"help": "With multirate='auto': work of a full step over the mean work of a step (default: 2)."},
+        metadata={"help": "With multirate='auto': work of a full step over the mean work of a step (default: 1.6)."},
     )
     multirate_fast: str | None = field(
         default=None,

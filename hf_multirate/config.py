@@ -141,7 +141,7 @@ class MultirateConfig:
         """Periods that are found while training, from what gradients of each block are worth and cost.
 
         Args:
-            speedup: Work of a full step over the mean work of a step; None is 2.
+            speedup: Work of a full step over the mean work of a step; None is 1.6.
             blocks: Regular expressions for the names of parameters, one for each block in the order of the forward
                 pass; without any, blocks are those of the model.
             longest: The longest period, a power of two.
