@@ -146,7 +146,14 @@ class MultirateConfig:
                 pass; without any, blocks are those of the model.
             longest: The longest period, a power of two.
             **settings: Further fields of `MultirateConfig`.
+
+        Raises:
+            TypeError: ``blocks`` is one text.
         """
+        if isinstance(blocks, str):
+            raise TypeError(
+                f"blocks must be a sequence of regular expressions, got the text {blocks!r}: give several."
+            )
         groups = tuple(RateGroup(pattern, pattern, 1) for pattern in reversed(blocks))
         return cls(groups, budget=Budget(speedup, longest), **settings)
 

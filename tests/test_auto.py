@@ -553,6 +553,8 @@ def test_a_bad_budget(values: dict[str, Any], message: str) -> None:
 def test_bad_types() -> None:
     with pytest.raises(TypeError, match=r"longest must be an integer, got 4\.0"):
         Budget(longest=4.0)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="sequence of regular expressions, got the text 'head'"):
+        MultirateConfig.auto(1.5, "head")
     with pytest.raises(TypeError, match="budget takes a Budget"):
         MultirateConfig((), budget=2.0)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"rate groups \['slow'\] have a period"):
