@@ -71,7 +71,7 @@ class AdamDrift:
             for (factor, _, fuses), some in alike.items():
                 first, second = map(list, zip(*(self._moments(p, group) for p in some), strict=True))
                 counts = [torch.tensor(1e30)] * len(some) if fuses else None
-                length = -sign(group) * c * factor
+                length = -c * factor  # with maximize too: torch turns the gradient round before it goes into a moment
                 batches.append(_Batch([local(p) for p in some], first, second, epsilon, length, decay, counts))
 
         def advance(rate: float) -> None:

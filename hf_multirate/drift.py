@@ -68,7 +68,7 @@ class SGDDrift:
         self, parameters: Sequence[Tensor], group: Mapping[str, Any], factors: Mapping[Tensor, float]
     ) -> Callable[[float], None]:
         """See `DriftRule`."""
-        return _course({p: b for p in parameters if (b := self._buffer(p)) is not None}, factors, -sign(group))
+        return _course({p: b for p in parameters if (b := self._buffer(p)) is not None}, factors, -1.0)
 
     def slopes(self, parameters: Sequence[Tensor], group: Mapping[str, Any]) -> list[Tensor | None]:
         """See `DriftRule`."""

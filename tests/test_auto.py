@@ -588,6 +588,12 @@ def test_short_training_is_planned_from_work_alone(tmp_path: Path, caplog: pytes
     assert trainer.multirate.telemetry.predicted_so_far == pytest.approx(1.5, rel=0.08)
 
 
+def test_training_shorter_than_the_longest_period_is_planned_too(tmp_path: Path) -> None:
+    trainer = trained(tmp_path, MultirateConfig.auto(1.5), max_steps=12)
+    assert [plan.start for plan in trainer.multirate.plans] == [0, 1]
+    assert trainer.multirate.telemetry.predicted_so_far > 1.3
+
+
 def test_worth_that_is_all_noise_is_said_and_blocks_count_alike(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,5 +1,7 @@
 """Drift and its look back, against the formulas written out, also for tensors that are sampled or of odd layout."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -95,15 +97,27 @@ def test_weight_decay_of_a_parameter_that_does_not_drift() -> None:
     torch.testing.assert_close(parameter.detach(), expected)
 
 
-def test_maximise_turns_slope_and_drift_round() -> None:
-    parameter, optimizer = _stepped(torch.optim.Adam, torch.randn(7), maximize=True)
-    rule, group = AdamDrift(optimizer), optimizer.param_groups[0]
-    expected = parameter + 0.1 * _adam_update(parameter, optimizer)
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("kind", ["adam", "adamw", "sgd"])
+def test_with_maximise_drift_goes_on_where_the_step_went(kind: str, *, fused: bool) -> None:
+    """And a gradient along which it goes up, as it should, is a slope below zero."""
+    classes = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+    words: dict[str, Any] = {"momentum": 0.9} if kind == "sgd" else {"weight_decay": 0.0}
+    parameter = nn.Parameter(torch.randn(7))
+    optimizer = classes[kind]([parameter], lr=0.1, maximize=True, fused=fused, **words)
+    parameter.grad = torch.randn(7)
+    before = parameter.detach().clone()
+    optimizer.step()
+    step = parameter.detach() - before
+    rule, group = choose_rule(optimizer, optimizer.param_groups[0], DisplacementDrift()), optimizer.param_groups[0]
     with torch.no_grad():
         (slope,) = rule.slopes([parameter], group)
-        assert torch.sign(slope) == torch.sign((parameter.grad * _adam_update(parameter, optimizer)).sum())
+        start = parameter.clone()
         rule.course([parameter], group, {parameter: 1.0})(0.1)
-    torch.testing.assert_close(parameter, expected)
+    assert (step * parameter.grad).sum() > 0
+    assert slope is not None
+    torch.testing.assert_close(0.1 * slope, -(step * parameter.grad).sum())
+    torch.testing.assert_close(parameter.detach() - start, step)
 
 
 def test_a_parameter_without_state_or_gradient_has_no_slope_and_stays() -> None:

@@ -85,7 +85,9 @@ class Planner:
             self._measure(step)
             return True
         until = self.plans[-1].until
-        if until is None or step < until or self._ends_before(step + self._budget.longest):
+        # Close to the end another plan does not pay; the first one always does.
+        near = len(self.plans) > 1 and self._ends_before(step + self._budget.longest)
+        if until is None or step < until or near:
             return False
         self._spent += sum(self.cost(at) for at in range(self.plans[-1].start, step))
         self._plan(step)
