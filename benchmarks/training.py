@@ -94,8 +94,8 @@ def _kind(trainer: Trainer) -> str:
     """What gets a gradient at this step, for the account of time by kind of step."""
     if not isinstance(trainer, MultirateTrainer):
         return "step"
-    controller = trainer.multirate
-    return " + ".join(controller.groups[i].name for i in controller.schedule.live(controller.step or 0))
+    names, controller = list(trainer.multirate.partition), trainer.multirate
+    return " + ".join(names[i] for i in controller.schedule.live(controller.step or 0))
 
 
 def steps_of(spec: Spec, data: Data) -> int:

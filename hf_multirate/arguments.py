@@ -108,22 +108,11 @@ class MultirateTrainingArguments(TrainingArguments):
                 f"multirate_speedup is {self.multirate_speedup}, but multirate is {self.multirate!r}: only 'auto' "
                 "has a speed-up to keep to."
             )
-        fields: dict[str, Any] = {
-            "fast": self.multirate_fast,
-            "period": self.multirate_period,
-            "idle": self.multirate_idle,
-            "idle_mode": self.multirate_idle_mode,
-            "idle_dtype": self.multirate_idle_dtype,
-            "idle_compile": self.multirate_idle_compile,
-            "refresh_chunks": self.multirate_refresh_chunks,
-            "check_ranks": self.multirate_check_ranks,
-        }
-        given = {key: value for key, value in fields.items() if value is not None}
+        given = self._given()
         if self.multirate == "off":
             return MultirateConfig.off()
         if self.multirate == "auto":
-            file = {} if self.multirate_config is None else {"config": self.multirate_config}
-            return self._auto(given | file)
+            return self._auto(given)
         if self.multirate_config is None:
             periods = parse_ladder(self.multirate_fast or "")
             return MultirateConfig.two_rate(**given) if periods is None else _ladder(periods, **given)
@@ -134,8 +123,23 @@ class MultirateTrainingArguments(TrainingArguments):
             )
         return MultirateConfig.from_json_file(self.multirate_config)
 
+    def _given(self) -> dict[str, Any]:
+        """The fields that are not left open, but for those that say which kind of configuration it is."""
+        fields: dict[str, Any] = {
+            "fast": self.multirate_fast,
+            "period": self.multirate_period,
+            "idle": self.multirate_idle,
+            "idle_mode": self.multirate_idle_mode,
+            "idle_dtype": self.multirate_idle_dtype,
+            "idle_compile": self.multirate_idle_compile,
+            "refresh_chunks": self.multirate_refresh_chunks,
+            "check_ranks": self.multirate_check_ranks,
+        }
+        return {key: value for key, value in fields.items() if value is not None}
+
     def _auto(self, given: dict[str, Any]) -> MultirateConfig:
-        found = [name for name in ("fast", "period", "idle", "config") if name in given]
+        found: list[str] = [name for name in ("fast", "period", "idle") if name in given]
+        found += ["config"] if self.multirate_config is not None else []
         if found:
             raise ValueError(
                 f"multirate is 'auto', which finds periods by itself, and multirate_{', multirate_'.join(found)} is "

@@ -16,12 +16,10 @@ from hf_multirate.config import MultirateConfig
 from hf_multirate.distributed import GradSync
 from hf_multirate.distributed.step import SharedStep
 from hf_multirate.gradient_check import GradientCheck
-from hf_multirate.groups import RateGroup
 from hf_multirate.idle_pass import IdlePass
 from hf_multirate.movement import Movement
 from hf_multirate.probe import check_optimizer
 from hf_multirate.pruner import Pruner
-from hf_multirate.schedule import Schedule, Stages
 from hf_multirate.subgroups import Subgroups
 
 
@@ -77,24 +75,14 @@ class Attachment:
         budget = replace(self._config.budget, measure_steps=first)
         return Planner(budget, self._config.groups, members, work, sync.group)
 
-    @property
-    def groups(self) -> Sequence[RateGroup]:
-        """The rate groups as they are now."""
-        return self._config.groups if self.planner is None else self.planner.groups
-
-    @property
-    def schedule(self) -> Schedule | Stages:
-        """Which of them are live at which step, as it is now."""
-        return self._config.schedule if self.planner is None else self.planner.schedule
-
     def plan(self, step: int) -> None:
         """Change the periods, if it is time at ``step``."""
         if self.planner is not None and self.planner.begin(step):
-            self._adopt()
+            self._adopt(self.planner)
 
-    def _adopt(self) -> None:
-        self.movement.adopt(self.groups, self.schedule)
-        self.shared.adopt(self.schedule)
+    def _adopt(self, planner: Planner) -> None:
+        self.movement.adopt(planner.groups, planner.schedule)
+        self.shared.adopt(planner.schedule)
 
     def close(self) -> None:
         """Leave nothing on the model."""
@@ -111,7 +99,7 @@ class Attachment:
         self.movement.load_state_dict({key: value for key, value in state.items() if key != "plan"})
         if self.planner is not None and "plan" in state:
             self.planner.load_state_dict(state["plan"])
-            self._adopt()
+            self._adopt(self.planner)
 
     def _names(self, live: Sequence[int]) -> frozenset[str]:
         return frozenset(self._config.groups[i].name for i in live)

@@ -190,8 +190,9 @@ class Multirate(Standing):
         Raises:
             ValueError: the batch has no rows: see `hf_multirate.chunks.split`.
         """
-        every = sum(group.gradient_period == 1 for group in self.groups)
-        fast = every if self.config.budget is None else 1  # which has period 1 in whatever plan
+        fast = sum(group.gradient_period == 1 for group in self.config.groups)
+        if self.config.budget is not None:
+            fast = 1  # which has period 1 in whatever plan
         self._split = True
         return split(batch, self.config.refresh_chunks if self._live and len(self._live) > fast else 1)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from torch import nn
 
@@ -31,7 +31,7 @@ def describe(config: MultirateConfig, partition: Partition, model: nn.Module) ->
         folded = fold(partition[group.name])
         figures = (group.name, str(group.period), rule, f"{count:,}", f"{count / total:.1%}")
         rows += [(*figures, folded[0]), *(("", "", "", "", "", line) for line in folded[1:])]
-    lines = _columns(rows)
+    lines = columns(rows, left=(0, 2))
     if partition.frozen:
         count = sum(sizes[name] for name in partition.frozen)
         lines.append(
@@ -40,12 +40,16 @@ def describe(config: MultirateConfig, partition: Partition, model: nn.Module) ->
     return "\n".join([*lines, *_costs(config, partition, model)])
 
 
-def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
+def columns(rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> list[str]:
+    """Lines of aligned cells: columns to the ``left`` and, as it is, the last one; all others to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
     lines = []
-    for name, period, rule, count, share, names in rows:
-        cells = (name.ljust(widths[0]), period.rjust(widths[1]), rule.ljust(widths[2]))
-        lines.append("  ".join((*cells, count.rjust(widths[3]), share.rjust(widths[4]), names)).rstrip())
+    for *cells, last in rows:
+        aligned = [
+            cell.ljust(width) if i in left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        ]
+        lines.append("  ".join((*aligned, last)).rstrip())
     return lines
 
 

@@ -32,8 +32,7 @@ class GradientCheck:
                 if present:
                     self._refuse_idle(name, members, step)
                 continue
-            known = not self._has_had.isdisjoint(members.values())
-            if not present and not (self._tolerant and known):
+            if not present and (not self._tolerant or self._has_had.isdisjoint(members.values())):
                 raise RuntimeError(
                     f"rate group {name!r} got no gradient at step {step}, which is its turn: none of its "
                     f"{len(members)} parameters has one. If the model checkpoints its activations, use "

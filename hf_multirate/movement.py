@@ -102,8 +102,11 @@ class Movement:
 
     def _count_worth(self, bucket: Bucket, slopes: Mapping[Tensor, float], step: int) -> None:
         rate = float(self._optimizer.param_groups[bucket.torch_group]["lr"]) * bucket.rate_group.lr_scale
-        age = self._schedule.steps_since_refresh(bucket.index, step - 1) + 1
-        self.worth.add({self._names[p]: -rate * slope for p, slope in slopes.items()}, age)
+        self.worth.add({self._names[p]: -rate * slope for p, slope in slopes.items()}, self._age(bucket.index, step))
+
+    def _age(self, index: int, step: int) -> int:
+        """Steps from the last gradient of a group before ``step`` to it."""
+        return self._schedule.steps_since_refresh(index, step - 1) + 1
 
     @torch.no_grad()
     def before_step(self, step: int, live: Sequence[int]) -> None:
@@ -159,7 +162,7 @@ class Movement:
         if self._signals is None or not all(map(math.isfinite, self._pending.values())):
             return
         for index, value in self._pending.items():
-            self._signals.add(index, self._schedule.steps_since_refresh(index, step - 1) + 1, value)
+            self._signals.add(index, self._age(index, step), value)
         self._pending = {}
 
     def _drift(self, bucket: Bucket, group: Mapping[str, Any]) -> None:

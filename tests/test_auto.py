@@ -209,7 +209,7 @@ def test_blocks_of_adapters() -> None:
 
 def test_nothing_trainable() -> None:
     with pytest.raises(ValueError, match="no trainable parameter"):
-        block_groups(nn.Linear(2, 2).requires_grad_(False))
+        Multirate(MultirateConfig.auto()).assign(nn.Linear(2, 2).requires_grad_(False))
 
 
 @pytest.mark.parametrize("family", ["bert", "gpt2", "llama", "vit", "resnet", "bert-lora"])

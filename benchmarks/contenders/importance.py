@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from hf_multirate import MultirateTrainer
 
 
 LEAST = 0.01
-PADDED = ("input_ids", "attention_mask")
 
 
 class ImportanceTrainer(MultirateTrainer):
@@ -50,7 +50,7 @@ class ImportanceTrainer(MultirateTrainer):
     def _drawn(self, rows: int) -> tuple[dict[str, Tensor], Tensor]:
         """A batch of ``rows`` from all that was seen, and the weights of its samples."""
         chosen, weights = draw(torch.cat([score for _, score in self._seen]), rows, self._generator)
-        batch = {key: _stacked([inputs[key] for inputs, _ in self._seen], key)[chosen] for key in self._seen[0][0]}
+        batch = {key: _stacked([inputs[key] for inputs, _ in self._seen])[chosen] for key in self._seen[0][0]}
         return batch, weights
 
 
@@ -71,9 +71,7 @@ def _without_labels(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key: value for key, value in inputs.items() if key != "labels"}
 
 
-def _stacked(tensors: list[Tensor], key: str) -> Tensor:
+def _stacked(tensors: list[Tensor]) -> Tensor:
     """One below the other, shorter texts padded; pad tokens of the models here are 0, and are masked."""
-    if key not in PADDED:
-        return torch.cat(tensors)
-    longest = max(tensor.shape[1] for tensor in tensors)
-    return torch.cat([nn.functional.pad(tensor, (0, longest - tensor.shape[1])) for tensor in tensors])
+    rows = [row for tensor in tensors for row in tensor]
+    return pad_sequence(rows, batch_first=True) if rows[0].dim() else torch.stack(rows)

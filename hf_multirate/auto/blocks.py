@@ -25,16 +25,8 @@ def block_groups(model: nn.Module) -> tuple[RateGroup, ...]:
     """A rate group for each block with a trainable parameter: the head, the blocks of the stack, what lies below.
 
     A model without a stack of like blocks has its children instead, taken to be registered in forward order.
-
-    Raises:
-        ValueError: nothing is trainable.
     """
     trainable = {name: p for name, p in named(model).items() if p.requires_grad}
-    if not trainable:
-        raise ValueError(
-            "the model has no trainable parameter, so there is no block to train: set requires_grad on those to train "
-            "before the trainer is made."
-        )
     try:
         owners = _by_stack(model)
     except ValueError:  # it has none

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import nn
 
 from hf_multirate.auto.planner import Planner
 from hf_multirate.auto.settings import Budget
-from hf_multirate.describe import fold
+from hf_multirate.describe import columns, fold
 from hf_multirate.names import named
 from hf_multirate.partition import Partition
 
@@ -20,8 +18,7 @@ def describe_plan(partition: Partition, model: nn.Module, budget: Budget, planne
     for index, (block, names) in enumerate(partition.items()):
         figures = ("-", "-", "-", "-", "-") if planner is None else _figures(planner, index)
         rows.append((block, f"{sum(sizes[name] for name in names):,}", *figures, ", ".join(fold(names)[:2])))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
-    lines = [_line(row, widths) for row in rows]
+    lines = columns(rows)
     if partition.frozen:
         count = sum(sizes[name] for name in partition.frozen)
         lines.append(f"frozen by requires_grad=False, in no block: {count:,} parameters")
@@ -29,12 +26,6 @@ def describe_plan(partition: Partition, model: nn.Module, budget: Budget, planne
     state = "" if known else "; nothing is measured yet"
     asked = f"work of {budget.share:.2f} of full steps is asked for, a speed-up of {1 / budget.share:.2f}{state}"
     return "\n".join([*lines, asked])
-
-
-def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    first, *numbers, last = cells
-    aligned = (cell.rjust(width) for cell, width in zip(numbers, widths[1:], strict=True))
-    return "  ".join((first.ljust(widths[0]), *aligned, last))
 
 
 def _figures(planner: Planner, index: int) -> tuple[str, str, str, str, str]:
