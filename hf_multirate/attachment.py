@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -71,13 +70,11 @@ class Attachment:
             return None
         members = [list(groups[group.name]) for group in self._config.groups]
         work = CountedWork(model, watch=not compiled)
-        first = max(self._config.budget.measure_steps, self._config.initial_full_steps)
-        budget = replace(self._config.budget, measure_steps=first)
-        return Planner(budget, self._config.groups, members, work, sync.group)
+        return Planner(self._config, members, work, sync.group)
 
     def plan(self, step: int) -> None:
         """Change the periods, if it is time at ``step``."""
-        if self.planner is not None and self.planner.begin(step):
+        if self.planner is not None and self.planner.begin(step, self.movement.trust):
             self._adopt(self.planner)
 
     def _adopt(self, planner: Planner) -> None:

@@ -31,16 +31,17 @@ class Bucket:
     """The state of the optimizer that the course was set in: loading another one replaces it."""
     levels: dict[Tensor, int] = field(default_factory=dict)
 
-    def slopes(self, stepped: Sequence[nn.Parameter], group: Mapping[str, Any]) -> dict[Tensor, float]:
+    def slopes(self, stepped: Sequence[nn.Parameter], group: Mapping[str, Any], scale: float) -> dict[Tensor, float]:
         """Inner products of fresh gradients with last updates, all fetched from the device at once.
 
         Args:
             stepped: Those of the parameters that have a gradient.
             group: The group of the optimizer.
+            scale: What the gradients are multiplied with.
         """
         found = self.rule.slopes(stepped, group)
         known = [(p, slope) for p, slope in zip(stepped, found, strict=True) if slope is not None]
         if not known:
             return {}
         sums = total([slope for _, slope in known], [p for p, _ in known]).tolist()
-        return {p: slope for (p, _), slope in zip(known, sums, strict=True)}
+        return {p: slope / scale for (p, _), slope in zip(known, sums, strict=True)}

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_multirate.auto.settings import Budget
+from hf_multirate.counts import require_count
 from hf_multirate.groups import PRESETS, RateGroup
 from hf_multirate.plain import build, to_plain, with_groups
 from hf_multirate.schedule import Schedule
@@ -214,7 +215,9 @@ class MultirateConfig:
 def _check_budget(groups: tuple[RateGroup, ...], budget: Budget | None) -> None:
     if budget is not None and not isinstance(budget, Budget):
         raise TypeError(f"budget takes a Budget, as MultirateConfig.auto(speedup=2.0) has one, got {budget!r}.")
-    given = [group.name for group in groups if group.period != 1 or group.idle != "drift" or group.drift_steps]
+    given = [
+        group.name for group in groups if group.period != 1 or group.idle != "drift" or group.drift_steps is not None
+    ]
     if budget is not None and given:
         raise ValueError(
             f"rate groups {given} have a period, an idle rule or drift steps of their own, and with a budget they are "
@@ -245,11 +248,7 @@ def _check_groups(groups: tuple[RateGroup, ...], group_of: object) -> None:
 
 def _check_settings(config: MultirateConfig) -> None:
     for name, unit, least in INTEGERS:
-        value = vars(config)[name]
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"{name} must be an integer number of {unit}, got {value!r}.")
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}.")
+        require_count(name, unit, vars(config)[name], least)
     if config.drift_scale is not None and not 0 <= config.drift_scale <= 1:
         raise ValueError(f"drift_scale must be between 0 and 1, or None, got {config.drift_scale!r}.")
     if config.missing_gradients not in MISSING_GRADIENT_RULES:

@@ -84,8 +84,10 @@ class Movement:
         return held * bucket.rate_group.lr_scale
 
     def _to_keep(self, bucket: Bucket, step: int) -> bool:
-        drifts = bucket.rate_group.idle == "drift" and self._schedule.steps_to_next_refresh(bucket.index, step) > 1
-        return drifts and bucket.rule.needs_snapshot
+        """Whether the step is repeated in drift, or the next gradient is held against it to see what it is worth."""
+        idles = self._schedule.steps_to_next_refresh(bucket.index, step) > 1
+        of_use = bucket.rate_group.idle == "drift" and (idles or self._signals is not None)
+        return of_use and bucket.rule.needs_snapshot
 
     def _to_look_back(self, bucket: Bucket, step: int) -> bool:
         drifted = step > 0 and bucket.index not in self._schedule.live(step - 1)
@@ -108,11 +110,17 @@ class Movement:
         """Steps from the last gradient of a group before ``step`` to it."""
         return self._schedule.steps_since_refresh(index, step - 1) + 1
 
+    def _gradient_scale(self) -> float:
+        """What gradients are still multiplied with: a gradient scaler leaves it to an optimizer that is fused."""
+        scale = vars(self._optimizer).get("grad_scale")
+        return 1.0 if scale is None else float(scale)
+
     @torch.no_grad()
     def before_step(self, step: int, live: Sequence[int]) -> None:
         """Look at the live groups while their gradients, last updates and old values are still there."""
         counts = self._schedule.full(step) and self._has_worth(step)
         signals = self._signals is not None and len(live) > 1
+        scale = None
         self._pending = {}
         for bucket in self._buckets:
             bucket.before, bucket.levels = [], {}
@@ -121,7 +129,8 @@ class Movement:
             stepped = [parameter for parameter in bucket.parameters if parameter.grad is not None]
             looks_back = self._to_look_back(bucket, step)
             if looks_back or counts or signals:
-                slopes = bucket.slopes(stepped, self._optimizer.param_groups[bucket.torch_group])
+                scale = self._gradient_scale() if scale is None else scale
+                slopes = bucket.slopes(stepped, self._optimizer.param_groups[bucket.torch_group], scale)
                 bucket.levels = bucket.trust.look_back(slopes) if looks_back else {}
                 if counts:
                     self._count_worth(bucket, slopes, step)
@@ -170,6 +179,14 @@ class Movement:
             bucket.course = bucket.rule.course(bucket.parameters, group, bucket.trust.factors)
             bucket.state = self._optimizer.state
         bucket.course(float(group["lr"]) * bucket.rate_group.lr_scale)
+
+    def trust(self, index: int) -> float:
+        """Length of the drift of a rate group as a share of its last update: the mean over its elements."""
+        own = [(p.numel(), bucket.trust.factors[p]) for bucket in self._of(index) for p in bucket.parameters]
+        return sum(number * factor for number, factor in own) / max(1, sum(number for number, _ in own))
+
+    def _of(self, index: int) -> list[Bucket]:
+        return [bucket for bucket in self._buckets if bucket.index == index]
 
     @property
     def levels(self) -> dict[str, int]:

@@ -20,6 +20,7 @@ from transformers import HfArgumentParser, TrainerCallback
 
 from hf_multirate import Multirate, MultirateConfig, MultirateTrainingArguments, RateGroup, plan
 from hf_multirate.auto import Budget
+from hf_multirate.auto import policy as policy_module
 from hf_multirate.auto import work as work_module
 from hf_multirate.auto.blocks import block_groups
 from hf_multirate.auto.policy import ladder, work_of
@@ -146,13 +147,18 @@ def test_no_worth_to_go_by(samples: dict[int, list[float]]) -> None:
 
 def test_drift_lasts_as_long_as_it_is_known_to_help() -> None:
     good, bad = [2.0, 2.2, 1.8], [-2.0, -2.2, -1.8]
-    assert filled({1: bad}).drift_steps(0, 8) == 0
-    assert filled({1: good}).drift_steps(0, 8) == 1
-    assert filled({1: good, 8: good}).drift_steps(0, 8) == 7
-    assert filled({1: good, 4: bad, 8: good}).drift_steps(0, 8) == 1
-    assert filled({1: good, 8: bad}).drift_steps(0, 4) == 1
-    assert filled({1: good, 4: good}).drift_steps(0, 2) == 1
-    assert filled({1: good}).drift_steps(0, 1) == 0
+    assert filled({1: bad}).drift_steps(0, 8, 0.0) == 0
+    assert filled({1: good}).drift_steps(0, 8, 0.0) == 1
+    assert filled({1: good, 8: good}).drift_steps(0, 8, 0.0) == 7
+    assert filled({1: good, 4: bad, 8: good}).drift_steps(0, 8, 0.0) == 1
+    assert filled({1: good, 8: bad}).drift_steps(0, 4, 0.0) == 1
+    assert filled({1: good, 4: good}).drift_steps(0, 2, 0.0) == 1
+    assert filled({1: good}).drift_steps(0, 1, 0.0) == 0
+
+
+def test_drift_lasts_as_long_as_it_pays_for_its_work() -> None:
+    signals = filled({1: [2.0, 2.2, 1.8], 4: [1.0, 1.1, 0.9], 8: [0.4, 0.5, 0.3]})
+    assert [signals.drift_steps(0, 16, least) for least in (0.1, 0.3, 0.6, 1.1)] == [8, 4, 1, 0]
 
 
 # ---- blocks and work
@@ -284,7 +290,7 @@ def test_gradients_are_where_the_plan_has_them(tmp_path: Path) -> None:
 
 
 def test_blocks_drift_as_long_as_the_plan_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Signals, "drift_steps", lambda self, block, period: min(block % 3, period - 1))
+    monkeypatch.setattr(Signals, "drift_steps", lambda self, block, period, least: min(block % 3, period - 1))
     trainer = trainer_for(tmp_path, short(1.9), max_steps=STEPS, lr_scheduler_type="constant")
     controller, before, moved = trainer.multirate, weights(trainer), []
 
@@ -305,6 +311,34 @@ def test_blocks_drift_as_long_as_the_plan_says(tmp_path: Path, monkeypatch: pyte
             assert of_step[block] == (since <= plan.drift[index])
             drifted.add((since > 0, of_step[block]))
     assert drifted == {(False, True), (True, True), (True, False)}
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.5])
+def test_a_shorter_drift_has_to_be_worth_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scale: float) -> None:
+    asked = []
+
+    def drift_steps(self: Signals, block: int, period: int, least: float) -> int:
+        asked.append((block, least))
+        return 0
+
+    monkeypatch.setattr(Signals, "drift_steps", drift_steps)
+    planner = trained(tmp_path, short(1.9, drift_scale=scale)).multirate._planner
+    work = planner._work.by_depth(planner._members, None)
+    expected = {i: planner._work.updates[i] / (work[i + 1] - work[i]) / scale for i in range(6)} if scale else {}
+    assert dict(asked) == pytest.approx(expected)
+
+
+def test_drift_is_work_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Signals, "drift_steps", lambda self, block, period, least: period - 1)
+    controller = trained(tmp_path, short(1.5)).multirate
+    planner = controller._planner
+    start, plan = max((plan.start, plan) for plan in planner.plans)
+    step = next(step for step in range(start, STEPS) if plan.schedule.live(step) == (0,))
+    idle = sum(planner._work.updates[1:])
+    assert idle > 0.05
+    assert planner.cost(step) == pytest.approx(planner.depths[1] + idle)
+    spent = sum(planner.cost(at) for at in range(start, step))
+    assert spent > sum(planner.depths[len(plan.schedule.live(at))] for at in range(start, step)) + 0.05
 
 
 def test_a_signal_is_of_the_age_of_the_update_it_is_held_against(
@@ -462,6 +496,180 @@ def test_refresh_chunks_apply_to_full_steps_of_the_first_measurement(tmp_path: P
     assert len(trainer.seen) == 6  # two of them to find out how losses of parts add up
 
 
+# ---- signals of any optimizer, work of any step
+
+
+def test_worth_is_measured_with_any_optimizer(tmp_path: Path) -> None:
+    """One that repeats its displacement keeps that of the very last step, so ages are right too."""
+    controller = trained(tmp_path, short(1.9), optim="rmsprop", learning_rate=1e-3).multirate
+    # A gradient is held against the displacement of the step before, also where no idle step follows it.
+    assert all(controller._planner.signals.worth(block).weight > 1 for block in range(6))
+
+
+def test_worth_is_the_product_of_gradient_and_last_displacement() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    inputs, labels = torch.randn(8, 3), torch.randint(0, 2, (8,))
+    optimizer = torch.optim.RMSprop(model.parameters(), lr=0.01)
+    before: dict[str, Tensor] = {}
+    moved: dict[str, Tensor] = {}
+    products = []
+    with Multirate(short()).attach(model, optimizer) as controller:
+        for step in range(3):
+            controller.begin_step(step)
+            nn.functional.cross_entropy(model(inputs), labels).backward()
+            if moved:
+                own = [(name, p) for name, p in model.named_parameters() if name.startswith("0.")]
+                products.append(sum(float((p.grad * moved[name]).sum()) for name, p in own if p.grad is not None))
+            before = {name: p.detach().clone() for name, p in model.named_parameters()}
+            optimizer.step()
+            moved = {name: (p.detach() - before[name]) / 0.01 for name, p in model.named_parameters()}
+            optimizer.zero_grad()
+        estimate = controller._planner.signals.worth(1)
+    expected = Estimate()
+    for product in products:
+        expected.add(-product)
+    assert len(products) == 2
+    assert estimate.mean == pytest.approx(expected.mean, rel=1e-3)
+
+
+def test_worth_is_that_of_gradients_without_the_scale_of_a_scaler() -> None:
+    """A scaler leaves it to a fused optimizer to take its scale out of the gradients."""
+
+    def worth(scale: float | None) -> list[float]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+        inputs, labels = torch.randn(8, 3), torch.randint(0, 2, (8,))
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, fused=True)
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale or 1.0, enabled=scale is not None)
+        with Multirate(short()).attach(model, optimizer) as controller:
+            for step in range(3):
+                controller.begin_step(step)
+                scaler.scale(nn.functional.cross_entropy(model(inputs), labels)).backward()
+                scaler.step(optimizer)
+                scaler.update()
+                optimizer.zero_grad()
+            decreases = controller.telemetry.worth.take({name: name for name, _ in model.named_parameters()})
+            signals = [controller._planner.signals.worth(block).mean for block in range(2)]
+            return signals + [value.decrease for value in decreases.values()]
+
+    assert worth(1024.0) == pytest.approx(worth(None), rel=1e-4)
+
+
+def test_a_block_without_gradients_is_worth_nothing_and_the_others_are_planned() -> None:
+    usable = filled({1: [4.0, 4.2, 3.8]}, {}, {1: [2.0, 2.1, 1.9]}).usable()
+    assert usable is not None
+    assert usable[1] < 1e-3 * usable[2]
+
+
+def depths(folder: Path, config: MultirateConfig | None = None, family: str = "bert", **settings: Any) -> list[float]:
+    trainer = trained(folder, config or short(), family, max_steps=5, **settings)
+    found: list[float] = trainer.multirate._planner.depths
+    return found
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_work_is_that_of_all_micro_batches_and_chunks_of_a_step(tmp_path: Path, checkpointing: bool) -> None:
+    whole = depths(tmp_path, per_device_train_batch_size=4)
+    assert depths(tmp_path, per_device_train_batch_size=2) != pytest.approx(whole, abs=1e-3)
+    settings = {"gradient_checkpointing": checkpointing}
+    parts = depths(tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=2, **settings)
+    assert parts == pytest.approx(whole)
+    chunks = depths(tmp_path, short(refresh_chunks=2), per_device_train_batch_size=4, **settings)
+    assert chunks == pytest.approx(whole)
+
+
+def test_work_is_counted_in_evaluation_mode_too_and_not_without_gradients() -> None:
+    model, batch = FAMILIES["bert"]()
+    members = list(assign(MultirateConfig(block_groups(model)), model).values())
+
+    def counted(*, training: bool, look: bool) -> list[float]:
+        work = CountedWork(model, watch=True)
+        work.steps = 1
+        with torch.no_grad():
+            for _ in range(3 if look else 0):
+                model(**batch)
+        model.train(training)(**batch)
+        return work.by_depth(members, None)
+
+    assert counted(training=False, look=True) == counted(training=True, look=False)
+
+
+def test_a_compiled_model_has_the_work_of_a_usual_batch_and_that_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    model, batch = FAMILIES["bert"]()
+    model.train()
+    compiled = torch.compile(model, backend="eager")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    with Multirate(short(1.5)).attach(compiled, optimizer) as controller:
+        for step in range(5):
+            controller.begin_step(step)
+            compiled(**batch).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        depths = controller._planner.depths
+    assert "shapes of batches are not seen here" in caplog.text
+    assert depths == pytest.approx(_depths_at(model, work_module.UNSEEN))
+
+
+def _depths_at(model: nn.Module, positions: float) -> list[float]:
+    members = list(assign(MultirateConfig(block_groups(model)), model).values())
+    work = CountedWork(model, watch=False)
+    work.steps = 1
+    work.positions = {name: positions for name, _ in model.named_modules()}
+    return work.by_depth(members, None)
+
+
+@pytest.mark.parametrize("longest", [2, 16, 128, 1024])
+def test_the_search_for_a_ladder_has_a_bound(longest: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = 0
+
+    def counting(*args: Any) -> Any:
+        nonlocal tried
+        for cuts in combinations_with_replacement(*args):
+            tried += 1
+            yield cuts
+
+    monkeypatch.setattr(policy_module, "combinations_with_replacement", counting)
+    periods = ladder([1.0] * 34, [0.7 / 34] * 34, 0.3, 0.6, longest)
+    assert work_of([0.7 / 34] * 34, 0.3, periods) <= max(0.6, work_of([0.7 / 34] * 34, 0.3, (1, *[longest] * 33)))
+    assert 1 < tried <= policy_module.LADDERS
+
+
+# ---- training that is longer or shorter than it was
+
+
+def test_training_that_was_short_and_goes_on_for_longer_is_measured(tmp_path: Path) -> None:
+    trained(tmp_path, short(), max_steps=8, save_strategy="steps", save_steps=8)
+    longer = trained_on(tmp_path, max_steps=40)
+    plans = longer.multirate.plans
+    assert [(plan.start, plan.worth is None) for plan in plans[:3]] == [(0, True), (1, True), (8, True)]
+    assert plans[2].periods == (1,) * 6
+    assert plans[3].start == 11
+    assert longer.multirate._planner.signals.worth(1).weight > 1
+    assert longer.multirate.plans[-1].start > 25
+
+
+def trained_on(folder: Path, **rest: Any) -> Any:
+    trainer = trainer_for(folder, short(), **rest)
+    trainer.train(resume_from_checkpoint=True)
+    return trainer
+
+
+def test_initial_full_steps_are_full_in_training_of_any_length(tmp_path: Path) -> None:
+    for steps in (10, 30):
+        controller = trained(tmp_path, short(initial_full_steps=6), max_steps=steps).multirate
+        assert controller.plans[0].periods == (1,) * 6
+        assert controller.plans[1].start == 6
+
+
+def test_the_bound_is_said_again_after_a_resume(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    trained(tmp_path, short(20.0), save_strategy="steps", save_steps=15)
+    shutil.rmtree(tmp_path / "checkpoint-30")
+    caplog.clear()
+    trainer_for(tmp_path, short(20.0), max_steps=STEPS).train(resume_from_checkpoint=True)
+    assert "this model allows" in caplog.text
+
+
 # ---- what is told
 
 
@@ -503,6 +711,7 @@ def test_a_config_with_a_budget_survives_json(tmp_path: Path) -> None:
     path.write_text(config.to_json())
     assert MultirateConfig.from_json_file(path) == config
     assert json.loads(config.to_json())["budget"]["speedup"] == 1.7
+    assert json.loads(MultirateConfig.auto(np.float32(1.5)).to_json())["budget"]["speedup"] == 1.5
 
 
 def test_the_command_line(tmp_path: Path) -> None:
@@ -539,6 +748,7 @@ def test_flags_that_contradict_each_other(tmp_path: Path, words: dict[str, Any],
     [
         ({"speedup": 0.9}, "at least 1, got 0.9"),
         ({"speedup": float("nan")}, "at least 1, got nan"),
+        ({"speedup": float("inf")}, "at least 1, got inf"),
         ({"longest": 12}, "power of two, got 12"),
         ({"longest": 1}, "longest must be at least 2"),
         ({"measure_steps": 2}, "measure_steps must be at least 3"),
@@ -551,12 +761,17 @@ def test_a_bad_budget(values: dict[str, Any], message: str) -> None:
 
 
 def test_bad_types() -> None:
-    with pytest.raises(TypeError, match=r"longest must be an integer, got 4\.0"):
+    with pytest.raises(TypeError, match=r"longest must be an integer number of steps, got 4\.0"):
         Budget(longest=4.0)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="sequence of regular expressions, got the text 'head'"):
         MultirateConfig.auto(1.5, "head")
+    for speedup in ("2.0", True, torch.tensor(2.0)):
+        with pytest.raises(TypeError, match="speedup must be a number"):
+            MultirateConfig.auto(speedup)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="budget takes a Budget"):
         MultirateConfig((), budget=2.0)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"rate groups \['still'\] have a period"):
+        MultirateConfig((RateGroup("still", ".*", 1, drift_steps=0),), budget=Budget())
     with pytest.raises(ValueError, match=r"rate groups \['slow'\] have a period"):
         MultirateConfig((RateGroup("fast", "head", 1), RateGroup("slow", ".*", 5)), budget=Budget())
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import pairwise
 from typing import Any
@@ -12,9 +12,9 @@ import torch.distributed as dist
 
 from hf_multirate.auto.plan import Plan
 from hf_multirate.auto.policy import ladder, slowest, work_of
-from hf_multirate.auto.settings import Budget
 from hf_multirate.auto.signals import Signals
-from hf_multirate.auto.work import CountedWork
+from hf_multirate.auto.work import UNSEEN, CountedWork
+from hf_multirate.config import MultirateConfig
 from hf_multirate.groups import RateGroup
 from hf_multirate.schedule import Schedule, Stages
 
@@ -31,8 +31,7 @@ class Planner:
     """Decides before each step whether the plan changes. All it decides from is the same in all processes.
 
     Args:
-        budget: What is asked for.
-        groups: One for each block, from the top of the model down.
+        config: With a budget, and a rate group for each block from the top of the model down.
         members: Names of the parameters of each.
         work: Counts the work of blocks.
         processes: Those that train together; None for one.
@@ -40,24 +39,25 @@ class Planner:
 
     def __init__(
         self,
-        budget: Budget,
-        groups: Sequence[RateGroup],
+        config: MultirateConfig,
         members: Sequence[Sequence[str]],
         work: CountedWork,
         processes: dist.ProcessGroup | None = None,
     ) -> None:
-        self._budget = budget
-        self._groups = tuple(groups)
+        assert config.budget is not None  # else nothing is planned
+        self._budget = config.budget
+        self._groups = tuple(config.groups)
+        self._full_until = config.initial_full_steps
         self._members = members
         self._work = work
         self._processes = processes
-        self._first = 0
+        self._first = self._measured = 0
         self._spent = 0.0
         self.depths: list[float] | None = None
         """Work of a step with none of the blocks live, with the first, and so on, as a share of a full one."""
         self.total_steps: int | None = None
         """The step at which training ends, where that is known."""
-        self.signals = Signals(len(groups))
+        self.signals = Signals(len(self._groups))
         self.plans: list[Plan] = []
 
     @property
@@ -78,29 +78,40 @@ class Planner:
             return Stages(((0, Schedule((1,) * len(self._groups))),))
         return Stages(tuple((plan.start, plan.schedule) for plan in self.plans[-2:]))
 
-    def begin(self, step: int) -> bool:
-        """Whether the plan is another one from ``step`` on."""
+    def begin(self, step: int, trust: Callable[[int], float]) -> bool:
+        """Whether the plan is another one from ``step`` on; ``trust`` has the length of a block's drift."""
         if not self.plans:
             self._first = step
             self._measure(step)
+            self._work.steps += 1
             return True
+        self._work.steps += self.depths is None
         until = self.plans[-1].until
         # Close to the end another plan does not pay; the first one always does.
         near = len(self.plans) > 1 and self._ends_before(step + self._budget.longest)
-        if until is None or step < until or near:
+        extended = until is None and self._was_short and not self._ends_before(step + self._budget.least_steps)
+        if (until is None or step < until or near) and not extended:
             return False
         self._spent += sum(self.cost(at) for at in range(self.plans[-1].start, step))
-        self._plan(step)
+        if extended:  # a run that was too short to measure goes on for longer
+            self._measure(step)
+        else:
+            self._plan(step, trust)
         return True
 
     def cost(self, step: int) -> float:
-        """Work of ``step`` as a share of a full one."""
-        live = len(self.plans[-1].schedule.live(step)) if self.plans else len(self._groups)
-        return 1.0 if self.depths is None else self.depths[live]
+        """Work of ``step`` as a share of a full one, drift included."""
+        if self.depths is None or not self.plans:
+            return 1.0
+        plan = self.plans[-1]
+        since = [plan.schedule.steps_since_refresh(block, step) for block in range(len(self._groups))]
+        drifts = zip(since, plan.drift, self._work.updates, strict=True)
+        return self.depths[since.count(0)] + sum(update for idle, steps, update in drifts if 0 < idle <= steps)
 
     def _measure(self, step: int) -> None:
         ones = (1,) * len(self._groups)
-        until: int | None = step + self._budget.measure_steps
+        self._measured = step
+        until: int | None = max(step + self._budget.measure_steps, self._full_until)
         if len(ones) == 1:
             logger.warning("the model has one block with trainable parameters, so every step is a full step.")
             until = None
@@ -109,15 +120,25 @@ class Planner:
                 "training of %d steps is too short to measure first, which takes %d: periods follow from the work of "
                 "blocks alone, and stay.", (self.total_steps or 0) - step, self._budget.least_steps,
             )  # fmt: skip
-            until = step + 1
+            until = max(step + 1, self._full_until)
         self.plans.append(Plan(step, until, step, ones, (0,) * len(ones)))
 
     @property
     def _short(self) -> bool:
-        return self._ends_before(self._first + self._budget.least_steps)
+        return self._ends_before(self._measured + self._budget.least_steps)
 
-    def _plan(self, step: int) -> None:
+    @property
+    def _was_short(self) -> bool:
+        """Whether the plan in force was made for training that was to end without another one."""
+        return len(self.plans) > 1 and len(self._groups) > 1
+
+    def _plan(self, step: int, trust: Callable[[int], float]) -> None:
         if self.depths is None:
+            if not self._work.seen:
+                logger.warning(
+                    "shapes of batches are not seen here (torch.compile hides them), so the work of blocks is that of "
+                    "%d positions a step: the speed-up will not be quite the one asked for.", UNSEEN,
+                )  # fmt: skip
             self.depths = self._work.by_depth(self._members, self._processes)
             self._warn_of_bound()
         worth = self.signals.usable()
@@ -125,12 +146,18 @@ class Planner:
             logger.warning("at step %d the worth of no block is above its noise: all blocks count alike.", step)
         known = worth or [1.0] * len(self._groups)
         periods = ladder(known, self._costs, self.depths[0], self._left(step), self._budget.longest)
-        drift = tuple(self.signals.drift_steps(block, period) for block, period in enumerate(periods))
+        drift = tuple(self._drift(block, period, trust(block)) for block, period in enumerate(periods))
         told = None if worth is None else tuple(worth)
         # Two full steps in a row tell what one step is worth: the plan begins with them.
         until, cycle = (None, step) if self._short else (step + self._budget.plan_steps, step + 1)
         self.plans.append(Plan(step, until, cycle, periods, drift, told))
         logger.info("step %d: %s", step, self.told())
+
+    def _drift(self, block: int, period: int, trust: float) -> int:
+        """Idle steps at which drift lowers the loss more for its work than a gradient does for its own."""
+        if trust == 0 or self._costs[block] == 0:
+            return 0
+        return self.signals.drift_steps(block, period, self._work.updates[block] / self._costs[block] / trust)
 
     @property
     def _costs(self) -> list[float]:
@@ -172,14 +199,17 @@ class Planner:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values; all processes call it."""
-        if self._work.positions and self.depths is None:
+        if self.depths is None:
             self._work.settle(self._processes)
         return {
             "blocks": [group.name for group in self._groups],
             "first": self._first,
+            "measured": self._measured,
+            "steps": self._work.steps,
             "spent": self._spent,
             "positions": dict(self._work.positions),
             "depths": self.depths,
+            "updates": self._work.updates,
             "signals": self.signals.state_dict(),
             "plans": [asdict(plan) for plan in self.plans],
         }
@@ -196,12 +226,14 @@ class Planner:
                 f"the checkpoint has a plan for the blocks {state['blocks']}, the model has {names}. Resume with the "
                 "model and configuration that wrote it."
             )
-        self._first, self._spent, self.depths = state["first"], state["spent"], state["depths"]
+        self._first, self._measured, self._spent = state["first"], state["measured"], state["spent"]
+        self.depths, self._work.updates = state["depths"], state["updates"]
         self.signals.load_state_dict(state["signals"])
         self.plans = [Plan(**{**plan, **_tuples(plan)}) for plan in state["plans"]]
-        self._work.positions = dict(state["positions"])
-        if self._work.positions:
+        self._work.positions, self._work.steps = dict(state["positions"]), state["steps"]
+        if self.depths is not None:
             self._work.stop()
+            self._warn_of_bound()
 
 
 def _tuples(plan: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,11 +10,20 @@ that a ladder is the places at which the period doubles, and all of them are tri
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate, combinations_with_replacement
+from itertools import accumulate, combinations_with_replacement, count
+from math import comb, log2
 
 
-PLACES = 28
-"""Places at which a period may double, of a deeper model every second block or every third: some 30,000 ladders."""
+LADDERS = 40_000
+"""That are tried at most: in a deep model periods double at every second block or every third alone."""
+
+
+POWER = 0.0
+
+
+def lost(period: int) -> float:
+    """Share of the worth of a block that a gradient at every ``period``-th step alone loses."""
+    return log2(period) if POWER == 0 else (1.0 - period**-POWER) / POWER
 
 
 def work_of(costs: Sequence[float], fixed: float, periods: Sequence[int]) -> float:
@@ -47,13 +56,16 @@ def ladder(
     number = len(costs)
     worth_below, costs_below = _below(worth), _below(costs)
     doublings = range(1, longest.bit_length())
-    places = [*range(1, number, -(-number // PLACES)), number]
+    stride = next(n for n in count(1) if comb(-(-(number - 1) // n) + len(doublings), len(doublings)) <= LADDERS)
+    places = [*range(1, number, stride), number]
+    losses = [lost(1 << i) - lost(1 << (i - 1)) for i in doublings]
     best = (float("inf"), slowest(number, longest))
     for cuts in combinations_with_replacement(places, len(doublings)):
         # Below the i-th cut the period is 2**i at least, which saves 2**-i of a gradient a step.
         saved = sum(costs_below[cut] / (1 << i) for i, cut in zip(doublings, cuts, strict=True))
         if fixed + costs_below[0] - saved <= budget:
-            best = min(best, (sum(worth_below[cut] for cut in cuts), _periods(cuts, number)))
+            loss = sum(worth_below[cut] * more for cut, more in zip(cuts, losses, strict=True))
+            best = min(best, (loss, _periods(cuts, number)))
     return best[1]
 
 

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
+from typing import Any
+
+from hf_multirate.counts import require_count
 
 
 DEFAULT_SPEEDUP = 1.6
@@ -22,7 +26,7 @@ class Budget:
 
     Raises:
         ValueError: a value is out of range.
-        TypeError: a number of steps is no integer.
+        TypeError: the speed-up is no number, or a number of steps no integer.
     """
 
     speedup: float | None = None
@@ -32,17 +36,11 @@ class Budget:
 
     def __post_init__(self) -> None:
         """Validate."""
-        if self.speedup is not None and not (math.isfinite(self.speedup) and self.speedup >= 1):
-            raise ValueError(
-                f"speedup must be at least 1, got {self.speedup!r}: it is how many times less work than plain "
-                "training steps may be, 2.0 for half of it."
-            )
+        if self.speedup is not None:
+            _check_speedup(self.speedup)
+            object.__setattr__(self, "speedup", float(self.speedup))  # a number of numpy is no plain value
         for name, least in (("longest", 2), ("measure_steps", 3), ("cycles", 1)):
-            value = vars(self)[name]
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"{name} must be an integer, got {value!r}.")
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}.")
+            require_count(name, "steps", vars(self)[name], least)
         if self.longest & (self.longest - 1):
             raise ValueError(f"longest must be a power of two, got {self.longest}.")
 
@@ -60,3 +58,13 @@ class Budget:
     def least_steps(self) -> int:
         """Steps of training below which measuring does not pay: the first measurement and two plans."""
         return self.measure_steps + 2 * self.plan_steps
+
+
+def _check_speedup(speedup: Any) -> None:
+    if isinstance(speedup, bool) or not isinstance(speedup, Real):
+        raise TypeError(f"speedup must be a number, or None for {DEFAULT_SPEEDUP}, got {speedup!r}.")
+    if not (math.isfinite(float(speedup)) and float(speedup) >= 1):
+        raise ValueError(
+            f"speedup must be at least 1, got {speedup!r}: it is how many times less work than plain "
+            "training steps may be, 2.0 for half of it."
+        )

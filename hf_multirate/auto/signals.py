@@ -66,19 +66,27 @@ class Signals:
     def usable(self) -> list[float] | None:
         """Worth of each block, at least its noise; None if it is above its noise nowhere, or not known yet.
 
-        A block of which little more than noise is seen is not taken for worthless: its next gradients will tell.
+        A block of which little more than noise is seen is not taken for worthless: its next gradients will tell. One
+        that has had no gradients is.
         """
         found = [self.worth(block) for block in range(self._number)]
-        if not any(estimate.positive for estimate in found) or any(estimate.error is None for estimate in found):
+        if not any(estimate.positive for estimate in found):
             return None
         least = 1e-6 * max(estimate.mean for estimate in found)
         return [max(estimate.mean, estimate.error or 0.0, least) for estimate in found]
 
-    def drift_steps(self, block: int, period: int) -> int:
-        """Idle steps for which the last update still lowers the loss, of the ``period - 1`` that there are."""
-        steps = 0
+    def drift_steps(self, block: int, period: int, least: float) -> int:
+        """Idle steps at which drift pays, of the ``period - 1`` that there are.
+
+        Args:
+            block: Which one.
+            period: Steps between two of its gradients.
+            least: Worth at which it pays, as a share of that of a gradient; it is more than its noise in any case.
+        """
+        steps, least = 0, least * self.worth(block).mean
         for age in sorted(age for known, age in self._known if known == block and age <= period):
-            if not self._known[block, age].positive:
+            estimate = self._known[block, age]
+            if not estimate.positive or estimate.mean < least:
                 break
             steps = age
         return min(steps, period - 1)

@@ -1,16 +1,18 @@
-"""How much work each block is, counted at the first forward pass: the same on every machine and at every run.
+"""How much work each block is, counted at the first steps: the same on every machine and at every run.
 
 Seconds would be closer to what a user pays, but no two runs have the same, and a plan made from them would differ
-from run to run. So work is counted in products of weights, times how often the shapes of the first batch use each,
-and what the optimizer does to an element is set to a number of them.
+from run to run. So work is counted in products of weights, times how often the shapes of the batches of a step use
+each, and what the optimizer does to an element is set to a number of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
@@ -24,19 +26,30 @@ UPDATE = 128.0
 """Products that take as long as one element's step of the optimizer, which waits for memory: on a core of a CPU."""
 
 
+UNSEEN = 512.0
+"""Positions of a step where shapes are not seen: eight texts of 64 tokens."""
+
+
 class CountedWork:
-    """Counts, at the first forward pass in training mode, how many positions each module works on.
+    """Counts in forward passes with gradients how many positions each module works on in a step.
+
+    A module counts once in each pass of the whole model, so that nothing counts again where it is recomputed.
 
     Args:
         model: The model.
-        watch: Whether to look; False for a compiled model, of which shapes of weights alone are counted.
+        watch: Whether to look; False for a compiled model, where a step is taken to have `UNSEEN` positions.
     """
 
     def __init__(self, model: nn.Module, *, watch: bool) -> None:
         self._model = model
         self.positions: dict[str, float] = {}
-        """Of modules that were seen."""
-        self._hooks: list[Any] = []
+        """Sums over `steps`, of modules that were seen."""
+        self.steps = 0
+        """Steps that have begun while this looked."""
+        self.updates: list[float] = []
+        """What one step of the optimizer takes for each group, as a share of a full step."""
+        self._passed: set[str] = set()
+        self._hooks: list[Any] = [model.register_forward_pre_hook(self._next_pass)] if watch else []
         for name, module in model.named_modules() if watch else ():
             matrices = [p for p in module.parameters(recurse=False) if p.dim() > 1]
             if matrices and not isinstance(module, nn.Embedding):
@@ -46,12 +59,22 @@ class CountedWork:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             del args
             first = output[0] if isinstance(output, tuple) and output else output
-            if not module.training or name in self.positions or not isinstance(first, Tensor) or not first.dim():
+            if not torch.is_grad_enabled() or name in self._passed or not isinstance(first, Tensor) or not first.dim():
                 return
             channels = first.shape[1 if first.dim() == dimensions > MATRIX else -1]
-            self.positions[name] = first.numel() / max(1, channels)
+            self._passed.add(name)
+            self.positions[name] = self.positions.get(name, 0.0) + first.numel() / max(1, channels)
 
         return hook
+
+    def _next_pass(self, module: nn.Module, args: Any) -> None:
+        del module, args
+        self._passed.clear()
+
+    @property
+    def seen(self) -> bool:
+        """Whether shapes were seen."""
+        return bool(self.positions)
 
     def stop(self) -> None:
         """Look no longer."""
@@ -60,8 +83,7 @@ class CountedWork:
         self._hooks = []
 
     def settle(self, processes: dist.ProcessGroup | None) -> None:
-        """Look no longer, and come to the same in all ``processes``, which call it together."""
-        self.stop()
+        """Come to the same in all ``processes``, which call it together."""
         self.positions = _mean(self.positions, processes)
 
     def by_depth(self, groups: Sequence[Sequence[str]], processes: dist.ProcessGroup | None) -> list[float]:
@@ -71,13 +93,17 @@ class CountedWork:
             groups: Names of parameters, from the top of the model down.
             processes: Those that have to come to the same; all of them call it.
         """
+        self.stop()
         self.settle(processes)
+        positions = {name: value / max(1, self.steps) for name, value in self.positions.items()}
         sizes = {name: parameter.numel() for name, parameter in named(self._model).items()}
-        layers = _used(self._model, layers_of(self._model), self.positions)
+        layers = _used(self._model, layers_of(self._model), positions)
         found, live = [step_cost(layers, set())], set[str]()
-        for names in groups:
+        updates = [UPDATE * sum(sizes[name] for name in names) for names in groups]
+        for updated, names in zip(accumulate(updates), groups, strict=True):
             live |= set(names)
-            found.append(step_cost(layers, live) + UPDATE * sum(sizes[name] for name in live))
+            found.append(step_cost(layers, live) + updated)
+        self.updates = [work / found[-1] for work in updates]
         return [work / found[-1] for work in found]
 
 
@@ -85,7 +111,7 @@ def _used(model: nn.Module, layers: Sequence[Layer], positions: Mapping[str, flo
     """``layers`` with their work times the positions of their module: of one that was not seen, those around it."""
     owning = [name for name, part in model.named_modules() if any(True for _ in part.parameters(recurse=False))]
     names = [canonical(name) for name in owning]
-    usual = sum(positions.values()) / len(positions) if positions else 1.0
+    usual = sum(positions.values()) / len(positions) if positions else UNSEEN
 
     def at(name: str) -> float:
         while name and name not in positions:
