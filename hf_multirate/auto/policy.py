@@ -1,29 +1,27 @@
 """From what blocks are worth and cost to a period for each: a ladder by depth.
 
-What is lost by a gradient at every p-th step alone is taken to be the worth of it times the logarithm of p. Without
-bounds the least loss at given work is where each block has gradients in proportion to worth over cost: the worth of
-all that is spent is the same everywhere, and none is left out for good. (With worth times p instead it is the root
-of that proportion, which leaves more to the bottom.) Here periods are powers of two that do not fall with depth, so
-that a ladder is the places at which the period doubles, and all of them are tried.
+What the gradients of a block are worth together is taken to grow with the square root of their number. Without
+bounds the least loss at given work is then where each block has gradients in proportion to the square of worth over
+cost: the worth of all that is spent is the same everywhere, and none is left out for good. If worth did not depend
+on how often gradients come, one block would have them all; if it grew with the logarithm of their number, they would
+be in proportion to worth over cost, which spreads work thin where budgets are small. Here periods are powers of two
+that do not fall with depth, so that a ladder is the places at which the period doubles, and all of them are tried.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate, combinations_with_replacement, count
-from math import comb, log2
+from math import comb
 
 
 LADDERS = 40_000
 """That are tried at most: in a deep model periods double at every second block or every third alone."""
 
 
-POWER = 0.0
-
-
 def lost(period: int) -> float:
-    """Share of the worth of a block that a gradient at every ``period``-th step alone loses."""
-    return log2(period) if POWER == 0 else (1.0 - period**-POWER) / POWER
+    """Share of the worth of a block that is lost by a gradient at every ``period``-th step alone."""
+    return 1.0 - float(period) ** -0.5
 
 
 def work_of(costs: Sequence[float], fixed: float, periods: Sequence[int]) -> float:
@@ -51,7 +49,7 @@ def ladder(
         longest: The longest period, a power of two.
 
     >>> ladder([1.0, 2.0, 1.0], [0.1, 0.3, 0.3], fixed=0.3, budget=0.72, longest=16)
-    (1, 2, 2)
+    (1, 1, 16)
     """
     number = len(costs)
     worth_below, costs_below = _below(worth), _below(costs)
