@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate, combinations_with_replacement, count
-from math import comb
+from math import comb, sqrt
 
 
 LADDERS = 40_000
@@ -21,7 +21,7 @@ LADDERS = 40_000
 
 def lost(period: int) -> float:
     """Share of the worth of a block that is lost by a gradient at every ``period``-th step alone."""
-    return 1.0 - float(period) ** -0.5
+    return 1.0 - sqrt(1.0 / period)
 
 
 def work_of(costs: Sequence[float], fixed: float, periods: Sequence[int]) -> float:
