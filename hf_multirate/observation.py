@@ -19,6 +19,10 @@ from hf_multirate.record import ARGUMENTS, CHECKED_STEPS, RunRecord, checksum
 from hf_multirate.worth import blocks_of
 
 
+ASIDE = "seconds_of_"
+"""Prefix, in entries of the logs, of what took time and was no part of a step."""
+
+
 class Observation:
     """Collects, between two logs and over a whole run.
 
@@ -35,6 +39,7 @@ class Observation:
         self._checksums: list[int] = []
         self._start_step = 0
         self._seconds_before = 0.0
+        self._aside_before: dict[str, float] = {}
         self._steps_before: dict[str, list[float]] = {"seconds": [], "full": []}
         self._elapsed: float | None = None
         self._blocks: dict[str, str] = {}
@@ -57,7 +62,9 @@ class Observation:
         self._checksums = (before.data["checksums"][:kept] + self._checksums)[:CHECKED_STEPS]
         self._steps_before = {key: values[:kept] for key, values in before.steps.items()}
         self._logs = [entry for entry in before.logs if entry["step"] <= step and "train_runtime" not in entry]
-        self._seconds_before = max((entry["seconds"] for entry in self._logs), default=0.0)
+        last: Mapping[str, float] = max(self._logs, key=lambda entry: entry["seconds"], default={})
+        self._seconds_before = last.get("seconds", 0.0)
+        self._aside_before = {key.removeprefix(ASIDE): last[key] for key in last if key.startswith(ASIDE)}
 
     def see(self, batches: Sequence[Any]) -> None:
         """The batches of a step."""
@@ -107,7 +114,13 @@ class Observation:
         """An entry of Trainer's logs."""
         numbers = {key: value for key, value in logs.items() if isinstance(value, (int, float))}
         seconds = self._seconds_before + self.elapsed
-        self._logs.append({**numbers, "step": step, "seconds": round(seconds, 4)})
+        aside = {f"{ASIDE}{purpose}": spent for purpose, spent in self._aside().items()}
+        self._logs.append({**numbers, "step": step, "seconds": round(seconds, 4), **aside})
+
+    def _aside(self) -> dict[str, float]:
+        """Seconds of the whole run that were no part of a step."""
+        now, before = self._multirate.telemetry.aside, self._aside_before
+        return {key: round(before.get(key, 0.0) + now.get(key, 0.0), 4) for key in before | now}
 
     @property
     def elapsed(self) -> float:
@@ -121,17 +134,19 @@ class Observation:
     def record(self, model: nn.Module, rows: Any) -> RunRecord:
         """All of it; ``rows`` are the training data."""
         telemetry, elapsed, model = self._multirate.telemetry, self.elapsed, unwrapped(model)
-        summary = telemetry.summary() | {
-            "seconds": round(self._seconds_before + elapsed, 4),
-            "seconds_aside": dict(telemetry.aside),
-            "speedup_of_run": telemetry.speedup_of_run(elapsed),
-            "speedup_predicted_of_run": telemetry.predicted_so_far,
-            "steps": len(self._steps_before["seconds"]) + len(telemetry.seconds),
-        }
         before = self._steps_before
         steps = {
             "seconds": before["seconds"] + [round(seconds, 6) for seconds in telemetry.seconds],
             "full": before["full"] + list(telemetry.full),
+        }
+        summary = telemetry.summary() | {
+            "seconds": round(self._seconds_before + elapsed, 4),
+            "seconds_aside": self._aside(),
+            "speedup_of_run": telemetry.speedup_of_run(elapsed),
+            "speedup_predicted_of_run": telemetry.predicted_so_far,
+            "steps": len(steps["full"]),
+            "full_steps": int(sum(steps["full"])),
+            "fast_steps": int(len(steps["full"]) - sum(steps["full"])),
         }
         given: dict[str, Any] = self._args.to_dict()  # type: ignore[no-untyped-call]
         return RunRecord(

@@ -59,9 +59,11 @@ class RunRecord:
         plain: Whether every step was that of plain training.
         start_step: Steps before the first in ``steps``: not 0 if a run was resumed without the record before it.
         steps: Seconds of the steps of this process, and 1 for full ones.
-        logs: What Trainer has logged, with ``step`` and ``seconds`` since the first step.
+        logs: What Trainer has logged, with ``step`` and ``seconds`` since the first step, and how many of them went
+            into loading data and evaluation.
         plans: With a budget, what was planned: see `hf_multirate.auto.plan.Plan`.
-        summary: Figures of `hf_multirate.telemetry.Telemetry`, and those of the whole run.
+        summary: Numbers of steps and seconds of the whole run; times of a step and speed-ups of `Telemetry`, since
+            the run was last resumed.
     """
 
     config: dict[str, Any]

@@ -50,8 +50,9 @@ class Telemetry:
         self.seconds, self.full = array("d"), bytearray()
         """Seconds of each step, and whether it was a full one."""
         self.worth = Worth() if worth is None else worth
-        self.aside: dict[str, float] = {}
-        """Seconds that went into something else, by what it was."""
+        self._aside: dict[str, float] = {}
+        self._since: dict[str, float] = {}
+        """What goes on right now, and when it began: one thing at a time."""
         self._clock = clock
         self._begun: float | None = None
         self._started = 0.0
@@ -75,12 +76,20 @@ class Telemetry:
     @contextmanager
     def elsewhere(self, purpose: str) -> Iterator[None]:
         """A context for what is no part of a step: ``"data"``, ``"evaluation"``. Before the first step it is free."""
-        start = self._clock()
+        if self._begun is not None:
+            self._since[purpose] = self._clock()
         try:
             yield
         finally:
-            if self._begun is not None:
-                self.aside[purpose] = self.aside.get(purpose, 0.0) + self._clock() - start
+            self._aside = self.aside
+            self._since.clear()
+
+    @property
+    def aside(self) -> dict[str, float]:
+        """Seconds that went into something else, by what it was, up to now."""
+        return self._aside | {
+            purpose: self._aside.get(purpose, 0.0) + self._clock() - start for purpose, start in self._since.items()
+        }
 
     @property
     def elapsed(self) -> float:

@@ -237,7 +237,9 @@ def test_the_record_holds_what_was_logged(tmp_path: Path) -> None:
 
 
 def test_the_record_of_a_resumed_run_is_whole(tmp_path: Path) -> None:
-    settings = {"save_strategy": "steps", "save_steps": 3}
+    _, rows = example("bert")
+    settings: dict[str, Any] = {"save_strategy": "steps", "save_steps": 3}
+    settings |= {"eval_strategy": "steps", "eval_steps": 1, "eval_dataset": rows}
     trainer_for(tmp_path, CONFIG, max_steps=5, **settings).train()
     resumed = trainer_for(tmp_path, CONFIG, max_steps=9, **settings)
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
@@ -245,7 +247,11 @@ def test_the_record_of_a_resumed_run_is_whole(tmp_path: Path) -> None:
     whole.train()
     one, other = read_record(tmp_path), read_record(tmp_path / "whole")
     assert one.steps["full"] == other.steps["full"]
-    assert one.summary["steps"] == other.summary["steps"] == 9
+    for name, number in (("steps", 9), ("full_steps", 3), ("fast_steps", 6)):
+        assert one.summary[name] == other.summary[name] == number
+    evaluated = [entry["eval_runtime"] for entry in one.logs if "eval_runtime" in entry]
+    assert len(evaluated) == 9
+    assert sum(evaluated) < one.summary["seconds_aside"]["evaluation"] < one.summary["seconds"]
     steps = [entry["step"] for entry in one.logs if "loss" in entry]
     assert steps == list(range(1, 10))
     seconds = [entry["seconds"] for entry in one.logs]
