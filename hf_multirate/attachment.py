@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from hf_multirate.auto.account import Account
 from hf_multirate.auto.planner import Planner
 from hf_multirate.auto.work import CountedWork
 from hf_multirate.config import MultirateConfig
@@ -70,7 +71,7 @@ class Attachment:
             return None
         members = [list(groups[group.name]) for group in self._config.groups]
         work = CountedWork(model, watch=not compiled)
-        return Planner(self._config, members, work, sync.group)
+        return Planner(self._config, Account(self._config.budget, members, work, sync.group))
 
     def plan(self, step: int) -> None:
         """Change the periods, if it is time at ``step``."""
@@ -84,7 +85,7 @@ class Attachment:
     def close(self) -> None:
         """Leave nothing on the model."""
         if self.planner is not None:
-            self.planner.close()
+            self.planner.account.close()
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs besides model and optimizer."""

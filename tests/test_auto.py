@@ -323,8 +323,8 @@ def test_a_shorter_drift_has_to_be_worth_more(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(Signals, "drift_steps", drift_steps)
     planner = trained(tmp_path, short(1.9, drift_scale=scale)).multirate._planner
-    work = planner._work.by_depth(planner._members, None)
-    expected = {i: planner._work.updates[i] / (work[i + 1] - work[i]) / scale for i in range(6)} if scale else {}
+    work = planner.account.depths
+    expected = {i: planner.account.updates[i] / (work[i + 1] - work[i]) / scale for i in range(6)} if scale else {}
     assert dict(asked) == pytest.approx(expected)
 
 
@@ -334,11 +334,11 @@ def test_drift_is_work_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     planner = controller._planner
     start, plan = max((plan.start, plan) for plan in planner.plans)
     step = next(step for step in range(start, STEPS) if plan.schedule.live(step) == (0,))
-    idle = sum(planner._work.updates[1:])
+    idle = sum(planner.account.updates[1:])
     assert idle > 0.05
-    assert planner.cost(step) == pytest.approx(planner.depths[1] + idle)
+    assert planner.cost(step) == pytest.approx(planner.account.depths[1] + idle)
     spent = sum(planner.cost(at) for at in range(start, step + 1))
-    assert spent > sum(planner.depths[len(plan.schedule.live(at))] for at in range(start, step + 1)) + 0.05
+    assert spent > sum(planner.account.depths[len(plan.schedule.live(at))] for at in range(start, step + 1)) + 0.05
 
 
 def test_a_signal_is_of_the_age_of_the_update_it_is_held_against(
@@ -564,7 +564,7 @@ def test_a_block_without_gradients_is_worth_nothing_and_the_others_are_planned()
 
 def depths(folder: Path, config: MultirateConfig | None = None, family: str = "bert", **settings: Any) -> list[float]:
     trainer = trained(folder, config or short(), family, max_steps=5, **settings)
-    found: list[float] = trainer.multirate._planner.depths
+    found: list[float] = trainer.multirate._planner.account.depths
     return found
 
 
@@ -606,7 +606,7 @@ def test_a_compiled_model_has_the_work_of_a_usual_batch_and_that_is_said(caplog:
             compiled(**batch).loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-        depths = controller._planner.depths
+        depths = controller._planner.account.depths
     assert "shapes of batches are not seen here" in caplog.text
     assert depths == pytest.approx(_depths_at(model, work_module.UNSEEN))
 
@@ -818,7 +818,9 @@ def test_worth_that_is_all_noise_is_said_and_blocks_count_alike(
     planner = trainer.multirate._planner
     told = trainer.multirate.plans[1]
     budget = planner._budget.share * STEPS - 3 - 6  # three full steps were taken, six plans begin with one more
-    level = ladder([1.0] * 6, list(np.diff(planner.depths)), planner.depths[0], budget / (STEPS - 3 - 6), 4)
+    level = ladder(
+        [1.0] * 6, list(np.diff(planner.account.depths)), planner.account.depths[0], budget / (STEPS - 3 - 6), 4
+    )
     assert told.worth is None
     assert told.periods == level
 

@@ -22,7 +22,7 @@ def describe_plan(partition: Partition, model: nn.Module, budget: Budget, planne
     if partition.frozen:
         count = sum(sizes[name] for name in partition.frozen)
         lines.append(f"frozen by requires_grad=False, in no block: {count:,} parameters")
-    known = planner is not None and planner.depths is not None
+    known = planner is not None and planner.account.depths is not None
     state = "" if known else "; nothing is measured yet"
     asked = f"work of {budget.share:.2f} of full steps is asked for, a speed-up of {1 / budget.share:.2f}{state}"
     return "\n".join([*lines, asked])
@@ -32,7 +32,7 @@ def _figures(planner: Planner, index: int) -> tuple[str, str, str, str, str]:
     estimate = planner.signals.worth(index)
     worth = f"{estimate.mean:.3g}" if estimate.weight else "-"
     error = "-" if estimate.error is None else f"{estimate.error:.2g}"
-    depths = planner.depths
+    depths = planner.account.depths
     work = "-" if depths is None else f"{depths[index + 1] - depths[index]:.3f}"
     if not planner.plans:
         return worth, error, work, "-", "-"

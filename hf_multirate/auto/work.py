@@ -71,11 +71,6 @@ class CountedWork:
         del module, args
         self._passed.clear()
 
-    @property
-    def seen(self) -> bool:
-        """Whether shapes were seen."""
-        return bool(self.positions)
-
     def stop(self) -> None:
         """Look no longer."""
         for hook in self._hooks:

@@ -1,0 +1,146 @@
+"""What steps take, what was spent so far, and what is left of the budget."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch.distributed as dist
+
+from hf_multirate.auto.plan import Plan
+from hf_multirate.auto.policy import slowest, work_of
+from hf_multirate.auto.settings import Budget
+from hf_multirate.auto.work import UNSEEN, CountedWork
+
+
+PLANS = 4
+"""Plans over which the budget is met, where the end of training is not known."""
+
+ROUNDING = 1e-9
+
+logger = logging.getLogger(__name__)
+
+
+class Account:
+    """Keeps the account of a run in units of full steps: the same in all processes.
+
+    Args:
+        budget: What is asked for.
+        members: Names of the parameters of each block, from the top of the model down.
+        work: Counts the work of blocks.
+        processes: Those that train together; None for one.
+    """
+
+    def __init__(
+        self,
+        budget: Budget,
+        members: Sequence[Sequence[str]],
+        work: CountedWork,
+        processes: dist.ProcessGroup | None = None,
+    ) -> None:
+        self._budget = budget
+        self._members = members
+        self._work = work
+        self._processes = processes
+        self._first = 0
+        self._spent = 0.0
+        self.depths: list[float] | None = None
+        """Work of a step with none of the blocks live, with the first, and so on, as a share of a full one."""
+
+    def open(self, step: int) -> None:
+        """Training begins at ``step``."""
+        self._first = step
+
+    def look(self) -> None:
+        """A step begins of which the work is counted, if it is not known yet."""
+        self._work.steps += self.depths is None
+
+    def close(self) -> None:
+        """Leave nothing on the model."""
+        self._work.stop()
+
+    def count(self) -> None:
+        """What was seen so far tells the work of blocks; all processes call it."""
+        if self.depths is not None:
+            return
+        if not self._work.positions:
+            logger.warning(
+                "shapes of batches are not seen here (torch.compile hides them), so the work of blocks is that of "
+                "%d positions a step: the speed-up will not be quite the one asked for.", UNSEEN,
+            )  # fmt: skip
+        self.depths = self._work.by_depth(self._members, self._processes)
+        self._warn_of_bound()
+
+    @property
+    def fixed(self) -> float:
+        """Work of every step, whatever is live."""
+        return self._known[0]
+
+    @property
+    def costs(self) -> list[float]:
+        """Work of a gradient of each block."""
+        return [high - low for low, high in pairwise(self._known)]
+
+    @property
+    def updates(self) -> list[float]:
+        """Work of an idle step of each block at which it drifts."""
+        return self._work.updates
+
+    @property
+    def _known(self) -> list[float]:
+        assert self.depths is not None  # counted before the first plan
+        return self.depths
+
+    def cost(self, plan: Plan, step: int) -> float:
+        """Work of ``step`` of ``plan``, drift included."""
+        if self.depths is None:
+            return 1.0
+        since = [plan.schedule.steps_since_refresh(block, step) for block in range(len(self._members))]
+        drifts = zip(since, plan.drift, self.updates, strict=True)
+        return self.depths[since.count(0)] + sum(update for idle, steps, update in drifts if 0 < idle <= steps)
+
+    def spend(self, plan: Plan, until: int) -> None:
+        """``plan`` is over at the step ``until``."""
+        self._spent += sum(self.cost(plan, step) for step in range(plan.start, until))
+
+    def left(self, step: int, total_steps: int | None, *, last: bool) -> float:
+        """Mean work of a step from ``step`` on, with which the budget is met, without the full steps between plans.
+
+        What was spent above it is made up for until the end of training, or within a few plans where that is unknown.
+
+        Args:
+            step: The step at which a plan begins.
+            total_steps: The step at which training ends, where that is known.
+            last: Whether no other plan follows.
+        """
+        length = PLANS * self._budget.plan_steps if total_steps is None else max(1, total_steps - step)
+        full = 0 if last else -(-length // self._budget.plan_steps)
+        left = self._budget.share * (step + length - self._first) - self._spent
+        return (left - full) / max(1, length - full) + ROUNDING
+
+    def _warn_of_bound(self) -> None:
+        longest = self._budget.longest
+        bound = work_of(self.costs, self.fixed, slowest(len(self._members), longest))
+        if bound > self._budget.share:
+            logger.warning(
+                "a speed-up of %.2f was asked for, and this model allows %.2f at most, with all but the top block at "
+                "every %dth step: periods are as long as they can be.", 1 / self._budget.share, 1 / bound, longest,
+            )  # fmt: skip
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values; all processes call it."""
+        if self.depths is None:
+            self._work.settle(self._processes)
+        own = {"first": self._first, "spent": self._spent, "depths": self.depths, "updates": self.updates}
+        return own | {"positions": dict(self._work.positions), "steps": self._work.steps}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a `state_dict`."""
+        self._first, self._spent, self.depths = state["first"], state["spent"], state["depths"]
+        self._work.positions, self._work.steps = dict(state["positions"]), state["steps"]
+        self._work.updates = state["updates"]
+        if self.depths is not None:
+            self.close()
+            self._warn_of_bound()
