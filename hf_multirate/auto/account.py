@@ -93,6 +93,11 @@ class Account:
         assert self.depths is not None  # counted before the first plan
         return self.depths
 
+    def drifting(self, periods: Sequence[int], drift: Sequence[int]) -> float:
+        """Mean work of drift in a step."""
+        blocks = zip(self.updates, periods, drift, strict=True)
+        return sum(update * min(steps, period - 1) / period for update, period, steps in blocks)
+
     def cost(self, plan: Plan, step: int) -> float:
         """Work of ``step`` of ``plan``, drift included."""
         if self.depths is None:

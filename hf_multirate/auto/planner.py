@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 from hf_multirate.auto.account import Account
 from hf_multirate.auto.plan import Plan
-from hf_multirate.auto.policy import ladder
+from hf_multirate.auto.policy import ladder, work_of
 from hf_multirate.auto.signals import Signals
 from hf_multirate.config import MultirateConfig
 from hf_multirate.groups import RateGroup
@@ -110,15 +110,27 @@ class Planner:
         worth = self.signals.usable()
         if worth is None and not self._short:
             logger.warning("at step %d the worth of no block is above its noise: all blocks count alike.", step)
-        known = worth or [1.0] * len(self._groups)
         left = self.account.left(step, self.total_steps, last=self._short)
-        periods = ladder(known, self.account.costs, self.account.fixed, left, self._budget.longest)
-        drift = tuple(self._drift(block, period, trust(block)) for block, period in enumerate(periods))
+        periods, drift = self._within(left, worth or [1.0] * len(self._groups), trust)
         told = None if worth is None else tuple(worth)
         # Two full steps in a row tell what one step is worth: the plan begins with them.
         until, cycle = (None, step) if self._short else (step + self._budget.plan_steps, step + 1)
         self.plans.append(Plan(step, until, cycle, periods, drift, told))
         logger.info("step %d: %s", step, self.told())
+
+    def _within(
+        self, left: float, worth: Sequence[float], trust: Callable[[int], float]
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Periods and drift of blocks with work of at most ``left``: what drifts is paid for by gradients."""
+        costs, fixed, longest = self.account.costs, self.account.fixed, self._budget.longest
+        periods = ladder(worth, costs, fixed, left, longest)
+        wanted = [self._drift(block, period, trust(block)) for block, period in enumerate(periods)]
+        drifting = self.account.drifting(periods, wanted)
+        periods = ladder(worth, costs, fixed, left - drifting, longest)
+        drift = [min(steps, period - 1) for steps, period in zip(wanted, periods, strict=True)]
+        if work_of(costs, fixed, periods) + self.account.drifting(periods, drift) > left:
+            drift = [0] * len(drift)  # nothing is left for it
+        return periods, tuple(drift)
 
     def _drift(self, block: int, period: int, trust: float) -> int:
         """Idle steps at which drift lowers the loss more for its work than a gradient does for its own."""
