@@ -35,7 +35,21 @@ def finals(folder: Path, *, dirty: bool = False) -> dict[tuple[str, str], Runs]:
         grid = tried[spec["task"], spec["length"], spec["contender"]]
         if spec["rate"] == best_rate(grid):
             found[spec["task"], spec["length"]][spec["contender"]][spec["seed"]] = result
-    return {key: dict(runs) for key, runs in found.items()}
+    return {key: {name: undisturbed(some) for name, some in runs.items()} for key, runs in found.items()}
+
+
+def undisturbed(runs: Mapping[int, dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    """The runs of one contender with the seconds of the fastest seed, to which their curves are scaled.
+
+    All seeds do the same work, and what else the machine does only adds to it.
+    """
+    least = min(run["process_seconds"] for run in runs.values())
+    return {seed: _scaled(run, least / run["process_seconds"]) for seed, run in runs.items()}
+
+
+def _scaled(run: dict[str, Any], share: float) -> dict[str, Any]:
+    curve = [{**point, "process_seconds": share * point["process_seconds"]} for point in run["curve"]]
+    return {**run, "curve": curve, "process_seconds": share * run["process_seconds"]}
 
 
 def best_rate(grid: Mapping[float, float]) -> float:
@@ -54,7 +68,7 @@ def grids(folder: Path) -> dict[tuple[str, str, str], dict[float, float]]:
 
 
 def seconds(runs: Iterable[dict[str, Any]]) -> float:
-    """Mean process seconds."""
+    """Process seconds, which are the same for all seeds: see `undisturbed`."""
     return fmean(run["process_seconds"] for run in runs)
 
 

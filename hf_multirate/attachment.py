@@ -62,7 +62,9 @@ class Attachment:
         self._subgroups = Subgroups(config, optimizer, groups)
         idle_pass = IdlePass(config, type(optimizer), compiled=compiled, sharded=sync.shards)
         self._pruner = Pruner(model, groups, idle_pass, compiled=compiled)
-        self._check = GradientCheck(groups, tolerant=config.missing_gradients == "warn")
+        had = [p for members in groups.values() for p in members.values() if optimizer.state.get(p)]
+        tolerant = config.missing_gradients == "warn"
+        self._check = GradientCheck(groups, tolerant=tolerant, bare=tolerant and config.budget is not None, had=had)
 
     def _planner(
         self, model: nn.Module, groups: Mapping[str, Mapping[str, nn.Parameter]], sync: GradSync, *, compiled: bool
@@ -112,6 +114,8 @@ class Attachment:
     @contextmanager
     def micro_batch(self, step: int, live: Sequence[int], *, last: bool) -> Iterator[None]:
         """A context for forward and backward of one micro-batch; the ``last`` one synchronises gradients on exit."""
+        if self.planner is not None:
+            self.planner.account.next_pass()
         with (
             self._pruner.pruned(self._names(live), cuts=self.shared.cuts),
             self.shared.micro_batch(last=last),

@@ -104,8 +104,12 @@ class DisplacementDrift:
     def keep(self, parameters: Sequence[Tensor], before: Sequence[Tensor], group: Mapping[str, Any]) -> None:
         """See `DriftRule`."""
         rate = float(group["lr"])
+        if rate == 0:
+            for parameter in parameters:
+                self.velocity.pop(parameter, None)
+            return
         velocities = torch._foreach_sub([local(parameter) for parameter in parameters], list(before))
-        torch._foreach_mul_(velocities, 1.0 / rate if rate else 0.0)
+        torch._foreach_mul_(velocities, 1.0 / rate)
         self.velocity.update(zip(parameters, velocities, strict=True))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from torch import nn
 
@@ -15,13 +15,28 @@ class GradientCheck:
     """Compares the gradients that are there with those that the schedule asks for.
 
     A parameter that the loss never uses has no gradient in plain training either: it is named once in a
-    warning. One that had a gradient before and gets none at its turn is an error, unless ``tolerant``.
+    warning. One that had a gradient before and gets none at its turn is an error, unless ``tolerant``. A whole group
+    without any is one too, unless it had one before and ``tolerant``, or ``bare`` groups are allowed.
+
+    Args:
+        groups: Rate group name -> parameter name -> parameter.
+        tolerant: Whether gradients may be missing now and then.
+        bare: Whether a group may have had no gradient yet: those that nobody chose, in a model that skips layers.
+        had: Parameters that had a gradient before this began, as those of a run that is resumed.
     """
 
-    def __init__(self, groups: Mapping[str, Mapping[str, nn.Parameter]], *, tolerant: bool) -> None:
+    def __init__(
+        self,
+        groups: Mapping[str, Mapping[str, nn.Parameter]],
+        *,
+        tolerant: bool,
+        bare: bool = False,
+        had: Iterable[nn.Parameter] = (),
+    ) -> None:
         self._groups = groups
         self._tolerant = tolerant
-        self._has_had: set[nn.Parameter] = set()
+        self._bare = bare
+        self._has_had: set[nn.Parameter] = set(had)
         self._warned: set[str] = set()
 
     def check(self, live: frozenset[str], step: int) -> None:
@@ -32,15 +47,19 @@ class GradientCheck:
                 if present:
                     self._refuse_idle(name, members, step)
                 continue
-            if not present and (not self._tolerant or self._has_had.isdisjoint(members.values())):
+            if not present and not self._may_be_bare(members):
                 raise RuntimeError(
                     f"rate group {name!r} got no gradient at step {step}, which is its turn: none of its "
                     f"{len(members)} parameters has one. If the model checkpoints its activations, use "
-                    "use_reentrant=False; otherwise check that the loss depends on the group."
+                    "use_reentrant=False; otherwise check that the loss depends on the group, or freeze what it does "
+                    "not depend on with requires_grad=False."
                 )
             if len(present) < len(members):
                 self._missing(name, members, step)
             self._has_had.update(present)
+
+    def _may_be_bare(self, members: Mapping[str, nn.Parameter]) -> bool:
+        return self._tolerant and (self._bare or not self._has_had.isdisjoint(members.values()))
 
     def _refuse_idle(self, name: str, members: Mapping[str, nn.Parameter], step: int) -> None:
         found = [key for key, parameter in members.items() if parameter.grad is not None]

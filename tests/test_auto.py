@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from itertools import combinations_with_replacement
+from itertools import combinations_with_replacement, pairwise
 from math import sqrt
 from pathlib import Path
 from typing import Any
@@ -227,6 +227,7 @@ def test_work_is_what_the_operations_come_to(family: str, monkeypatch: pytest.Mo
         model = peft.get_peft_model(model, peft.LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query"]))
     members = list(assign(MultirateConfig(block_groups(model)), model).values())
     work = CountedWork(model, watch=True)
+    work.look()
     model.train()
     model(**batch)
     found = work.by_depth(members, None)
@@ -247,6 +248,7 @@ def test_work_is_not_the_number_of_parameters_alone() -> None:
     members = list(assign(MultirateConfig(block_groups(model)), model).values())
     blind = CountedWork(model, watch=False).by_depth(members, None)
     work = CountedWork(model, watch=True)
+    work.look()
     model.train()(**batch)
     seen = work.by_depth(members, None)
     assert seen[3] < blind[3] - 0.1
@@ -607,7 +609,7 @@ def test_work_is_counted_in_evaluation_mode_too_and_not_without_gradients() -> N
 
     def counted(*, training: bool, look: bool) -> list[float]:
         work = CountedWork(model, watch=True)
-        work.steps = 1
+        work.look()
         with torch.no_grad():
             for _ in range(3 if look else 0):
                 model(**batch)
@@ -615,6 +617,56 @@ def test_work_is_counted_in_evaluation_mode_too_and_not_without_gradients() -> N
         return work.by_depth(members, None)
 
     assert counted(training=False, look=True) == counted(training=True, look=False)
+
+
+class Twice(nn.Module):
+    """Uses one of its parts twice, or is only used in parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.middle, self.head = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+
+    def forward(self, one: Tensor, other: Tensor) -> Tensor:
+        first, second = (self.middle(self.encoder(inputs)) for inputs in (one, other))
+        output: Tensor = self.head(first * second)
+        return output
+
+
+def test_every_use_within_a_pass_counts() -> None:
+    model = Twice()
+    work = CountedWork(model, watch=True)
+    work.look()
+    model(torch.ones(3, 8), torch.ones(3, 8)).sum().backward()
+    assert work.positions == {"encoder": 6, "middle": 6, "head": 3}
+    with pytest.raises(RuntimeError):
+        model(torch.ones(3, 8), torch.ones(3, 7))
+    model.encoder(torch.ones(50, 8))  # as where activations are recomputed
+    assert work.positions["encoder"] == 9
+
+
+def test_a_model_of_which_only_parts_are_called_is_counted_at_each_micro_batch() -> None:
+    torch.manual_seed(0)
+    model = Twice()
+    optimizer = SGD(model.parameters(), lr=0.1, momentum=0.9)
+    with Multirate(short()).attach(model, optimizer) as controller:
+        for step in range(2):
+            for _ in range(3):
+                controller.begin_step(step)
+                model.head(model.middle(model.encoder(torch.ones(4, 8)))).sum().backward()
+                controller.synchronize()
+            optimizer.step()
+            optimizer.zero_grad()
+        state = controller.state_dict()["plan"]["account"]
+    assert state["positions"] == {"encoder": 24, "middle": 24, "head": 24}
+    assert state["steps"] == 2
+
+
+def test_nothing_is_left_on_a_model_that_could_not_be_attached() -> None:
+    model, _ = FAMILIES["bert"]()
+    optimizer = SGD(list(model.parameters())[:3], lr=0.1)
+    with pytest.raises(ValueError, match="not in the optimizer"):
+        Multirate(short()).attach(model, optimizer)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
 def test_a_compiled_model_has_the_work_of_a_usual_batch_and_that_is_said(caplog: pytest.LogCaptureFixture) -> None:
@@ -636,7 +688,7 @@ def test_a_compiled_model_has_the_work_of_a_usual_batch_and_that_is_said(caplog:
 def _depths_at(model: nn.Module, positions: float) -> list[float]:
     members = list(assign(MultirateConfig(block_groups(model)), model).values())
     work = CountedWork(model, watch=False)
-    work.steps = 1
+    work.look()
     work.positions = {name: positions for name, _ in model.named_modules()}
     return work.by_depth(members, None)
 
@@ -677,6 +729,60 @@ def trained_on(folder: Path, **rest: Any) -> Any:
     return trainer
 
 
+def test_training_that_was_short_at_its_first_step_is_measured_in_full(tmp_path: Path) -> None:
+    trained(tmp_path, short(), max_steps=8, save_strategy="steps", save_steps=1)
+    for step in range(2, 9):
+        shutil.rmtree(tmp_path / f"checkpoint-{step}")
+    plans = trained_on(tmp_path, max_steps=40).multirate.plans
+    assert [plan.start for plan in plans[:3]] == [0, 3, 8]
+
+
+@pytest.mark.parametrize(("speedup", "steps", "full"), [(2.2, 5, 0), (1.7, 30, 20)])
+def test_a_budget_that_the_length_of_training_does_not_allow_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, speedup: float, steps: int, full: int
+) -> None:
+    controller = trained(tmp_path, short(speedup, initial_full_steps=full), max_steps=steps).multirate
+    told = [record.getMessage() for record in caplog.records if "this run allows" in record.getMessage()]
+    assert len(told) == 1
+    reached = controller.telemetry.predicted_so_far
+    assert reached < 0.97 * speedup
+    assert float(told[0].split("allows ")[1].split()[0]) == pytest.approx(reached, abs=0.02)
+
+
+def test_a_budget_that_is_met_is_not_said_to_be_out_of_reach(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert trained(tmp_path, short(1.5)).multirate.telemetry.predicted_so_far > 1.48
+    assert "this run allows" not in caplog.text
+
+
+def test_steps_of_each_epoch_are_refused() -> None:
+    model, batch = FAMILIES["bert"]()
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    with Multirate(short(1.5)).attach(model, optimizer) as controller:
+        for step in range(5):
+            controller.begin_step(step)
+            model(**batch).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        with pytest.raises(ValueError, match="step 0 was begun after step 3"):
+            controller.begin_step(0)
+
+
+def test_a_block_with_most_of_the_work_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    torch.manual_seed(0)
+    sizes = (32, 32, 4, 4, 2)
+    model = nn.Sequential(*(nn.Linear(a, b) for a, b in pairwise(sizes)))
+    optimizer = SGD(model.parameters(), lr=0.01, momentum=0.9)
+    names = [f"^{i}[.]" for i in range(4)]
+    with Multirate(MultirateConfig.auto(1.5, names, longest=4)).attach(model, optimizer) as controller:
+        for step in range(6):
+            controller.begin_step(step)
+            model(torch.ones(8, 32)).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert "block '^0[.]' has " in caplog.text
+
+
 def test_initial_full_steps_are_full_in_training_of_any_length(tmp_path: Path) -> None:
     for steps in (10, 30):
         controller = trained(tmp_path, short(initial_full_steps=6), max_steps=steps).multirate
@@ -689,7 +795,7 @@ def test_the_bound_is_said_again_after_a_resume(tmp_path: Path, caplog: pytest.L
     shutil.rmtree(tmp_path / "checkpoint-30")
     caplog.clear()
     trainer_for(tmp_path, short(20.0), max_steps=STEPS).train(resume_from_checkpoint=True)
-    assert "this model allows" in caplog.text
+    assert "this run allows" in caplog.text
 
 
 # ---- what is told
@@ -802,7 +908,7 @@ def test_a_budget_beyond_the_bound_is_said_and_the_bound_is_kept(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     trainer = trained(tmp_path, short(20.0))
-    bound = [record.getMessage() for record in caplog.records if "this model allows" in record.getMessage()]
+    bound = [record.getMessage() for record in caplog.records if "this run allows" in record.getMessage()]
     assert len(bound) == 1
     assert bound[0].startswith("a speed-up of 20.00 was asked for")
     assert all(plan.periods == (1, 4, 4, 4, 4, 4) for plan in trainer.multirate.plans[1:])
@@ -870,8 +976,9 @@ def test_layers_that_are_dropped(tmp_path: Path) -> None:
                     inputs = inputs + block(inputs)
             return {"loss": nn.functional.cross_entropy(self.head(inputs), labels)}
 
-    def run(config: MultirateConfig) -> None:
+    def run(config: MultirateConfig, calls: int = 0) -> None:
         model = Dropping()
+        model.calls = calls
         optimizer = SGD(model.parameters(), lr=0.1)
         with Multirate(config).attach(model, optimizer) as controller:
             for step in range(12):
@@ -882,4 +989,5 @@ def test_layers_that_are_dropped(tmp_path: Path) -> None:
 
     with pytest.raises(RuntimeError, match="'block_1' got no gradient"):
         run(short())
-    run(short(missing_gradients="warn"))
+    for calls in (0, 1):  # the block is dropped first at the second step, or at the very first one
+        run(short(missing_gradients="warn"), calls)

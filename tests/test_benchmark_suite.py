@@ -246,6 +246,14 @@ def test_readings_are_those_made_by_hand() -> None:
     assert curves.time_to(run, 0.74) is None
 
 
+def test_what_else_the_machine_does_counts_for_nothing() -> None:
+    runs = {0: _result("plain", 0, [(5, 0.5), (10, 0.8)]), 1: _result("plain", 1, [(7, 0.6), (14, 0.9)])}
+    found = curves.undisturbed(runs)
+    assert [run["process_seconds"] for run in found.values()] == [10, 10]
+    assert [point["process_seconds"] for point in found[1]["curve"]] == [5, 10]
+    assert curves.at(found[1], 10) == 0.9
+
+
 def test_tables_say_what_the_runs_say() -> None:
     rates = {name: {1e-3: 0.1, 1e-2: 0.2, 1e-4: 0.1} for name in RUNS} | {"plain": {1e-3: 0.1, 1e-2: 0.2}}
     lines = report.outcome(RUNS, rates).splitlines()[2:]

@@ -49,6 +49,16 @@ def test_boundary_is_the_first_live_parameter() -> None:
     assert boundary(layers_of(_stack()), {"4.weight", "2.weight"}) == "2.weight"
 
 
+def test_a_parameter_of_a_resumed_run_has_had_a_gradient() -> None:
+    part = nn.Linear(2, 2)
+    groups = {"slow": dict(part.named_parameters())}
+    resumed = GradientCheck(groups, tolerant=True, had=part.parameters())
+    resumed.check(frozenset({"slow"}), 7)
+    for check in (GradientCheck(groups, tolerant=True), GradientCheck(groups, tolerant=False, had=part.parameters())):
+        with pytest.raises(RuntimeError, match="'slow' got no gradient at step 7"):
+            check.check(frozenset({"slow"}), 7)
+
+
 def _check(tolerant: bool = False) -> tuple[GradientCheck, dict[str, nn.Parameter]]:
     members = {name: nn.Parameter(torch.ones(1)) for name in "abc"}
     groups = {"fast": {"a": members["a"]}, "slow": {"b": members["b"], "c": members["c"]}}

@@ -18,7 +18,13 @@ from hf_multirate.auto.work import UNSEEN, CountedWork
 PLANS = 4
 """Plans over which the budget is met, where the end of training is not known."""
 
+MOST, MATTERS = 0.5, 2
+"""A block with more than this share of backward is told of, in models of more blocks than this."""
+
 ROUNDING = 1e-9
+
+NEAR = 1.01
+"""What is no more above the budget than this is as good as within it."""
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +52,7 @@ class Account:
         self._processes = processes
         self._first = 0
         self._spent = 0.0
+        self._told = False
         self.depths: list[float] | None = None
         """Work of a step with none of the blocks live, with the first, and so on, as a share of a full one."""
 
@@ -54,15 +61,20 @@ class Account:
         self._first = step
 
     def look(self) -> None:
-        """A step begins of which the work is counted, if it is not known yet."""
-        self._work.steps += self.depths is None
+        """A step begins, of which the work is counted if it is not known yet."""
+        if self.depths is None:
+            self._work.look()
+
+    def next_pass(self) -> None:
+        """A micro-batch begins."""
+        self._work.next_pass()
 
     def close(self) -> None:
         """Leave nothing on the model."""
         self._work.stop()
 
-    def count(self) -> None:
-        """What was seen so far tells the work of blocks; all processes call it."""
+    def count(self, names: Sequence[str]) -> None:
+        """What was seen so far tells the work of blocks, which have ``names``; all processes call it."""
         if self.depths is not None:
             return
         if not self._work.positions:
@@ -71,7 +83,13 @@ class Account:
                 "%d positions a step: the speed-up will not be quite the one asked for.", UNSEEN,
             )  # fmt: skip
         self.depths = self._work.by_depth(self._members, self._processes)
-        self._warn_of_bound()
+        share, name = max(zip(self.costs, names, strict=True))
+        share /= sum(self.costs) or 1.0
+        if share > MOST and len(names) > MATTERS:
+            logger.warning(
+                "block %r has %.0f %% of the work of backward, so there is little to choose from: name smaller "
+                "blocks, as in MultirateConfig.auto(blocks=[...]).", name, 100 * share,
+            )  # fmt: skip
 
     @property
     def fixed(self) -> float:
@@ -121,17 +139,27 @@ class Account:
             last: Whether no other plan follows.
         """
         length = PLANS * self._budget.plan_steps if total_steps is None else max(1, total_steps - step)
-        full = 0 if last else -(-length // self._budget.plan_steps)
+        full = self._full_steps(length, last=last)
         left = self._budget.share * (step + length - self._first) - self._spent
         return (left - full) / max(1, length - full) + ROUNDING
 
-    def _warn_of_bound(self) -> None:
-        longest = self._budget.longest
-        bound = work_of(self.costs, self.fixed, slowest(len(self._members), longest))
-        if bound > self._budget.share:
+    def _full_steps(self, length: int, *, last: bool) -> int:
+        """Full steps with which plans begin that take ``length`` steps together."""
+        return 0 if last else -(-length // self._budget.plan_steps)
+
+    def warn_if_out_of_reach(self, step: int, total_steps: int | None, *, last: bool) -> None:
+        """Say once if the budget cannot be met any more; arguments are those of `left`."""
+        longest, share = self._budget.longest, self._budget.share
+        slow = work_of(self.costs, self.fixed, slowest(len(self._members), longest))
+        length = self._budget.plan_steps if total_steps is None else max(1, total_steps - step)
+        full = self._full_steps(length, last=last)
+        least = full + slow * (length - full)
+        best = least / length if total_steps is None else (self._spent + least) / (step + length - self._first)
+        if best > NEAR * share and not self._told:
+            self._told = True
             logger.warning(
-                "a speed-up of %.2f was asked for, and this model allows %.2f at most, with all but the top block at "
-                "every %dth step: periods are as long as they can be.", 1 / self._budget.share, 1 / bound, longest,
+                "a speed-up of %.2f was asked for, and this run allows %.2f at most, with all but the top block at "
+                "every %dth step: periods are as long as they can be.", 1 / share, 1 / best, longest,
             )  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
@@ -148,4 +176,3 @@ class Account:
         self._work.updates = state["updates"]
         if self.depths is not None:
             self.close()
-            self._warn_of_bound()

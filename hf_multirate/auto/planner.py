@@ -33,6 +33,7 @@ class Planner:
         self._groups = tuple(config.groups)
         self._full_until = config.initial_full_steps
         self._measured = 0
+        self._told = False
         self.account = account
         self.total_steps: int | None = None
         """The step at which training ends, where that is known."""
@@ -64,6 +65,12 @@ class Planner:
             self.account.open(step)
             self._measure(step)
             return True
+        if step < self.plans[-1].start:
+            raise ValueError(
+                f"step {step} was begun after step {self.plans[-1].start}: with a budget, number the steps of the "
+                "whole training from 0, and not those of each epoch."
+            )
+        self._measure_on(step)
         until = self.plans[-1].until
         # Close to the end another plan does not pay; the first one always does.
         near = len(self.plans) > 1 and self._ends_before(step + self._budget.longest)
@@ -90,11 +97,18 @@ class Planner:
             until = None
         elif self._short:
             logger.warning(
-                "training of %d steps is too short to measure first, which takes %d: periods follow from the work of "
-                "blocks alone, and stay.", (self.total_steps or 0) - step, self._budget.least_steps,
+                "training of %d steps is too short to measure first, which takes %d: periods follow from what is "
+                "known after %d, mostly the work of blocks alone, and stay.", (self.total_steps or 0) - step,
+                self._budget.least_steps, max(1, self._full_until - step),
             )  # fmt: skip
             until = max(step + 1, self._full_until)
         self.plans.append(Plan(step, until, step, ones, (0,) * len(ones)))
+
+    def _measure_on(self, step: int) -> None:
+        """Where a run that was short goes on for longer before it has its plan, measure in full."""
+        until = max(self._measured + self._budget.measure_steps, self._full_until)
+        if len(self.plans) == 1 and self.plans[0].until == step < until and not self._short:
+            self.plans[0] = replace(self.plans[0], until=until)
 
     @property
     def _short(self) -> bool:
@@ -106,11 +120,13 @@ class Planner:
         return len(self.plans) > 1 and len(self._groups) > 1
 
     def _plan(self, step: int, trust: Callable[[int], float]) -> None:
-        self.account.count()
+        self.account.count([group.name for group in self._groups])
         worth = self.signals.usable()
-        if worth is None and not self._short:
+        if worth is None and not self._short and not self._told:
+            self._told = True
             logger.warning("at step %d the worth of no block is above its noise: all blocks count alike.", step)
         left = self.account.left(step, self.total_steps, last=self._short)
+        self.account.warn_if_out_of_reach(step, self.total_steps, last=self._short)
         periods, drift = self._within(left, worth or [1.0] * len(self._groups), trust)
         told = None if worth is None else tuple(worth)
         # Two full steps in a row tell what one step is worth: the plan begins with them.

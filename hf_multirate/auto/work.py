@@ -33,7 +33,8 @@ UNSEEN = 512.0
 class CountedWork:
     """Counts in forward passes with gradients how many positions each module works on in a step.
 
-    A module counts once in each pass of the whole model, so that nothing counts again where it is recomputed.
+    Every call within a pass of the whole model counts, and none outside of it, where calls are those of activations
+    that are recomputed. Of a model that is never called as a whole each module counts once in a micro-batch.
 
     Args:
         model: The model.
@@ -48,28 +49,53 @@ class CountedWork:
         """Steps that have begun while this looked."""
         self.updates: list[float] = []
         """What one step of the optimizer takes for each group, as a share of a full step."""
+        self._watch = watch
         self._passed: set[str] = set()
-        self._hooks: list[Any] = [model.register_forward_pre_hook(self._next_pass)] if watch else []
-        for name, module in model.named_modules() if watch else ():
+        self._inside = self._whole = False
+        self._hooks: list[Any] = []
+
+    def look(self) -> None:
+        """A step begins."""
+        self.steps += 1
+        if not self._watch or self._hooks:
+            return
+        for name, module in self._model.named_modules():
             matrices = [p for p in module.parameters(recurse=False) if p.dim() > 1]
             if matrices and not isinstance(module, nn.Embedding):
                 self._hooks.append(module.register_forward_hook(self._noting(canonical(name), matrices[0].dim())))
+        # The hook of a model that is one matrix comes before the one that ends its pass.
+        self._hooks.append(self._model.register_forward_pre_hook(self._enter))
+        self._hooks.append(self._model.register_forward_hook(self._leave, always_call=True))
+
+    def next_pass(self) -> None:
+        """A micro-batch begins."""
+        self._passed.clear()
+
+    def _enter(self, module: nn.Module, args: Any) -> None:
+        del module, args
+        self._inside = torch.is_grad_enabled()
+        self._whole = self._whole or self._inside
+
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        del module, args, output
+        self._inside = False
+
+    def _counts(self, name: str) -> bool:
+        if self._whole:
+            return self._inside
+        return torch.is_grad_enabled() and name not in self._passed
 
     def _noting(self, name: str, dimensions: int) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             del args
             first = output[0] if isinstance(output, tuple) and output else output
-            if not torch.is_grad_enabled() or name in self._passed or not isinstance(first, Tensor) or not first.dim():
+            if not self._counts(name) or not isinstance(first, Tensor) or not first.dim():
                 return
             channels = first.shape[1 if first.dim() == dimensions > MATRIX else -1]
             self._passed.add(name)
             self.positions[name] = self.positions.get(name, 0.0) + first.numel() / max(1, channels)
 
         return hook
-
-    def _next_pass(self, module: nn.Module, args: Any) -> None:
-        del module, args
-        self._passed.clear()
 
     def stop(self) -> None:
         """Look no longer."""
