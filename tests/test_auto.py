@@ -737,7 +737,7 @@ def test_training_that_was_short_at_its_first_step_is_measured_in_full(tmp_path:
     assert [plan.start for plan in plans[:3]] == [0, 3, 8]
 
 
-@pytest.mark.parametrize(("speedup", "steps", "full"), [(2.2, 5, 0), (1.7, 30, 20)])
+@pytest.mark.parametrize(("speedup", "steps", "full"), [(2.8, 5, 0), (1.7, 30, 20)])
 def test_a_budget_that_the_length_of_training_does_not_allow_is_told(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, speedup: float, steps: int, full: int
 ) -> None:
