@@ -182,11 +182,9 @@ class Movement:
 
     def trust(self, index: int) -> float:
         """Length of the drift of a rate group as a share of its last update: the mean over its elements."""
-        own = [(p.numel(), bucket.trust.factors[p]) for bucket in self._of(index) for p in bucket.parameters]
+        buckets = [bucket for bucket in self._buckets if bucket.index == index]
+        own = [(p.numel(), bucket.trust.factors[p]) for bucket in buckets for p in bucket.parameters]
         return sum(number * factor for number, factor in own) / max(1, sum(number for number, _ in own))
-
-    def _of(self, index: int) -> list[Bucket]:
-        return [bucket for bucket in self._buckets if bucket.index == index]
 
     @property
     def levels(self) -> dict[str, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from collections.abc import Callable
 from itertools import combinations_with_replacement, pairwise
 from math import sqrt
 from pathlib import Path
@@ -15,7 +16,7 @@ import peft
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD
+from torch.optim import SGD, Optimizer
 from transformers import HfArgumentParser, TrainerCallback
 
 from hf_multirate import Multirate, MultirateConfig, MultirateTrainingArguments, RateGroup, plan
@@ -53,6 +54,15 @@ STEPS = 30
 
 def short(speedup: float = 1.6, **settings: Any) -> MultirateConfig:
     return MultirateConfig((), budget=Budget(speedup, longest=4, measure_steps=3, cycles=1), **settings)
+
+
+def run_steps(controller: Multirate, optimizer: Optimizer, steps: int, loss: Callable[[], Tensor]) -> None:
+    """A loop of one's own, from step 0 on."""
+    for step in range(steps):
+        controller.begin_step(step)
+        loss().backward()
+        optimizer.step()
+        optimizer.zero_grad()
 
 
 # ---- policy and signals
@@ -342,11 +352,7 @@ def test_drift_is_paid_for_by_gradients(monkeypatch: pytest.MonkeyPatch, steps: 
     optimizer = SGD(model.parameters(), lr=0.01, momentum=0.9)
     with Multirate(short(1.5)).attach(model, optimizer) as controller:
         controller.total_steps = 100 if known else None
-        for step in range(100):
-            controller.begin_step(step)
-            model(torch.ones(16, 16)).square().mean().backward()
-            optimizer.step()
-            optimizer.zero_grad()
+        run_steps(controller, optimizer, 100, lambda: model(torch.ones(16, 16)).square().mean())
         assert any(any(plan.drift) for plan in controller.plans)
         assert controller.telemetry.predicted_so_far > 1.45
 
@@ -416,11 +422,7 @@ def test_the_budget_is_kept_where_the_end_is_not_known() -> None:
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     with Multirate(short(1.5)).attach(model, optimizer) as controller:
-        for step in range(120):
-            controller.begin_step(step)
-            model(**batch).loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
+        run_steps(controller, optimizer, 120, lambda: model(**batch).loss)
     assert controller.telemetry.predicted_so_far == pytest.approx(1.5, rel=0.05)
 
 
@@ -675,11 +677,7 @@ def test_a_compiled_model_has_the_work_of_a_usual_batch_and_that_is_said(caplog:
     compiled = torch.compile(model, backend="eager")
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     with Multirate(short(1.5)).attach(compiled, optimizer) as controller:
-        for step in range(5):
-            controller.begin_step(step)
-            compiled(**batch).loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
+        run_steps(controller, optimizer, 5, lambda: compiled(**batch).loss)
         depths = controller._planner.account.depths
     assert "shapes of batches are not seen here" in caplog.text
     assert depths == pytest.approx(_depths_at(model, work_module.UNSEEN))
@@ -759,11 +757,7 @@ def test_steps_of_each_epoch_are_refused() -> None:
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     with Multirate(short(1.5)).attach(model, optimizer) as controller:
-        for step in range(5):
-            controller.begin_step(step)
-            model(**batch).loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
+        run_steps(controller, optimizer, 5, lambda: model(**batch).loss)
         with pytest.raises(ValueError, match="step 0 was begun after step 3"):
             controller.begin_step(0)
 
@@ -775,11 +769,7 @@ def test_a_block_with_most_of_the_work_is_told_of(caplog: pytest.LogCaptureFixtu
     optimizer = SGD(model.parameters(), lr=0.01, momentum=0.9)
     names = [f"^{i}[.]" for i in range(4)]
     with Multirate(MultirateConfig.auto(1.5, names, longest=4)).attach(model, optimizer) as controller:
-        for step in range(6):
-            controller.begin_step(step)
-            model(torch.ones(8, 32)).square().mean().backward()
-            optimizer.step()
-            optimizer.zero_grad()
+        run_steps(controller, optimizer, 6, lambda: model(torch.ones(8, 32)).square().mean())
     assert "block '^0[.]' has " in caplog.text
 
 
@@ -981,11 +971,7 @@ def test_layers_that_are_dropped(tmp_path: Path) -> None:
         model.calls = calls
         optimizer = SGD(model.parameters(), lr=0.1)
         with Multirate(config).attach(model, optimizer) as controller:
-            for step in range(12):
-                controller.begin_step(step)
-                model(torch.ones(2, 4), torch.tensor([0, 1]))["loss"].backward()
-                optimizer.step()
-                optimizer.zero_grad()
+            run_steps(controller, optimizer, 12, lambda: model(torch.ones(2, 4), torch.tensor([0, 1]))["loss"])
 
     with pytest.raises(RuntimeError, match="'block_1' got no gradient"):
         run(short())

@@ -141,6 +141,8 @@ class Planner:
         costs, fixed, longest = self.account.costs, self.account.fixed, self._budget.longest
         periods = ladder(worth, costs, fixed, left, longest)
         wanted = [self._drift(block, period, trust(block)) for block, period in enumerate(periods)]
+        if not any(wanted):
+            return periods, tuple(wanted)
         drifting = self.account.drifting(periods, wanted)
         periods = ladder(worth, costs, fixed, left - drifting, longest)
         drift = [min(steps, period - 1) for steps, period in zip(wanted, periods, strict=True)]
