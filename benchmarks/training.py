@@ -98,6 +98,11 @@ def _kind(trainer: Trainer) -> str:
     return " + ".join(names[i] for i in controller.schedule.live(controller.step or 0))
 
 
+def _plans(trainer: Trainer) -> list[dict[str, Any]]:
+    """With a budget, what was planned."""
+    return [asdict(plan) for plan in trainer.multirate.plans] if isinstance(trainer, MultirateTrainer) else []
+
+
 def steps_of(spec: Spec, data: Data) -> int:
     """Steps of the optimizer."""
     task = TASKS[spec.task]
@@ -131,7 +136,8 @@ def train(spec: Spec, data: Data, steps: int | None = None) -> dict[str, Any]:
             end = {"step": steps, "process_seconds": clock.total.process, "wall_seconds": clock.total.wall}
             clock.curve.append({**end, "metric": result["test_metric"]})
     times = {"process_seconds": clock.total.process, "wall_seconds": clock.total.wall}
-    return {**result, **times, "steps": steps, "phases": clock.phases(), "curve": clock.curve}
+    clocked = {**times, "phases": clock.phases(), "curve": clock.curve}
+    return {**result, **clocked, "steps": steps, "plans": _plans(trainer)}
 
 
 _loaded: dict[str, Data] = {}

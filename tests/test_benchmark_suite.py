@@ -34,6 +34,7 @@ pytestmark = [
 ]
 
 LORA = [rate * CONTENDERS["LoRA"].rate_scale for rate in (1e-3, 1e-2)]
+AUTO = ("multirate last:1 k5 all", "auto 1.6")
 TINY = tasks.Task("tiny", (1e-3, 1e-2), seeds=2, batch_size=2, epochs=(("short", 1), ("long", 2)))
 
 
@@ -88,6 +89,11 @@ def test_every_contender_runs_and_a_second_call_runs_nothing(
     monkeypatch.setitem(tasks.TASKS, "tiny", TINY.__class__(**{**vars(TINY), "batch_size": 3}))
     with pytest.raises(tasks.InputError, match="another configuration"):
         suite.main(options(tmp_path))
+
+
+def test_the_file_of_automatic_training_has_its_plans(tiny: None) -> None:
+    plans = [training.run(training.Spec("tiny", "long", name, 1e-3, 0, "trial"), None)["plans"] for name in AUTO]
+    assert [[plan["start"] for plan in found] for found in plans] == [[], [0, 1]]
 
 
 def test_a_contender_takes_its_best_rate_on_validation_rows_to_all_seeds(tiny: None, tmp_path: Path) -> None:
