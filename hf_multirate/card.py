@@ -10,7 +10,7 @@ def card_section(run: RunRecord) -> str:
     if run.plain:
         return "## Multirate training\n\nEvery parameter had a gradient at every step: plain training.\n"
     summary = run.summary
-    rows = [f"| {group['name']} | {group['period']} | {group['idle']} |" for group in run.config["groups"]]
+    rows = [f"| {group['name']} | {group['period']} | {group['idle']} |" for group in run.groups]
     told = {
         "steps with a full backward": f"{summary['full_steps']} of {summary['full_steps'] + summary['fast_steps']}",
         "seconds of a full step": figure(summary["seconds_full_step"]),

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from hf_multirate.counts import require_count
 from hf_multirate.subset import Subset
 
 
@@ -97,16 +98,13 @@ class RateGroup:
         if not isinstance(self.name, str) or not self.name:
             raise ValueError(f"a rate group needs a name, got {self.name!r}.")
         _check_patterns(self.name, patterns)
-        if isinstance(self.period, bool) or not isinstance(self.period, int):
-            raise TypeError(f"period of rate group {self.name!r} must be an integer, got {self.period!r}.")
-        if self.period < 1:
-            raise ValueError(f"period of rate group {self.name!r} must be at least 1, got {self.period}.")
+        require_count(f"period of rate group {self.name!r}", "steps", self.period, 1)
         if self.idle not in IDLE_RULES:
             raise ValueError(f"idle of rate group {self.name!r} must be one of {IDLE_RULES}, got {self.idle!r}.")
         if not (math.isfinite(self.lr_scale) and self.lr_scale > 0):
             raise ValueError(f"lr_scale of rate group {self.name!r} must be positive and finite, got {self.lr_scale}.")
         if self.drift_steps is not None:
-            _check_drift_steps(self)
+            _check_drift_steps(self, self.drift_steps)
         if self.idle == "zero" and self.subset is None:
             object.__setattr__(self, "subset", Subset())
         if self.subset is not None:
@@ -118,12 +116,8 @@ class RateGroup:
         return 1 if self.idle == "zero" else self.period
 
 
-def _check_drift_steps(group: RateGroup) -> None:
-    steps = group.drift_steps
-    if isinstance(steps, bool) or not isinstance(steps, int):
-        raise TypeError(f"drift_steps of rate group {group.name!r} must be an integer or None, got {steps!r}.")
-    if steps < 0:
-        raise ValueError(f"drift_steps of rate group {group.name!r} must not be negative, got {steps}.")
+def _check_drift_steps(group: RateGroup, steps: int) -> None:
+    require_count(f"drift_steps of rate group {group.name!r}", "steps (or None, for all)", steps, 0)
     if group.idle != "drift":
         raise ValueError(
             f"drift_steps of rate group {group.name!r} is {steps}, but its idle rule is {group.idle!r}: only 'drift' "

@@ -150,7 +150,8 @@ class Observation:
         }
         given: dict[str, Any] = self._args.to_dict()  # type: ignore[no-untyped-call]
         return RunRecord(
-            config=self._config(),
+            config=self._multirate.config.to_dict(),
+            groups=self._groups(),
             plans=[asdict(plan) for plan in self._multirate.plans],
             arguments={key: given[key] for key in ARGUMENTS},
             data={"rows": len(rows) if isinstance(rows, Sized) else None, "checksums": self._checksums},
@@ -163,14 +164,13 @@ class Observation:
             summary=summary,
         )
 
-    def _config(self) -> dict[str, Any]:
-        """The configuration, with a budget with the groups of the last plan."""
-        config = self._multirate.config.to_dict()
-        if self._multirate.config.budget is None:
-            return config
+    def _groups(self) -> list[dict[str, Any]]:
+        """The rate groups as they are now; with a budget their patterns are the names of what is in them."""
         groups = [asdict(group) for group in self._multirate.groups]
+        if self._multirate.config.budget is None:
+            return groups
         names = self._multirate.partition
-        return config | {"groups": [{**group, "patterns": fold(names[group["name"]])} for group in groups]}
+        return [{**group, "patterns": fold(names[group["name"]])} for group in groups]
 
     def _partition(self, model: nn.Module) -> dict[str, dict[str, Any]]:
         groups = {name: group for group, names in self._multirate.partition.items() for name in names}

@@ -17,7 +17,7 @@ import torch
 import transformers
 
 
-FORMAT = 1
+FORMAT = 2
 FILE = "multirate_record.json"
 CHECKED_STEPS = 8
 """Steps of whose batches there are checksums."""
@@ -51,7 +51,8 @@ class RunRecord:
     """A run in figures.
 
     Attributes:
-        config: The rate groups.
+        config: The configuration, as `hf_multirate.MultirateConfig.from_dict` reads it.
+        groups: The rate groups; with a budget those of the last plan.
         arguments: The `ARGUMENTS` of Trainer.
         data: Rows of the training data, and checksums of the batches of the first steps.
         model: Class of the model.
@@ -67,6 +68,7 @@ class RunRecord:
     """
 
     config: dict[str, Any]
+    groups: list[dict[str, Any]]
     arguments: dict[str, Any]
     data: dict[str, Any]
     model: str

@@ -812,7 +812,8 @@ def test_the_record_the_card_and_the_report_have_the_plan(tmp_path: Path) -> Non
     trainer = trained(tmp_path, short())
     record = read_record(tmp_path)
     assert [plan["start"] for plan in record.plans] == [plan.start for plan in trainer.multirate.plans]
-    assert [group["period"] for group in record.config["groups"]] == list(trainer.multirate.plans[-1].periods)
+    assert [group["period"] for group in record.groups] == list(trainer.multirate.plans[-1].periods)
+    assert MultirateConfig.from_dict(record.config) == trainer.multirate.config
     assert "| block_0 |" in card_section(record)
     picture = charts({"multirate": record})["plans"][1]
     bars = [patch for patch in picture.axes[0].patches if patch.get_width() > 0]

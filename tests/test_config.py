@@ -24,7 +24,7 @@ BAD_GROUPS = {
     "period bool": ({"period": True}, TypeError, "True"),
     "idle": ({"idle": "sleep"}, ValueError, "sleep"),
     "lr_scale": ({"lr_scale": 0.0}, ValueError, "lr_scale"),
-    "drift_steps negative": ({"drift_steps": -1}, ValueError, "not be negative, got -1"),
+    "drift_steps negative": ({"drift_steps": -1}, ValueError, "must be at least 0, got -1"),
     "drift_steps float": ({"drift_steps": 1.5}, TypeError, "1.5"),
     "drift_steps of hold": ({"drift_steps": 1, "idle": "hold"}, ValueError, "only 'drift'"),
     "part": ({"patterns": "part:3/2"}, ValueError, "part:3/2"),

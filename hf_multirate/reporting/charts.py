@@ -88,7 +88,7 @@ def _steps(runs: Runs) -> Figure | None:
 
 
 def _partition(run: RunRecord) -> Figure | None:
-    periods = {group["name"]: group["period"] for group in run.config["groups"]}
+    periods = {group["name"]: group["period"] for group in run.groups}
     picture, axes = _axes("million parameters", "", 1.4 + 0.32 * len(run.blocks))
     shown: set[str] = set()
     groups = [*periods, "frozen"]
@@ -111,7 +111,7 @@ def _every(period: int) -> str:
 
 def _plans(run: RunRecord) -> Figure | None:
     """Blocks from the bottom up against steps, the darker the more often they have a gradient."""
-    blocks = [group["name"] for group in run.config["groups"]]
+    blocks = [group["name"] for group in run.groups]
     picture, axes = _axes("step", "", 1.4 + 0.32 * len(blocks))
     end = run.start_step + len(run.steps["seconds"])
     ends = [*(plan["start"] for plan in run.plans[1:]), end]

@@ -105,7 +105,7 @@ def _settings(run: RunRecord) -> dict[str, Any]:
     """What the page lists of a run below its figures."""
     groups = {
         f"rate group {group['name']}": f"{', '.join(group['patterns'])}; period {group['period']}, {group['idle']}"
-        for group in run.config["groups"]
+        for group in run.groups
     }
     rest = {key: value for key, value in run.config.items() if key != "groups" and value is not None}
     machine = {key: value for key, value in run.environment.items() if key != "versions"}
