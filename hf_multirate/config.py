@@ -137,7 +137,13 @@ class MultirateConfig:
 
     @classmethod
     def auto(
-        cls, speedup: float | None = None, blocks: Sequence[str] = (), longest: int = 16, **settings: Any
+        cls,
+        speedup: float | None = None,
+        blocks: Sequence[str] = (),
+        longest: int = 16,
+        *,
+        drift: bool = False,
+        **settings: Any,
     ) -> MultirateConfig:
         """Periods that are found while training, from what gradients of each block are worth and cost.
 
@@ -146,6 +152,7 @@ class MultirateConfig:
             blocks: Regular expressions for the names of parameters, one for each block in the order of the forward
                 pass; without any, blocks are those of the model.
             longest: The longest period, a power of two.
+            drift: Whether idle blocks drift for as long as that is found to lower the loss.
             **settings: Further fields of `MultirateConfig`.
 
         Raises:
@@ -156,7 +163,7 @@ class MultirateConfig:
                 f"blocks must be a sequence of regular expressions, got the text {blocks!r}: give several."
             )
         groups = tuple(RateGroup(pattern, pattern, 1) for pattern in reversed(blocks))
-        return cls(groups, budget=Budget(speedup, longest), **settings)
+        return cls(groups, budget=Budget(speedup, longest, drift=drift), **settings)
 
     @classmethod
     def off(cls) -> MultirateConfig:

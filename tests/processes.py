@@ -106,7 +106,7 @@ def config_of(words: list[str]) -> Any:  # noqa: PLR0911
         return MultirateConfig((RateGroup("fast", (), 1), RateGroup("slow", ".*", PERIOD)), **settings)
     if "auto" in words:  # a plan from step 3 on, and others from 8, 13 and so on
         work.UPDATE = 0.0  # which does not shrink with the rows of a process
-        return MultirateConfig((), budget=Budget(1.5, longest=4, measure_steps=3, cycles=1), **settings)
+        return MultirateConfig((), budget=Budget(1.5, longest=4, cycles=1, drift=True), **settings)
     if "ladder" in words:
         return MultirateConfig.ladder([1, 2, PERIOD], **settings)
     if "middle" in words:  # what is fast is no suffix

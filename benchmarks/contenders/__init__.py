@@ -72,7 +72,7 @@ def _all() -> list[Contender]:
         Contender("LISA", "lisa", options={"active": 2, "interval": 10}),
         Contender("BAdam", "badam", options={"interval": 10}),
         *(_two_rates(f, k, d) for d in DRIFTS for k in (2, 5, 10) for f in ("head", "last:1", "last:2")),
-        *(_ladder(periods, d) for d in DRIFTS for periods in ((1, 2, 4), (1, 2, 4, 8))),
+        *(_ladder(periods, d) for d in DRIFTS for periods in ((1, 2, 4), (1, 4, 16), (1, 2, 4, 8))),
         Contender("multirate last:1 k5 importance", "importance", options=_two_rates("last:1", 5, "none").options),
         *(Contender(f"auto {speedup:g}", "multirate", options={"speedup": speedup}) for speedup in SPEEDUPS),
     ]

@@ -9,7 +9,7 @@ from typing import Any
 
 from hf_multirate.auto.account import Account
 from hf_multirate.auto.plan import Plan
-from hf_multirate.auto.policy import ladder, work_of
+from hf_multirate.auto.policy import expected, ladder, work_of
 from hf_multirate.auto.signals import Signals
 from hf_multirate.config import MultirateConfig
 from hf_multirate.groups import RateGroup
@@ -32,7 +32,7 @@ class Planner:
         self._budget = config.budget
         self._groups = tuple(config.groups)
         self._full_until = config.initial_full_steps
-        self._measured = 0
+        self._first = 0
         self._told = False
         self.account = account
         self.total_steps: int | None = None
@@ -63,56 +63,48 @@ class Planner:
         self.account.look()
         if not self.plans:
             self.account.open(step)
-            self._measure(step)
+            self._count(step)
             return True
         if step < self.plans[-1].start:
             raise ValueError(
                 f"step {step} was begun after step {self.plans[-1].start}: with a budget, number the steps of the "
                 "whole training from 0, and not those of each epoch."
             )
-        self._measure_on(step)
         until = self.plans[-1].until
         # Close to the end another plan does not pay; the first one always does.
         near = len(self.plans) > 1 and self._ends_before(step + self._budget.longest)
         extended = until is None and self._was_short and not self._ends_before(step + self._budget.least_steps)
         if (until is None or step < until or near) and not extended:
             return False
-        self.account.spend(self.plans[-1], step)
         if extended:  # a run that was too short to measure goes on for longer
-            self._measure(step)
-        else:
-            self._plan(step, trust)
+            self._first = step
+        self.account.spend(self.plans[-1], step)
+        self._plan(step, trust)
         return True
 
     def cost(self, step: int) -> float:
         """Work of ``step`` as a share of a full one."""
         return self.account.cost(self.plans[-1], step) if self.plans else 1.0
 
-    def _measure(self, step: int) -> None:
+    def _count(self, step: int) -> None:
+        """Full steps that tell the work of the blocks: the first, and those that were asked for."""
         ones = (1,) * len(self._groups)
-        self._measured = step
-        until: int | None = max(step + self._budget.measure_steps, self._full_until)
+        self._first = step
+        until: int | None = max(step + 1, self._full_until)
         if len(ones) == 1:
             logger.warning("the model has one block with trainable parameters, so every step is a full step.")
             until = None
         elif self._short:
             logger.warning(
-                "training of %d steps is too short to measure first, which takes %d: periods follow from what is "
-                "known after %d, mostly the work of blocks alone, and stay.", (self.total_steps or 0) - step,
-                self._budget.least_steps, max(1, self._full_until - step),
+                "training of %d steps is too short to measure what gradients are worth, which takes %d: periods "
+                "follow from the work of blocks and what is usual, and stay.", (self.total_steps or 0) - step,
+                self._budget.least_steps,
             )  # fmt: skip
-            until = max(step + 1, self._full_until)
         self.plans.append(Plan(step, until, step, ones, (0,) * len(ones)))
-
-    def _measure_on(self, step: int) -> None:
-        """Where a run that was short goes on for longer before it has its plan, measure in full."""
-        until = max(self._measured + self._budget.measure_steps, self._full_until)
-        if len(self.plans) == 1 and self.plans[0].until == step < until and not self._short:
-            self.plans[0] = replace(self.plans[0], until=until)
 
     @property
     def _short(self) -> bool:
-        return self._ends_before(self._measured + self._budget.least_steps)
+        return self._ends_before(self._first + self._budget.least_steps)
 
     @property
     def _was_short(self) -> bool:
@@ -121,13 +113,17 @@ class Planner:
 
     def _plan(self, step: int, trust: Callable[[int], float]) -> None:
         self.account.count([group.name for group in self._groups])
-        worth = self.signals.usable()
-        if worth is None and not self._short and not self._told:
+        usual = expected(len(self._groups))
+        worth = self.signals.given(usual)
+        if worth is None and len(self.plans) > 1 and not self._told:
             self._told = True
-            logger.warning("at step %d the worth of no block is above its noise: all blocks count alike.", step)
+            logger.warning(
+                "at step %d what gradients are worth is not above its noise: periods follow from the work of blocks "
+                "and what is usual.", step,
+            )  # fmt: skip
         left = self.account.left(step, self.total_steps, last=self._short)
         self.account.warn_if_out_of_reach(step, self.total_steps, last=self._short)
-        periods, drift = self._within(left, worth or [1.0] * len(self._groups), trust)
+        periods, drift = self._within(left, worth or usual, trust)
         told = None if worth is None else tuple(worth)
         # Two full steps in a row tell what one step is worth: the plan begins with them.
         until, cycle = (None, step) if self._short else (step + self._budget.plan_steps, step + 1)
@@ -140,6 +136,8 @@ class Planner:
         """Periods and drift of blocks with work of at most ``left``: what drifts is paid for by gradients."""
         costs, fixed, longest = self.account.costs, self.account.fixed, self._budget.longest
         periods = ladder(worth, costs, fixed, left, longest)
+        if not self._budget.drift:
+            return periods, (0,) * len(periods)
         wanted = [self._drift(block, period, trust(block)) for block, period in enumerate(periods)]
         if not any(wanted):
             return periods, tuple(wanted)
@@ -168,7 +166,7 @@ class Planner:
         """Plain values; all processes call it."""
         return {
             "blocks": [group.name for group in self._groups],
-            "measured": self._measured,
+            "first": self._first,
             "account": self.account.state_dict(),
             "signals": self.signals.state_dict(),
             "plans": [asdict(plan) for plan in self.plans],
@@ -186,7 +184,7 @@ class Planner:
                 f"the checkpoint has a plan for the blocks {state['blocks']}, the model has {names}. Resume with the "
                 "model and configuration that wrote it."
             )
-        self._measured = state["measured"]
+        self._first = state["first"]
         self.account.load_state_dict(state["account"])
         self.signals.load_state_dict(state["signals"])
         self.plans = [Plan(**{**plan, **_tuples(plan)}) for plan in state["plans"]]

@@ -21,26 +21,28 @@ class Budget:
     Attributes:
         speedup: Work of a full step over the mean work of a step; None is `DEFAULT_SPEEDUP`.
         longest: The longest period, a power of two: every block gets a gradient at least that often.
-        measure_steps: Full steps at the start of training, from which the first plan is made.
         cycles: Times ``longest`` steps that a plan lasts before it is made anew.
+        drift: Whether blocks drift where that is found to lower the loss; else idle blocks stand still.
 
     Raises:
         ValueError: a value is out of range.
-        TypeError: the speed-up is no number, or a number of steps no integer.
+        TypeError: the speed-up is no number, a number of steps no integer, or ``drift`` no bool.
     """
 
     speedup: float | None = None
     longest: int = 16
-    measure_steps: int = 4
     cycles: int = 3
+    drift: bool = False
 
     def __post_init__(self) -> None:
         """Validate."""
         if self.speedup is not None:
             _check_speedup(self.speedup)
             object.__setattr__(self, "speedup", float(self.speedup))  # a number of numpy is no plain value
-        for name, least in (("longest", 2), ("measure_steps", 3), ("cycles", 1)):
+        for name, least in (("longest", 2), ("cycles", 1)):
             require_count(name, "steps", vars(self)[name], least)
+        if not isinstance(self.drift, bool):
+            raise TypeError(f"drift of a budget must be True or False, got {self.drift!r}.")
         if self.longest & (self.longest - 1):
             raise ValueError(f"longest must be a power of two, got {self.longest}.")
 
@@ -56,8 +58,8 @@ class Budget:
 
     @property
     def least_steps(self) -> int:
-        """Steps of training below which measuring does not pay: the first measurement and two plans."""
-        return self.measure_steps + 2 * self.plan_steps
+        """Steps of training below which measuring does not pay: one to count work, and two plans."""
+        return 1 + 2 * self.plan_steps
 
 
 def _check_speedup(speedup: Any) -> None:

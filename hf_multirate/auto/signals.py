@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,6 +11,9 @@ TINY = 1e-9
 
 DECAY = 0.9
 """Weight of what is known when a sample comes in."""
+
+LEAST = 0.1
+"""Worth of a block at least, as a share of what is expected of it."""
 
 
 @dataclass
@@ -63,17 +66,25 @@ class Signals:
         """That of the step before."""
         return self._known.get((block, 1), Estimate())
 
-    def usable(self) -> list[float] | None:
-        """Worth of each block, at least its noise; None if it is above its noise nowhere, or not known yet.
+    def given(self, expected: Sequence[float]) -> list[float] | None:
+        """Worth of each block, nearer to what was measured the smaller the error of that is, else to ``expected``.
 
-        A block of which little more than noise is seen is not taken for worthless: its next gradients will tell. One
-        that has had no gradients is.
+        What is expected takes its scale from all blocks together, and counts as a measurement with an error as large
+        as itself. No block is taken for worthless: its next gradients will tell.
+
+        Args:
+            expected: Worth of each block before anything is measured, in any unit; positive.
+
+        Returns:
+            None if all blocks together are not above their noise, or nothing is known yet.
         """
         found = [self.worth(block) for block in range(self._number)]
-        if not any(estimate.positive for estimate in found):
+        known = [(value, e.mean, e.error) for value, e in zip(expected, found, strict=True) if e.error]
+        weight = sum((value / error) ** 2 for value, _, error in known)
+        scale = sum(value * mean / error**2 for value, mean, error in known) / weight if weight else 0.0
+        if scale**2 * weight <= 1 or scale <= 0:
             return None
-        least = 1e-6 * max(estimate.mean for estimate in found)
-        return [max(estimate.mean, estimate.error or 0.0, least) for estimate in found]
+        return [_between(scale * value, estimate) for value, estimate in zip(expected, found, strict=True)]
 
     def drift_steps(self, block: int, period: int, least: float) -> int:
         """Idle steps at which drift pays, of the ``period - 1`` that there are.
@@ -101,3 +112,11 @@ class Signals:
         for key, values in state.items():
             block, age = map(int, key.split())
             self._known[block, age] = Estimate(**values)
+
+
+def _between(expected: float, measured: Estimate) -> float:
+    """The mean of both, each with the weight of its squared error; that of what is expected is its size."""
+    if measured.error is None:
+        return expected
+    own, other = expected**2, measured.error**2
+    return max((measured.mean * own + expected * other) / (own + other), LEAST * expected)
