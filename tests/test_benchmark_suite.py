@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, DataCollatorWithPadding, set_seed
 
 import curves
+import images
 import tasks
 import training
 from contenders import CHOSEN, CONTENDERS, importance
@@ -189,6 +191,31 @@ def test_after_an_error_waiting_runs_are_not_begun(monkeypatch: pytest.MonkeyPat
 def test_data_that_are_not_there(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     with pytest.raises(tasks.InputError, match="needs 'trec_train"):
         suite.main(["--suite", "trec", "--allow-dirty", "--jobs", "0", "--data-dir", str(tmp_path)])
+
+
+@pytest.mark.parametrize("name", ["embedded", "imdb"])
+def test_no_text_is_in_two_parts(name: str) -> None:
+    data = tasks.load(tasks.TASKS[name], None)
+    parts = [{tuple(row["input_ids"]) for row in part} for part in (data.train, data.validation, data.test)]
+    assert len(data.train) == tasks.TASKS[name].train_rows
+    assert not parts[0] & parts[1]
+    assert not parts[0] & parts[2]
+    assert not parts[1] & parts[2]
+    assert 0.4 < sum(row["labels"] for row in data.train) / len(data.train) < 0.6
+
+
+def test_images_of_fashion_are_read_with_their_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    grey = bytes(range(10)) + bytes(2 * 28 * 28 - 10)
+    for name, header, body in (("images-idx3", 16, grey), ("labels-idx1", 8, bytes([7, 3]))):
+        (tmp_path / f"t10k-{name}-ubyte.gz").write_bytes(gzip.compress(bytes(header) + body))
+    monkeypatch.setattr(images, "FASHION", str(tmp_path))
+    rows = images.fashion(tmp_path, 28, "test", 2)
+    assert [row["labels"] for row in rows] == [7, 3]
+    assert rows[0]["pixel_values"].shape == (28, 28, 3)
+    assert rows[0]["pixel_values"][0, :10, 1].tolist() == list(range(10))
+    batch = images.batch(rows)["pixel_values"]
+    assert batch.shape == (2, 3, 28, 28)
+    assert batch[0, 1, 0, 9] == pytest.approx(9 - 255 * 0.459)
 
 
 @pytest.mark.parametrize("kind", [LISA, BAdam])
