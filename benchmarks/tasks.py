@@ -101,7 +101,8 @@ TASKS = {
 
 def missing(task: Task, folder: Path | None) -> list[str]:
     """What ``task`` needs and ``folder`` does not have."""
-    return [name for name in task.needs if folder is None or not (folder / name).exists()]
+    own = [name for name in task.needs if Path(name).is_absolute() or folder is not None]
+    return [name for name in task.needs if name not in own or not Path(folder or "", name).exists()]
 
 
 def load(task: Task, folder: Path | None) -> Data:

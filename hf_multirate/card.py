@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from hf_multirate.record import RunRecord
 
 
@@ -10,7 +13,7 @@ def card_section(run: RunRecord) -> str:
     if run.plain:
         return "## Multirate training\n\nEvery parameter had a gradient at every step: plain training.\n"
     summary = run.summary
-    rows = [f"| {group['name']} | {group['period']} | {group['idle']} |" for group in run.groups]
+    rows = [f"| {group['name']} | {group['period']} | {in_between(group)} |" for group in run.groups]
     told = {
         "steps with a full backward": f"{summary['full_steps']} of {summary['full_steps'] + summary['fast_steps']}",
         "seconds of a full step": figure(summary["seconds_full_step"]),
@@ -34,6 +37,16 @@ def card_section(run: RunRecord) -> str:
             "",
         ]
     )
+
+
+def in_between(group: Mapping[str, Any]) -> str:
+    """What a rate group of a record does between two gradients."""
+    if group["idle"] != "drift":
+        return str(group["idle"])
+    steps = group["drift_steps"]
+    if group["period"] == 1:
+        return "-"
+    return "drift" if steps is None else f"drift for {steps} steps" if steps else "stand still"
 
 
 def figure(value: float | None) -> str:

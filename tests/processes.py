@@ -104,7 +104,7 @@ def config_of(words: list[str]) -> Any:  # noqa: PLR0911
         settings |= {"drift_scale": 0.0, "idle_mode": "train"}
         settings["group_of"] = lambda name, _: "fast" if is_fast(name) else None
         return MultirateConfig((RateGroup("fast", (), 1), RateGroup("slow", ".*", PERIOD)), **settings)
-    if "auto" in words:  # a plan from step 3 on, and others from 8, 13 and so on
+    if "auto" in words:  # a plan from step 1 on, and others from 6, 11 and so on
         work.UPDATE = 0.0  # which does not shrink with the rows of a process
         return MultirateConfig((), budget=Budget(1.5, longest=4, cycles=1, drift=True), **settings)
     if "ladder" in words:

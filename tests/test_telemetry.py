@@ -14,7 +14,7 @@ from transformers import ProgressCallback
 
 from hf_multirate import Multirate, MultirateConfig, MultirateTrainer
 from hf_multirate.cost import backward_costs, layers_of
-from hf_multirate.record import FILE, checksum, read_record
+from hf_multirate.record import FILE, FORMAT, checksum, read_record
 from hf_multirate.shortfall import shortfall
 from hf_multirate.telemetry import Telemetry
 from hf_multirate.worth import Worth, blocks_of
@@ -321,7 +321,7 @@ def test_an_error_in_training_leaves_the_record_of_what_there_was(tmp_path: Path
         ("{", "is no JSON"),
         ("{}", "has format None"),
         ('{"format": 0}', "format 0"),
-        ('{"format": 1}', "is not complete"),
+        ('{"format": 2}', "is not complete"),
     ],
 )
 def test_a_folder_without_a_record_of_this_version_is_refused(tmp_path: Path, text: str | None, words: str) -> None:
@@ -355,7 +355,7 @@ def test_any_other_value_in_the_environment_is_an_error(tmp_path: Path, monkeypa
 def test_the_record_goes_where_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_MULTIRATE_RECORD", str(tmp_path / "kept" / "here"))
     trainer_for(tmp_path / "out", CONFIG).train()
-    assert json.loads((tmp_path / "kept" / "here" / FILE).read_text())["format"] == 1
+    assert json.loads((tmp_path / "kept" / "here" / FILE).read_text())["format"] == FORMAT
     assert not (tmp_path / "out" / FILE).exists()
 
 

@@ -53,6 +53,7 @@ class Account:
         self._first = 0
         self._spent = 0.0
         self._told = False
+        self._counting = True
         self.depths: list[float] | None = None
         """Work of a step with none of the blocks live, with the first, and so on, as a share of a full one."""
 
@@ -60,10 +61,10 @@ class Account:
         """Training begins at ``step``."""
         self._first = step
 
-    def look(self) -> None:
-        """A step begins, of which the work is counted if it is not known yet."""
-        if self.depths is None:
-            self._work.look()
+    def look(self, *, full: bool) -> None:
+        """A step begins, full or not, which tells more of the work of blocks until that is settled."""
+        if self._counting:
+            self._work.look(full=full)
 
     def next_pass(self) -> None:
         """A micro-batch begins."""
@@ -73,16 +74,26 @@ class Account:
         """Leave nothing on the model."""
         self._work.stop()
 
-    def count(self, names: Sequence[str]) -> None:
-        """What was seen so far tells the work of blocks, which have ``names``; all processes call it."""
-        if self.depths is not None:
+    def count(self, names: Sequence[str], *, last: bool) -> None:
+        """What was seen so far tells the work of blocks, which have ``names``; all processes call it.
+
+        Batches may be sorted by length, so the first of them alone says little. The ``last`` time settles it.
+        """
+        if not self._counting:
             return
+        first, self.depths = self.depths is None, self._work.by_depth(self._members, self._processes)
+        self._counting = not last
+        if last:
+            self.close()
+        if first:
+            self._tell(names)
+
+    def _tell(self, names: Sequence[str]) -> None:
         if not self._work.positions:
             logger.warning(
                 "shapes of batches are not seen here (torch.compile hides them), so the work of blocks is that of "
                 "%d positions a step: the speed-up will not be quite the one asked for.", UNSEEN,
             )  # fmt: skip
-        self.depths = self._work.by_depth(self._members, self._processes)
         share, name = max(zip(self.costs, names, strict=True))
         share /= sum(self.costs) or 1.0
         if share > MOST and len(names) > MATTERS:
@@ -164,15 +175,17 @@ class Account:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values; all processes call it."""
-        if self.depths is None:
+        if self._counting:
             self._work.settle(self._processes)
-        own = {"first": self._first, "spent": self._spent, "depths": self.depths, "updates": self.updates}
-        return own | {"positions": dict(self._work.positions), "steps": self._work.steps}
+        known = {"first": self._first, "spent": self._spent, "depths": self.depths, "updates": self.updates}
+        seen = {"counting": self._counting, "positions": dict(self._work.positions), "steps": self._work.steps}
+        return known | seen
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a `state_dict`."""
         self._first, self._spent, self.depths = state["first"], state["spent"], state["depths"]
         self._work.positions, self._work.steps = dict(state["positions"]), state["steps"]
         self._work.updates = state["updates"]
-        if self.depths is not None:
+        self._counting = state["counting"]
+        if not self._counting:
             self.close()

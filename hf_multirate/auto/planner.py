@@ -60,7 +60,12 @@ class Planner:
 
     def begin(self, step: int, trust: Callable[[int], float]) -> bool:
         """Whether the plan is another one from ``step`` on; ``trust`` has the length of a block's drift."""
-        self.account.look()
+        changed = self._begin(step, trust)
+        if self.plans[-1].until is not None:
+            self.account.look(full=self.schedule.full(step))
+        return changed
+
+    def _begin(self, step: int, trust: Callable[[int], float]) -> bool:
         if not self.plans:
             self.account.open(step)
             self._count(step)
@@ -78,7 +83,6 @@ class Planner:
             return False
         if extended:  # a run that was too short to measure goes on for longer
             self._first = step
-        self.account.spend(self.plans[-1], step)
         self._plan(step, trust)
         return True
 
@@ -97,8 +101,8 @@ class Planner:
         elif self._short:
             logger.warning(
                 "training of %d steps is too short to measure what gradients are worth, which takes %d: periods "
-                "follow from the work of blocks and what is usual, and stay.", (self.total_steps or 0) - step,
-                self._budget.least_steps,
+                "follow from the work of blocks and what is known after %d, mostly what is usual, and stay.",
+                (self.total_steps or 0) - step, self._budget.least_steps, max(1, self._full_until - step),
             )  # fmt: skip
         self.plans.append(Plan(step, until, step, ones, (0,) * len(ones)))
 
@@ -112,7 +116,8 @@ class Planner:
         return len(self.plans) > 1 and len(self._groups) > 1
 
     def _plan(self, step: int, trust: Callable[[int], float]) -> None:
-        self.account.count([group.name for group in self._groups])
+        self.account.count([group.name for group in self._groups], last=self._short or len(self.plans) > 1)
+        self.account.spend(self.plans[-1], step)
         usual = expected(len(self._groups))
         worth = self.signals.given(usual)
         if worth is None and len(self.plans) > 1 and not self._told:

@@ -16,14 +16,14 @@ from math import comb, sqrt
 
 
 FALL = 16.0
-"""How many times what the gradient of the lowest block is worth that of the top one is taken for."""
+"""What a gradient of the top block is taken to be worth over one of the lowest, in fine-tuning."""
 
 LADDERS = 40_000
 """That are tried at most: in a deep model periods double at every second block or every third alone."""
 
 
 def expected(number: int) -> list[float]:
-    """Worth of blocks from the top in fine-tuning, before anything is measured: it falls with depth."""
+    """Worth of blocks from the top before anything is measured: it falls with depth."""
     return [FALL ** -(block / max(1, number - 1)) for block in range(number)]
 
 

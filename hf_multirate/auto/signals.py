@@ -7,10 +7,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 
-TINY = 1e-9
-
 DECAY = 0.9
 """Weight of what is known when a sample comes in."""
+
+ROUNDS = 20
+"""In which the scale of what is expected is found."""
 
 LEAST = 0.1
 """Worth of a block at least, as a share of what is expected of it."""
@@ -35,9 +36,12 @@ class Estimate:
 
     @property
     def error(self) -> float | None:
-        """Standard error of the mean, from the scatter of the samples; None of fewer than two."""
+        """Standard error of the mean, from the scatter of the samples; None of fewer than three.
+
+        Two may be close to each other by chance.
+        """
         degrees = self.weight - self.squares / self.weight if self.weight else 0.0
-        if degrees <= TINY:
+        if degrees < 1.0:
             return None
         return float((self.deviation / degrees * self.squares) ** 0.5 / self.weight)
 
@@ -79,10 +83,9 @@ class Signals:
             None if all blocks together are not above their noise, or nothing is known yet.
         """
         found = [self.worth(block) for block in range(self._number)]
-        known = [(value, e.mean, e.error) for value, e in zip(expected, found, strict=True) if e.error]
-        weight = sum((value / error) ** 2 for value, _, error in known)
-        scale = sum(value * mean / error**2 for value, mean, error in known) / weight if weight else 0.0
-        if scale**2 * weight <= 1 or scale <= 0:
+        known = [(value, e.mean, e.error) for value, e in zip(expected, found, strict=True) if e.error is not None]
+        scale = _scale(known)
+        if scale is None:
             return None
         return [_between(scale * value, estimate) for value, estimate in zip(expected, found, strict=True)]
 
@@ -112,6 +115,28 @@ class Signals:
         for key, values in state.items():
             block, age = map(int, key.split())
             self._known[block, age] = Estimate(**values)
+
+
+def _scale(known: Sequence[tuple[float, float, float]]) -> float | None:
+    """Factor on what is expected that fits what was measured; None if that is within its noise.
+
+    A block weighs the less the larger its error and what is expected of it, by which that may be off: else one that is
+    known well, because it is worth nothing, would decide for all.
+
+    Args:
+        known: What is expected, mean and error of each block of which something is known.
+    """
+    total = sum(expected for expected, _, _ in known)
+    scale = sum(mean for _, mean, _ in known) / total if known else 0.0
+    fit = noise = 0.0
+    for _ in range(ROUNDS):
+        if scale <= 0:
+            return None
+        weights = [expected / (error**2 + (scale * expected) ** 2) for expected, _, error in known]
+        fit = sum(weight * expected for weight, (expected, _, _) in zip(weights, known, strict=True))
+        noise = sum((weight * error) ** 2 for weight, (_, _, error) in zip(weights, known, strict=True))
+        scale = sum(weight * mean for weight, (_, mean, _) in zip(weights, known, strict=True)) / fit
+    return scale if scale > 0 and (scale * fit) ** 2 > noise else None
 
 
 def _between(expected: float, measured: Estimate) -> float:

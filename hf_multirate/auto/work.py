@@ -46,18 +46,19 @@ class CountedWork:
         self.positions: dict[str, float] = {}
         """Sums over `steps`, of modules that were seen."""
         self.steps = 0
-        """Steps that have begun while this looked."""
+        """Steps that this has looked at."""
         self.updates: list[float] = []
         """What one step of the optimizer takes for each group, as a share of a full step."""
         self._watch = watch
         self._passed: set[str] = set()
-        self._inside = self._whole = False
+        self._looking = self._inside = self._whole = False
         self._hooks: list[Any] = []
 
-    def look(self) -> None:
-        """A step begins."""
-        self.steps += 1
-        if not self._watch or self._hooks:
+    def look(self, *, full: bool = True) -> None:
+        """A step begins; this looks at it if it is a full one, of which no part runs without gradients."""
+        self._looking = full
+        self.steps += full
+        if not full or not self._watch or self._hooks:
             return
         for name, module in self._model.named_modules():
             matrices = [p for p in module.parameters(recurse=False) if p.dim() > 1]
@@ -81,6 +82,8 @@ class CountedWork:
         self._inside = False
 
     def _counts(self, name: str) -> bool:
+        if not self._looking:
+            return False
         if self._whole:
             return self._inside
         return torch.is_grad_enabled() and name not in self._passed
@@ -114,7 +117,6 @@ class CountedWork:
             groups: Names of parameters, from the top of the model down.
             processes: Those that have to come to the same; all of them call it.
         """
-        self.stop()
         self.settle(processes)
         positions = {name: value / max(1, self.steps) for name, value in self.positions.items()}
         sizes = {name: parameter.numel() for name, parameter in named(self._model).items()}

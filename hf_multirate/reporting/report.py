@@ -7,7 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from hf_multirate.card import figure
+from hf_multirate.card import figure, in_between
 from hf_multirate.record import RunRecord, read_record
 from hf_multirate.reporting.verdict import sentence, verdict
 
@@ -104,7 +104,7 @@ def _rows(figures: dict[str, Any]) -> list[tuple[str, str, str, str]]:
 def _settings(run: RunRecord) -> dict[str, Any]:
     """What the page lists of a run below its figures."""
     groups = {
-        f"rate group {group['name']}": f"{', '.join(group['patterns'])}; period {group['period']}, {group['idle']}"
+        f"rate group {group['name']}": f"{', '.join(group['patterns'])}; period {group['period']}, {in_between(group)}"
         for group in run.groups
     }
     rest = {key: value for key, value in run.config.items() if key != "groups" and value is not None}
