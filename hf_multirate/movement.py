@@ -45,6 +45,7 @@ class Movement:
         self._optimizer = optimizer
         self._schedule: Schedule | Stages = config.schedule
         self._signals = signals
+        self._plans_drift = config.budget is not None and config.budget.drift
         self._pending: dict[int, float] = {}
         self._drift_scale = config.drift_scale
         self._displacement = DisplacementDrift()
@@ -67,7 +68,7 @@ class Movement:
 
     def _bucket(self, index: int, group: RateGroup, torch_group: int, parameters: list[nn.Parameter]) -> Bucket:
         rule = choose_rule(self._optimizer, self._optimizer.param_groups[torch_group], self._displacement)
-        drifts = group.idle == "drift" and (group.period > 1 or self._signals is not None)
+        drifts = group.idle == "drift" and group.drift_steps != 0 and (group.period > 1 or self._plans_drift)
         constant = self._drift_scale
         if constant is None and (not drifts or type(self._optimizer) is SGD):
             constant = 1.0
@@ -88,6 +89,12 @@ class Movement:
         idles = self._schedule.steps_to_next_refresh(bucket.index, step) > 1
         of_use = bucket.rate_group.idle == "drift" and (idles or self._signals is not None)
         return of_use and bucket.rule.needs_snapshot
+
+    def _tells(self, bucket: Bucket, step: int) -> bool:
+        """Whether a gradient is held against the last update for plans: an older one is of use to those of drift."""
+        if self._signals is None or step == 0:
+            return False
+        return self._plans_drift or bucket.index in self._schedule.live(step - 1)
 
     def _to_look_back(self, bucket: Bucket, step: int) -> bool:
         drifted = step > 0 and bucket.index not in self._schedule.live(step - 1)
@@ -119,7 +126,6 @@ class Movement:
     def before_step(self, step: int, live: Sequence[int]) -> None:
         """Look at the live groups while their gradients, last updates and old values are still there."""
         counts = self._schedule.full(step) and self._has_worth(step)
-        signals = self._signals is not None and len(live) > 1
         scale = None
         self._pending = {}
         for bucket in self._buckets:
@@ -128,13 +134,14 @@ class Movement:
                 continue
             stepped = [parameter for parameter in bucket.parameters if parameter.grad is not None]
             looks_back = self._to_look_back(bucket, step)
-            if looks_back or counts or signals:
+            tells = len(live) > 1 and self._tells(bucket, step)
+            if looks_back or counts or tells:
                 scale = self._gradient_scale() if scale is None else scale
                 slopes = bucket.slopes(stepped, self._optimizer.param_groups[bucket.torch_group], scale)
                 bucket.levels = bucket.trust.look_back(slopes) if looks_back else {}
                 if counts:
                     self._count_worth(bucket, slopes, step)
-                if signals and slopes:
+                if tells and slopes:
                     self._note_signal(bucket, slopes)
             if self._to_keep(bucket, step) or self._stretch(bucket, step) != 1.0:
                 bucket.before = [local(parameter).clone() for parameter in stepped]

@@ -9,6 +9,7 @@ import pytest
 from torch import nn
 
 from hf_multirate import MultirateConfig, MultirateTrainingArguments, RateGroup
+from hf_multirate.bucket import Bucket
 from runs import Watched, differ, example, phases, trainer_for, weights
 
 
@@ -49,6 +50,24 @@ def test_description_has_a_line_for_each_depth(tmp_path: Path) -> None:
     assert len(edges) == 2
     assert edges[0].startswith("with part 1 live: backward is skipped below bert.encoder.layer.3.")
     assert edges[1].startswith("with part 1, part 2 live: backward is skipped below bert.encoder.layer.2.")
+
+
+@pytest.mark.parametrize(("drift_steps", "steps"), [(None, {0, 2, 4, 6, 8}), (0, {0, 8})])
+def test_what_never_drifts_is_looked_at_for_the_log_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drift_steps: int | None, steps: set[int]
+) -> None:
+    looked = set()
+    slopes = Bucket.slopes
+    trainer = trainer_for(tmp_path, MultirateConfig.ladder(PERIODS, drift_steps=drift_steps), max_steps=9)
+
+    def noting(self: Bucket, *args: Any) -> Any:
+        if self.index > 0:
+            looked.add(trainer.multirate.step)
+        return slopes(self, *args)
+
+    monkeypatch.setattr(Bucket, "slopes", noting)
+    trainer.train()
+    assert looked == steps
 
 
 def test_drift_steps_reach_the_trainer(tmp_path: Path) -> None:
