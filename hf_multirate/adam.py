@@ -46,10 +46,10 @@ class AdamDrift:
     def _by_count(self, parameters: Sequence[Tensor]) -> dict[float, list[Tensor]]:
         """Parameters that have been stepped, by their step count."""
         by_count: dict[float, list[Tensor]] = defaultdict(list)
-        for parameter in parameters:
-            state = self._optimizer.state.get(parameter)
-            if state and state["step"] > 0:  # 0 where a gradient scaler skipped all steps so far
-                by_count[float(state["step"])].append(parameter)
+        known = [parameter for parameter in parameters if self._optimizer.state.get(parameter)]
+        for parameter, count in zip(known, _fetched([self._optimizer.state[p]["step"] for p in known]), strict=True):
+            if count > 0:  # 0 where a gradient scaler skipped all steps so far
+                by_count[count].append(parameter)
         return by_count
 
     def _moments(self, parameter: Tensor, group: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
@@ -107,6 +107,18 @@ class AdamDrift:
 def sign(group: Mapping[str, Any]) -> float:
     """-1 for an optimizer that maximises."""
     return -1.0 if group.get("maximize") else 1.0
+
+
+def _fetched(scalars: Sequence[Tensor]) -> list[float]:
+    """Their values, from each device at once: a fused optimizer keeps its step counts beside the parameters."""
+    by_device: dict[torch.device, list[int]] = defaultdict(list)
+    for i, scalar in enumerate(scalars):
+        by_device[scalar.device].append(i)
+    values = [0.0] * len(scalars)
+    for indices in by_device.values():
+        for i, value in zip(indices, torch.stack([scalars[i] for i in indices]).tolist(), strict=True):
+            values[i] = value
+    return values
 
 
 def _corrections(count: float, group: Mapping[str, Any]) -> tuple[float, float]:

@@ -91,8 +91,11 @@ class Movement:
         return of_use and bucket.rule.needs_snapshot
 
     def _tells(self, bucket: Bucket, step: int) -> bool:
-        """Whether a gradient is held against the last update for plans: an older one is of use to those of drift."""
-        if self._signals is None or step == 0:
+        """Whether a gradient is held against the last update for plans: an older one is of use to those of drift.
+
+        At odd steps of a cycle only blocks of period 1 have one; half of those tell as much.
+        """
+        if self._signals is None or step == 0 or self._schedule.phase(step) % 2:
             return False
         return self._plans_drift or bucket.index in self._schedule.live(step - 1)
 

@@ -631,6 +631,40 @@ def test_worth_is_the_product_of_gradient_and_last_displacement() -> None:
     assert estimate.mean == pytest.approx(expected.mean, rel=1e-3)
 
 
+@pytest.mark.parametrize("drift", [False, True])
+def test_blocks_of_period_one_are_looked_at_every_other_step(monkeypatch: pytest.MonkeyPatch, drift: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(4)))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    inputs, labels = torch.randn(8, 4), torch.randint(0, 4, (8,))
+    seen: list[int] = []
+    add = Signals.add
+
+    def noted(self: Signals, block: int, age: int, value: float) -> None:
+        seen.append(block)
+        add(self, block, age, value)
+
+    monkeypatch.setattr(Signals, "add", noted)
+    config = MultirateConfig((), budget=Budget(1.2, longest=8, cycles=2, drift=drift))
+    skipped = 0
+    with Multirate(config).attach(model, optimizer) as controller:
+        for step in range(40):
+            controller.begin_step(step)
+            seen.clear()
+            nn.functional.cross_entropy(model(inputs), labels).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule = controller.schedule
+            ones = [i for i, period in enumerate(schedule.at(step).periods) if period == 1]
+            if step == 0 or len(ones) == 1:
+                continue
+            odd = schedule.phase(step) % 2 == 1
+            assert [block for block in seen if block in ones] == ([] if odd else ones), step
+            skipped += odd
+    assert skipped > 8
+    assert all(controller._planner.signals.worth(block).weight > 2 for block in range(4))
+
+
 def test_worth_is_that_of_gradients_without_the_scale_of_a_scaler() -> None:
     """A scaler leaves it to a fused optimizer to take its scale out of the gradients."""
 

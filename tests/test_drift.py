@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_multirate.adam import AdamDrift
 from hf_multirate.drift import DisplacementDrift, SGDDrift, choose_rule, stretch_
@@ -46,6 +47,49 @@ def test_adamw_drifts_by_factor_times_its_last_update_and_decays(shape: str, ams
         AdamDrift(optimizer).course([parameter], optimizer.param_groups[0], {parameter: 0.25})(0.2)
     torch.testing.assert_close(parameter, expected)
     assert all(torch.equal(state[key], value) for key, value in optimizer.state[parameter].items())
+
+
+class Fetches(TorchDispatchMode):
+    """How often a single number is fetched: each time, a device that has its work queued is waited for."""
+
+    number = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.number += function is torch.ops.aten._local_scalar_dense.default
+        return function(*args, **(kwargs or {}))
+
+
+def test_parameters_of_different_step_counts_drift_by_their_own_and_counts_are_fetched_together() -> None:
+    parameters = [nn.Parameter(torch.randn(5)) for _ in range(6)]
+    optimizer = torch.optim.AdamW(parameters, lr=0.1)
+    for step in range(3):
+        for i, parameter in enumerate(parameters):  # steps 0 to 2 for the first two, 1 to 2 and 2 for the next
+            parameter.grad = torch.randn(5) if i // 2 <= step else None
+        optimizer.step()
+    group = optimizer.param_groups[0]
+    with torch.no_grad(), Fetches() as fetches:
+        course = AdamDrift(optimizer).course(parameters, group, dict.fromkeys(parameters, 1.0))
+        slopes = AdamDrift(optimizer).slopes(parameters, group)
+    assert fetches.number == 0
+    for i, (parameter, slope) in enumerate(zip(parameters, slopes, strict=True)):
+        assert parameter.grad is not None
+        own = optimizer.state[parameter]
+        count = 3 - i // 2
+        assert own["step"] == count
+        update = (own["exp_avg"] / (1 - 0.9**count)) / ((own["exp_avg_sq"] / (1 - 0.999**count)).sqrt() + 1e-8)
+        assert slope is not None
+        torch.testing.assert_close(slope, -(parameter.grad * update).sum())
+        torch.testing.assert_close(_moved(course, parameters, i), -0.1 * update - 0.1 * 0.01 * parameter.detach())
+
+
+def _moved(course: Any, parameters: list[nn.Parameter], which: int) -> torch.Tensor:
+    before = [parameter.detach().clone() for parameter in parameters]
+    with torch.no_grad():
+        course(0.1)
+        moved = parameters[which] - before[which]
+        for parameter, value in zip(parameters, before, strict=True):
+            parameter.copy_(value)
+    return moved
 
 
 @pytest.mark.parametrize("betas", [(0.9, 0.999), (0.0, 0.999), (0.95, 0.95), (0.9, 0.5)])
