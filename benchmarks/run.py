@@ -176,12 +176,9 @@ def main(argv: list[str] | None = None) -> None:
         for name in TASKS if options.suite == "all" else [options.suite]:
             absent = missing(TASKS[name], options.data_dir)
             if absent and options.suite != "all":
-                raise InputError(
-                    f"--suite {name} needs {absent[0]!r}: in --data-dir, which is {options.data_dir}, unless that is "
-                    "a whole path."
-                )
+                raise InputError(f"--suite {name} cannot run: {absent}.")
             if absent:
-                print(f"{name} is skipped: there is no {absent[0]!r} in --data-dir, which is {options.data_dir}.")
+                print(f"{name} is skipped: {absent}.")
                 continue
             run_task(TASKS[name], options, pool)
 

@@ -99,10 +99,13 @@ TASKS = {
 }  # fmt: skip
 
 
-def missing(task: Task, folder: Path | None) -> list[str]:
-    """What ``task`` needs and ``folder`` does not have."""
-    own = [name for name in task.needs if Path(name).is_absolute() or folder is not None]
-    return [name for name in task.needs if name not in own or not Path(folder or "", name).exists()]
+def missing(task: Task, folder: Path | None) -> str | None:
+    """What ``task`` needs and does not find, in words; None if it finds all."""
+    for name in task.needs:
+        whole = Path(name).is_absolute()
+        if not (whole or folder) or not Path(folder or "", name).exists():
+            return f"there is no {name!r}" + ("" if whole else f" in --data-dir, which is {folder}")
+    return None
 
 
 def load(task: Task, folder: Path | None) -> Data:

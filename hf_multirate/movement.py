@@ -93,7 +93,7 @@ class Movement:
     def _tells(self, bucket: Bucket, step: int) -> bool:
         """Whether a gradient is held against the last update for plans: an older one is of use to those of drift.
 
-        At odd steps of a cycle only blocks of period 1 have one; half of those tell as much.
+        At odd steps of a cycle only blocks of period 1 have one, and those of even steps tell as much.
         """
         if self._signals is None or step == 0 or self._schedule.phase(step) % 2:
             return False

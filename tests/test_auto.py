@@ -1043,7 +1043,7 @@ def test_one_block_trains_plainly(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     assert_same(weights(ours), weights(plain))
 
 
-def test_short_training_is_planned_from_work_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_short_training_has_one_plan_of_what_is_usual(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     trainer = trained(tmp_path, MultirateConfig.auto(1.5), max_steps=40)
     assert "too short to measure what gradients are worth, which takes 99" in caplog.text
     plans = trainer.multirate.plans

@@ -189,8 +189,12 @@ def test_after_an_error_waiting_runs_are_not_begun(monkeypatch: pytest.MonkeyPat
 
 
 def test_data_that_are_not_there(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    with pytest.raises(tasks.InputError, match="needs 'trec_train"):
+    with pytest.raises(tasks.InputError, match=r"there is no 'trec_train.*in --data-dir"):
         suite.main(["--suite", "trec", "--allow-dirty", "--jobs", "0", "--data-dir", str(tmp_path)])
+    elsewhere = dataclasses.replace(tasks.TASKS["trec"], needs=(str(tmp_path / "data"),))
+    assert tasks.missing(elsewhere, None) == f"there is no {str(tmp_path / 'data')!r}"
+    (tmp_path / "data").mkdir()
+    assert tasks.missing(elsewhere, None) is None
 
 
 @pytest.mark.parametrize("name", ["embedded", "imdb"])
