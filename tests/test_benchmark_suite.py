@@ -109,6 +109,27 @@ def test_a_contender_takes_its_best_rate_on_validation_rows_to_all_seeds(tiny: N
         assert sorted(runs) == [0, 1]
 
 
+def test_idle_parts_of_a_contender_run_in_bfloat16_where_its_name_says_so(
+    tiny: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dtypes: set[torch.dtype] = set()
+    forward = torch.nn.Linear.forward
+
+    def noted(self: torch.nn.Linear, inputs: torch.Tensor) -> torch.Tensor:
+        dtypes.add(self.weight.dtype)
+        return forward(self, inputs)
+
+    monkeypatch.setattr(torch.nn.Linear, "forward", noted)
+
+    def used(name: str) -> set[torch.dtype]:
+        dtypes.clear()
+        training.train(training.Spec("tiny", "short", name, 1e-3, 0, "trial"), load())
+        return dtypes.copy()
+
+    assert used("multirate last:1 k5 none") == {torch.float32}
+    assert used("multirate last:1 k5 none bfloat16") == {torch.float32, torch.bfloat16}
+
+
 @pytest.mark.parametrize(
     "contender", ["LoRA", "head only", "LISA", "multirate head k5 all", "multirate last:1 k5 none"]
 )

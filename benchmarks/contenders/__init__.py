@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hf_multirate import MultirateConfig, RateGroup
@@ -32,7 +32,8 @@ class Contender:
             return None
         if "speedup" in self.options:
             return MultirateConfig.auto(self.options["speedup"])
-        return MultirateConfig([RateGroup(**group) for group in self.options["groups"]])
+        groups = [RateGroup(**group) for group in self.options["groups"]]
+        return MultirateConfig(groups, idle_dtype=self.options.get("idle_dtype"))
 
 
 DRIFTS = {"all": None, "one": 1, "none": 0}
@@ -60,6 +61,11 @@ def _ladder(periods: tuple[int, ...], drift: str) -> Contender:
     return Contender(name, "multirate", options={"groups": parts})
 
 
+def _in_bfloat16(contender: Contender) -> Contender:
+    options = {**contender.options, "idle_dtype": "bfloat16"}
+    return replace(contender, name=f"{contender.name} bfloat16", options=options)
+
+
 def _all() -> list[Contender]:
     return [
         Contender("plain", "plain"),
@@ -74,6 +80,7 @@ def _all() -> list[Contender]:
         *(_two_rates(f, k, d) for d in DRIFTS for k in (2, 5, 10) for f in ("head", "last:1", "last:2")),
         *(_ladder(periods, d) for d in DRIFTS for periods in ((1, 2, 4), (1, 4, 16), (1, 2, 4, 8))),
         Contender("multirate last:1 k5 importance", "importance", options=_two_rates("last:1", 5, "none").options),
+        *(_in_bfloat16(_two_rates(fast, 5, "none")) for fast in ("head", "last:1")),
         *(Contender(f"auto {speedup:g}", "multirate", options={"speedup": speedup}) for speedup in SPEEDUPS),
     ]
 
