@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
+from sessions import Session, clocks, seconds_of_plain, session
 
 
 ROOT = Path(__file__).parent.parent
@@ -35,7 +36,30 @@ def finals(folder: Path, *, dirty: bool = False) -> dict[tuple[str, str], Runs]:
         grid = tried[spec["task"], spec["length"], spec["contender"]]
         if spec["rate"] == best_rate(grid):
             found[spec["task"], spec["length"]][spec["contender"]][spec["seed"]] = result
-    return {key: {name: undisturbed(some) for name, some in runs.items()} for key, runs in found.items()}
+    known = clocks(folder)
+    return {key: comparable(runs, known.get(key, {})) for key, runs in found.items()}
+
+
+def comparable(runs: Runs, known: Mapping[Session, float]) -> Runs:
+    """The runs of one task with the seconds that they would have taken beside plain training: see `sessions`.
+
+    Args:
+        runs: Those of all contenders.
+        known: Seconds of the clocks, by session.
+    """
+    plain = [run for name, by_seed in runs.items() if name == "plain" for run in by_seed.values()]
+    if not plain:
+        return {name: undisturbed(some) for name, some in runs.items()}
+    known = dict(known)
+    for run in plain:
+        took = run["process_seconds"]
+        known[session(run)] = min(took, known.get(session(run), took))
+    first = min(known[session(run)] for run in plain)
+
+    def scaled(run: dict[str, Any]) -> dict[str, Any]:
+        return _scaled(run, first / seconds_of_plain(run, known))
+
+    return {name: undisturbed({seed: scaled(run) for seed, run in some.items()}) for name, some in runs.items()}
 
 
 def undisturbed(runs: Mapping[int, dict[str, Any]]) -> dict[int, dict[str, Any]]:

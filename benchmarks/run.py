@@ -6,32 +6,32 @@
 
 A run whose file exists is not repeated, so a suite that was killed goes on where it was. Each contender has three
 trials for each length, with a seed of their own, and takes the rate with the best accuracy on validation rows to all
-seeds of that length. Runs go in processes that are pinned to one core each, contenders in turn.
+seeds of that length. Runs go in processes that are pinned to one core each, contenders in turn. Where a suite goes on
+with another commit or on another processor, plain training is run beside it once more, to tell what a second is worth.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from collections.abc import Sequence
+from concurrent.futures import as_completed
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
+from pool import workers
+from sessions import clock_folder, session
 from tqdm import tqdm
 
 from contenders import CHOSEN, CONTENDERS
-from curves import RESULTS, ROOT, best_rate
+from curves import RESULTS, ROOT, best_rate, grids
 from tasks import TASKS, InputError, Task, missing, write_summary
-from training import Spec, run
+from training import Spec, hardware, run
 
 
 TRIAL_SEED = 100
@@ -51,6 +51,18 @@ def finals(task: Task, length: str, rates: dict[str, float], seeds: int) -> list
     return [
         Spec(task.name, length, name, rate, seed, "final") for seed in range(seeds) for name, rate in rates.items()
     ]
+
+
+def beside(task: Task, length: str, seeds: int, options: argparse.Namespace) -> list[Spec]:
+    """Plain training once more for each seed, where what there is of it is of another commit or processor."""
+    rates = grids(options.out).get((task.name, length, "plain"))
+    if rates is None:
+        return []
+    plain = finals(task, length, {"plain": best_rate(rates)}, seeds)
+    known = [result for spec in plain if (result := _known(spec, options)) is not None]
+    if not known or any(session(result) == options.session for result in known):
+        return []
+    return [replace(spec, role="clock") for spec in plain]
 
 
 def chosen_rates(results: dict[Spec, dict[str, Any]]) -> dict[str, float]:
@@ -81,8 +93,13 @@ def _git(*words: str) -> str:
     return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def _known(spec: Spec, out: Path) -> dict[str, Any] | None:
-    path = out / spec.file_name
+def _path(spec: Spec, options: argparse.Namespace) -> Path:
+    folder = clock_folder(options.out, options.session) if spec.role == "clock" else options.out
+    return folder / spec.file_name
+
+
+def _known(spec: Spec, options: argparse.Namespace) -> dict[str, Any] | None:
+    path = _path(spec, options)
     if not path.exists():
         return None
     result = json.loads(path.read_text(encoding="utf-8"))
@@ -91,42 +108,21 @@ def _known(spec: Spec, out: Path) -> dict[str, Any] | None:
     return result
 
 
-def _pin(cores: Any) -> None:
-    """One thread on a core of its own: run in each worker before its first task."""
-    if hasattr(os, "sched_setaffinity"):  # Linux alone has it
-        os.sched_setaffinity(0, {cores.get()})
-    torch.set_num_threads(1)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-
-
-@contextmanager
-def workers(jobs: int) -> Iterator[Any]:
-    """A pool of ``jobs`` pinned processes; None for 0, to run here."""
-    if jobs == 0:
-        yield None
-        return
-    context = multiprocessing.get_context("spawn")
-    cores = context.Queue()
-    available = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(jobs))
-    for i in range(jobs):
-        cores.put(available[i % len(available)])
-    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_pin, initargs=(cores,)) as pool:
-        try:
-            yield pool
-        finally:  # after an error nobody would keep what the runs that wait come to
-            pool.shutdown(cancel_futures=True)
+def _wanting(specs: Sequence[Spec], options: argparse.Namespace) -> bool:
+    return any(_known(spec, options) is None for spec in specs)
 
 
 def run_all(specs: Sequence[Spec], pool: Any, options: argparse.Namespace, bar: Any) -> dict[Spec, dict[str, Any]]:
     """Results of ``specs``: those that there are, and the others run now, in this order."""
-    results = {spec: known for spec in specs if (known := _known(spec, options.out)) is not None}
+    results = {spec: known for spec in specs if (known := _known(spec, options)) is not None}
     bar.update(len(results))
     waiting = [spec for spec in specs if spec not in results]
 
     def keep(spec: Spec, result: dict[str, Any]) -> None:
         results[spec] = result | options.measured
-        write_summary(results[spec], options.out / spec.file_name)
+        path = _path(spec, options)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_summary(results[spec], path)
         bar.set_postfix_str(f"{spec.contender}, {spec.length}: {result['validation_metric']:.3f}")
         bar.update()
 
@@ -148,7 +144,10 @@ def run_task(task: Task, options: argparse.Namespace, pool: Any) -> None:
     with tqdm(total=number, desc=task.name, disable=options.quiet) as bar:
         for length in lengths:
             rates = chosen_rates(run_all(trials(task, length, options.contenders), pool, options, bar))
-            run_all(finals(task, length, rates, seeds), pool, options, bar)
+            specs = finals(task, length, rates, seeds)
+            clocks = beside(task, length, seeds, options) if _wanting(specs, options) else []
+            bar.total += len(clocks)
+            run_all(sorted(clocks + specs, key=lambda spec: spec.seed), pool, options, bar)
 
 
 def parsed(argv: list[str] | None) -> argparse.Namespace:
@@ -171,6 +170,7 @@ def main(argv: list[str] | None = None) -> None:
     options = parsed(argv)
     os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     options.measured = commit(options.out, dirty=options.allow_dirty)
+    options.session = (options.measured["commit"], hardware()["processor"])
     options.out.mkdir(parents=True, exist_ok=True)
     with workers(options.jobs) as pool:
         for name in TASKS if options.suite == "all" else [options.suite]:

@@ -274,11 +274,14 @@ def test_block_methods_train_what_they_say(kind: type) -> None:
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-def _result(contender: str, seed: int, curve: list[tuple[float, float]], rate: float = 1e-3) -> dict[str, Any]:
+def _result(
+    contender: str, seed: int, curve: list[tuple[float, float]], rate: float = 1e-3, commit: str = "a", cpu: str = "x"
+) -> dict[str, Any]:
     points = [{"process_seconds": when, "metric": value} for when, value in curve]
     return {
         "spec": {"task": "t", "length": "short", "contender": contender, "seed": seed, "rate": rate},
         "dirty": False, "curve": points, "process_seconds": curve[-1][0], "test_metric": curve[-1][1],
+        "commit": commit, "hardware": {"processor": cpu},
     }  # fmt: skip
 
 
@@ -310,6 +313,56 @@ def test_what_else_the_machine_does_counts_for_nothing() -> None:
     assert [run["process_seconds"] for run in found.values()] == [10, 10]
     assert [point["process_seconds"] for point in found[1]["curve"]] == [5, 10]
     assert curves.at(found[1], 10) == 0.9
+
+
+def test_seconds_of_other_days_and_processors_are_those_beside_plain_training() -> None:
+    curve = [(5.0, 0.5), (10.0, 0.8)]
+    runs = {
+        "plain": {s: _result("plain", s, [(9.0 + s, 0.8), (18.0 + s, 0.9)]) for s in (0, 1)},
+        "same session": {0: _result("same session", 0, curve)},
+        "slow day": {0: _result("slow day", 0, curve, commit="b")},
+        "day without a clock": {0: _result("day without a clock", 0, curve, commit="c")},
+        "slow processor": {0: _result("slow processor", 0, curve, commit="b", cpu="y")},
+        "other day of it": {0: _result("other day of it", 0, curve, commit="c", cpu="y")},
+    }
+    clocks = {("b", "x"): 20.0, ("b", "y"): 36.0}
+    found = curves.comparable(runs, clocks)
+    took = {name: some[0]["process_seconds"] for name, some in found.items()}
+    assert took == pytest.approx(
+        {
+            "plain": 18.0, "same session": 10.0, "slow day": 9.0, "day without a clock": 10.0,
+            "slow processor": 5.0, "other day of it": 5.0,
+        }
+    )  # fmt: skip
+    assert [point["process_seconds"] for point in found["slow day"][0]["curve"]] == pytest.approx([4.5, 9.0])
+    assert found["plain"][1]["process_seconds"] == 18.0
+    with pytest.raises(ValueError, match="'slow processor' of t, short, was run on 'y', plain training was not"):
+        curves.comparable(runs, {})
+
+
+def test_plain_training_is_run_beside_what_is_measured_on_another_day(
+    tiny: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured(commit: str, *contenders: str) -> set[str]:
+        monkeypatch.setattr(suite, "commit", lambda out, dirty: {"commit": commit, "dirty": False})
+        before = set(tmp_path.rglob("*.json"))
+        suite.main(options(tmp_path, "--length", "short", "--contenders", *contenders))
+        return {str(path.relative_to(tmp_path)) for path in set(tmp_path.rglob("*.json")) - before}
+
+    for contender in ("head only", "BAdam"):  # the second finds plain training of its own session
+        assert not [name for name in measured("a" * 40, "plain", contender) if "clock" in name]
+    new = measured("b" * 40, "plain", "LISA")
+    beside = sorted(name for name in new if name.startswith("clocks/bbbbbbb_"))
+    assert len(beside) == 2
+    assert all("__plain__" in name and name.endswith("__clock.json") for name in beside)
+    assert len(new) == 2 + 2 + 2  # clocks, and trials and finals of LISA
+    assert not measured("b" * 40, "plain", "LISA")  # all is there
+    assert not measured("c" * 40, "LISA")  # nothing to run needs no clock
+    clock = min(json.loads((tmp_path / name).read_text())["process_seconds"] for name in beside)
+    lisa = [json.loads(path.read_text())["process_seconds"] for path in tmp_path.glob("*LISA*final.json")]
+    runs = curves.finals(tmp_path)["tiny", "short"]
+    expected = min(lisa) * curves.seconds(runs["plain"].values()) / clock
+    assert curves.seconds(runs["LISA"].values()) == pytest.approx(expected)
 
 
 def test_tables_say_what_the_runs_say() -> None:
