@@ -59,16 +59,26 @@ def comparable(runs: Runs, known: Mapping[Session, float]) -> Runs:
     def scaled(run: dict[str, Any]) -> dict[str, Any]:
         return _scaled(run, first / seconds_of_plain(run, known))
 
-    return {name: undisturbed({seed: scaled(run) for seed, run in some.items()}) for name, some in runs.items()}
+    found = {name: {seed: scaled(run) for seed, run in some.items()} for name, some in runs.items()}
+    pace = min(
+        run["process_seconds"] / run["steps"] for name in found if is_plain(name) for run in found[name].values()
+    )
+    return {name: undisturbed(some, pace if is_plain(name) else None) for name, some in found.items()}
 
 
-def undisturbed(runs: Mapping[int, dict[str, Any]]) -> dict[int, dict[str, Any]]:
+def undisturbed(runs: Mapping[int, dict[str, Any]], pace: float | None = None) -> dict[int, dict[str, Any]]:
     """The runs of one contender with the seconds of the fastest seed, to which their curves are scaled.
 
-    All seeds do the same work, and what else the machine does only adds to it.
+    All seeds do the same work, and what else the machine does only adds to it. So it is with the steps of all plain
+    training, whatever its length.
+
+    Args:
+        runs: By seed.
+        pace: Seconds of a step, where they are known.
     """
     least = min(run["process_seconds"] for run in runs.values())
-    return {seed: _scaled(run, least / run["process_seconds"]) for seed, run in runs.items()}
+    times = {seed: least if pace is None else pace * run["steps"] for seed, run in runs.items()}
+    return {seed: _scaled(run, times[seed] / run["process_seconds"]) for seed, run in runs.items()}
 
 
 def _scaled(run: dict[str, Any], share: float) -> dict[str, Any]:
@@ -107,9 +117,17 @@ def is_plain(contender: str) -> bool:
 
 
 def plain_by_time(runs: Runs, seeds: Sequence[int]) -> list[tuple[float, float]]:
-    """Mean seconds and accuracy of plain training with schedules of several lengths, the shortest first."""
-    kept = [[by_seed[seed] for seed in seeds] for name, by_seed in runs.items() if is_plain(name)]
-    return sorted((seconds(some), metric(some)) for some in kept)
+    """Mean seconds and accuracy of plain training with schedules of several lengths, the shortest first.
+
+    One that is no better than a shorter one, over all its seeds, is left out: who has that time would train for less.
+    """
+    plain = sorted((seconds(some.values()), name) for name, some in runs.items() if is_plain(name))
+    kept: list[str] = []
+    for _, name in plain:
+        if not kept or metric(runs[name].values()) > metric(runs[kept[-1]].values()):
+            kept.append(name)
+    chosen = [[runs[name][seed] for seed in seeds] for name in kept]
+    return [(seconds(some), metric(some)) for some in chosen]
 
 
 def in_time(points: Sequence[tuple[float, float]], time: float) -> float | None:

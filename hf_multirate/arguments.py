@@ -53,6 +53,13 @@ class MultirateTrainingArguments(TrainingArguments):
         default=None,
         metadata={"help": "Slow part in between: 'drift', 'hold' or 'zero' (default: drift)."},
     )
+    multirate_drift_steps: int | None = field(
+        default=None,
+        metadata={
+            "help": "Idle steps after a gradient at which slow parts drift, before they stand still; 0 for none "
+            "(default: all)."
+        },
+    )
     multirate_idle_mode: str | None = field(
         default=None,
         metadata={
@@ -129,6 +136,7 @@ class MultirateTrainingArguments(TrainingArguments):
             "fast": self.multirate_fast,
             "period": self.multirate_period,
             "idle": self.multirate_idle,
+            "drift_steps": self.multirate_drift_steps,
             "idle_mode": self.multirate_idle_mode,
             "idle_dtype": self.multirate_idle_dtype,
             "idle_compile": self.multirate_idle_compile,
@@ -138,7 +146,7 @@ class MultirateTrainingArguments(TrainingArguments):
         return {key: value for key, value in fields.items() if value is not None}
 
     def _auto(self, given: dict[str, Any]) -> MultirateConfig:
-        found: list[str] = [name for name in ("fast", "period", "idle") if name in given]
+        found: list[str] = [name for name in ("fast", "period", "idle", "drift_steps") if name in given]
         found += ["config"] if self.multirate_config is not None else []
         if found:
             raise ValueError(

@@ -90,13 +90,18 @@ class MultirateConfig:
 
     @classmethod
     def two_rate(
-        cls, fast: str | Sequence[str] = "depth:0.33", period: int = 5, idle: str = "drift", **settings: Any
+        cls,
+        fast: str | Sequence[str] = "depth:0.33",
+        period: int = 5,
+        idle: str = "drift",
+        drift_steps: int | None = None,
+        **settings: Any,
     ) -> MultirateConfig:
         """The common case: a group ``fast`` with a gradient at every step, and ``slow`` for all the rest.
 
-        ``settings`` are further fields of `MultirateConfig`.
+        ``drift_steps`` is that of ``slow``, and ``settings`` are further fields of `MultirateConfig`.
         """
-        groups = (RateGroup("fast", fast, 1), RateGroup("slow", ".*", period, idle))
+        groups = (RateGroup("fast", fast, 1), RateGroup("slow", ".*", period, idle, drift_steps=drift_steps))
         return cls(groups, **settings)
 
     @classmethod

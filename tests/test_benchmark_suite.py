@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pool
 import pytest
 import report
 import run as suite
@@ -191,15 +192,15 @@ def test_files_that_are_not_committed_are_refused(tmp_path: Path, monkeypatch: p
 
 
 def test_after_an_error_waiting_runs_are_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(suite, "ProcessPoolExecutor", lambda jobs, **_: ThreadPoolExecutor(jobs))
+    monkeypatch.setattr(pool, "ProcessPoolExecutor", lambda jobs, **_: ThreadPoolExecutor(jobs))
     begun: list[int] = []
     waiting = []
 
     def fails() -> None:
-        with suite.workers(1) as pool:
+        with pool.workers(1) as running:
             gate = threading.Event()
-            pool.submit(gate.wait)
-            waiting.append(pool.submit(begun.append, 1))
+            running.submit(gate.wait)
+            waiting.append(running.submit(begun.append, 1))
             threading.Timer(0.1, gate.set).start()
             raise KeyError
 
@@ -281,7 +282,7 @@ def _result(
     return {
         "spec": {"task": "t", "length": "short", "contender": contender, "seed": seed, "rate": rate},
         "dirty": False, "curve": points, "process_seconds": curve[-1][0], "test_metric": curve[-1][1],
-        "commit": commit, "hardware": {"processor": cpu},
+        "commit": commit, "hardware": {"processor": cpu}, "steps": round(10 * curve[-1][0]),
     }  # fmt: skip
 
 
@@ -318,7 +319,7 @@ def test_what_else_the_machine_does_counts_for_nothing() -> None:
 def test_seconds_of_other_days_and_processors_are_those_beside_plain_training() -> None:
     curve = [(5.0, 0.5), (10.0, 0.8)]
     runs = {
-        "plain": {s: _result("plain", s, [(9.0 + s, 0.8), (18.0 + s, 0.9)]) for s in (0, 1)},
+        "plain": {s: _result("plain", s, [(9.0 + s, 0.8), (18.0 + s, 0.9)]) | {"steps": 180} for s in (0, 1)},
         "same session": {0: _result("same session", 0, curve)},
         "slow day": {0: _result("slow day", 0, curve, commit="b")},
         "day without a clock": {0: _result("day without a clock", 0, curve, commit="c")},
@@ -338,6 +339,24 @@ def test_seconds_of_other_days_and_processors_are_those_beside_plain_training() 
     assert found["plain"][1]["process_seconds"] == 18.0
     with pytest.raises(ValueError, match="'slow processor' of t, short, was run on 'y', plain training was not"):
         curves.comparable(runs, {})
+
+
+def test_plain_runs_count_with_the_fastest_step_of_any() -> None:
+    runs = RUNS | {"plain 0.8": {0: _result("plain 0.8", 0, [(3.0, 0.5), (6.0, 0.7)]) | {"steps": 80}}}
+    found = curves.comparable(runs, {})
+    took = {name: some[0]["process_seconds"] for name, some in found.items()}
+    assert took == pytest.approx(
+        {"plain": 7.5, "plain 0.8": 6.0, "plain 0.5": 3.75, "multirate head k5 all": 7.5, "head only": 2.5}
+    )
+    assert found["plain"][0]["curve"][0]["process_seconds"] == pytest.approx(3.75)
+
+
+def test_plain_training_that_is_no_better_than_shorter_is_not_what_others_are_held_against() -> None:
+    runs = RUNS | {"plain 0.7": {s: _result("plain 0.7", s, [(3, 0.4), (7, 0.5 + 0.19 * s)]) for s in (0, 1)}}
+    assert curves.plain_by_time(runs, [1]) == [(5, 0.6), (10, pytest.approx(0.82))]
+    assert curves.ahead(runs, "multirate head k5 all") == curves.ahead(RUNS, "multirate head k5 all")
+    better = RUNS | {"plain 0.7": {s: _result("plain 0.7", s, [(3, 0.4), (7, 0.5 + 0.21 * s)]) for s in (0, 1)}}
+    assert curves.plain_by_time(better, [0, 1])[1] == (7, pytest.approx(0.605))
 
 
 def test_plain_training_is_run_beside_what_is_measured_on_another_day(

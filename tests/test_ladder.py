@@ -88,6 +88,9 @@ def test_ladder_on_the_command_line(tmp_path: Path) -> None:
 
     assert parse(multirate_fast="ladder:1,2,4") == LADDER
     assert parse(multirate_fast="ladder:1,3", multirate_idle="hold") == MultirateConfig.ladder([1, 3], "hold")
+    still = parse(multirate_fast="ladder:1,2,4", multirate_drift_steps=0)
+    assert still == MultirateConfig.ladder([1, 2, 4], drift_steps=0)
+    assert {group.drift_steps for group in still.groups} == {0}
     for fast, period, words in (
         ("ladder:1,2", 5, "leave out multirate_period"),
         ("ladder:1,x", None, "integers separated by commas.*'ladder:1,x'"),

@@ -123,6 +123,9 @@ def test_arguments_build_the_config(tmp_path: Path) -> None:
     assert _arguments(tmp_path, **given) == MultirateConfig.two_rate("head", 3, "hold", idle_mode="train", **more)
     assert _arguments(tmp_path) == MultirateConfig.two_rate()
     assert _arguments(tmp_path, multirate="off") == MultirateConfig.off()
+    drifting = _arguments(tmp_path, multirate_drift_steps=2)
+    assert drifting == MultirateConfig.two_rate(drift_steps=2)
+    assert [group.drift_steps for group in drifting.groups] == [None, 2]
     path = tmp_path / "c.json"
     path.write_text(MultirateConfig.two_rate("x").to_json())
     assert _arguments(tmp_path, multirate_config=str(path)) == MultirateConfig.two_rate("x")
@@ -136,6 +139,9 @@ def test_arguments_build_the_config(tmp_path: Path) -> None:
         ({"multirate_fast": "last:x"}, "last:x"),
         ({"multirate_config": "none.json"}, "none.json"),
         ({"multirate_config": "none.json", "multirate_fast": "head"}, "multirate_fast"),
+        ({"multirate_drift_steps": -1}, "drift_steps of rate group 'slow'"),
+        ({"multirate_drift_steps": 2, "multirate_idle": "hold"}, "only 'drift'"),
+        ({"multirate_drift_steps": 0, "multirate": "auto"}, "multirate_drift_steps is given too"),
     ],
 )
 def test_bad_arguments_are_refused_before_a_model_is_there(
