@@ -138,12 +138,13 @@ def test_the_cost_of_telemetry_is_told(capsys: pytest.CaptureFixture[str], idle:
 
 def test_the_table_of_the_spot_check_is_by_time() -> None:
     results = [
-        {"contender": name, "rate": 1e-3, "steps": 2, "loss": 3.0, "process_seconds": seconds}
-        for name, seconds in (("plain", 8.0), ("other", 4.0))
+        {"contender": name, "rate": 1e-3, "steps": steps, "loss": 3.0, "process_seconds": seconds}
+        for name, steps, seconds in (("plain", 4, 9.0), ("plain 0.5", 2, 4.0), ("other", 4, 2.0))
     ]
-    *_, first, second = script("spot").table(results).splitlines()
-    assert first == "| other | 0.001 | 2 | 3.000 | 4 | 2.00 |"
-    assert second.endswith("| 8 | 1.00 |")
+    *_, first, second, third = script("spot").table(results).splitlines()
+    assert first == "| other | 0.001 | 4 | 3.000 | 2 | 4.00 |"
+    assert second.endswith("| 4 | 2.00 |")
+    assert third == "| plain | 0.001 | 4 | 3.000 | 8 | 1.00 |"
 
 
 def test_the_spot_check_in_docs_is_the_one_that_is_kept() -> None:
