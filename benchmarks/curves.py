@@ -60,17 +60,24 @@ def comparable(runs: Runs, known: Mapping[Session, float]) -> Runs:
         return _scaled(run, first / seconds_of_plain(run, known))
 
     found = {name: {seed: scaled(run) for seed, run in some.items()} for name, some in runs.items()}
-    pace = min(
-        run["process_seconds"] / run["steps"] for name in found if is_plain(name) for run in found[name].values()
-    )
-    return {name: undisturbed(some, pace if is_plain(name) else None) for name, some in found.items()}
+    return {name: undisturbed(some, _pace(found, some) if is_plain(name) else None) for name, some in found.items()}
+
+
+def _pace(runs: Runs, some: Mapping[int, dict[str, Any]]) -> float:
+    """Seconds of a step of plain training: the least of runs that are no longer than ``some``.
+
+    Their batches are the first ones of a longer run, and where they are sorted by length the longest.
+    """
+    longest = max(run["steps"] for run in some.values())
+    plain = [run for name, by_seed in runs.items() if is_plain(name) for run in by_seed.values()]
+    return min(run["process_seconds"] / run["steps"] for run in plain if run["steps"] <= longest)
 
 
 def undisturbed(runs: Mapping[int, dict[str, Any]], pace: float | None = None) -> dict[int, dict[str, Any]]:
     """The runs of one contender with the seconds of the fastest seed, to which their curves are scaled.
 
-    All seeds do the same work, and what else the machine does only adds to it. So it is with the steps of all plain
-    training, whatever its length.
+    All seeds do the same work, and what else the machine does only adds to it. So it is with a step of plain training:
+    see `_pace`.
 
     Args:
         runs: By seed.

@@ -86,7 +86,7 @@ def train(name: str, model: PreTrainedModel, rows: list[dict[str, Tensor]], step
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """Markdown, by time; plain runs count with the fastest step of any, as in the suite."""
+    """Markdown, by time; plain runs, in one order of data, count with the fastest step of any."""
     lines = ["| contender | rate | steps | loss | seconds | speed-up |", "|---|---|---|---|---|---|"]
     plain = [found for found in results if is_plain(found["contender"])]
     pace = min(found["process_seconds"] / found["steps"] for found in plain)

