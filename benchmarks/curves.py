@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
-from sessions import Session, clocks, seconds_of_plain, session
+from sessions import Reference, Session, clocks, session
 
 
 ROOT = Path(__file__).parent.parent
@@ -36,7 +36,7 @@ def finals(folder: Path, *, dirty: bool = False) -> dict[tuple[str, str], Runs]:
         grid = tried[spec["task"], spec["length"], spec["contender"]]
         if spec["rate"] == best_rate(grid):
             found[spec["task"], spec["length"]][spec["contender"]][spec["seed"]] = result
-    known = clocks(folder)
+    known = clocks(folder, dirty=dirty)
     return {key: comparable(runs, known.get(key, {})) for key, runs in found.items()}
 
 
@@ -47,19 +47,23 @@ def comparable(runs: Runs, known: Mapping[Session, float]) -> Runs:
         runs: Those of all contenders.
         known: Seconds of the clocks, by session.
     """
-    plain = [run for name, by_seed in runs.items() if name == "plain" for run in by_seed.values()]
+    plain = runs.get("plain")
     if not plain:
         return {name: undisturbed(some) for name, some in runs.items()}
-    known = dict(known)
-    for run in plain:
+    own: dict[Session, float] = {}
+    for run in plain.values():
         took = run["process_seconds"]
-        known[session(run)] = min(took, known.get(session(run), took))
-    first = min(known[session(run)] for run in plain)
-
-    def scaled(run: dict[str, Any]) -> dict[str, Any]:
-        return _scaled(run, first / seconds_of_plain(run, known))
-
-    found = {name: {seed: scaled(run) for seed, run in some.items()} for name, some in runs.items()}
+        own[session(run)] = min(took, own.get(session(run), took))
+    beside = {
+        name: {seed: run for seed, run in some.items() if session(run) in own}
+        for name, some in runs.items()
+        if is_plain(name)
+    }
+    counted = _pace(beside, plain) * max(run["steps"] for run in plain.values())
+    reference = Reference(own, counted, known)
+    found = {
+        name: {seed: _scaled(run, reference.factor(run)) for seed, run in some.items()} for name, some in runs.items()
+    }
     return {name: undisturbed(some, _pace(found, some) if is_plain(name) else None) for name, some in found.items()}
 
 

@@ -3,7 +3,7 @@
     python benchmarks/lengths.py                     # the sentences and reviews that come with packages
     python benchmarks/lengths.py --data-dir DIR      # the other texts too
 
-Trainer's ``train_sampling_strategy="group_by_length"`` sorts 50 batches at a time, and begins with the longest of all.
+Trainer's ``train_sampling_strategy="group_by_length"`` sorts up to 50 batches at a time, the longest first.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a second is worth on the machine and at the day of a run: seconds of different ones are no measure of a method.
 
-Where a suite goes on with another commit or on another processor, plain training is run again beside it, as its clock.
-Seconds are then those that the run would have taken beside the plain runs that all are compared with.
+Where a suite goes on with another commit or on another processor, plain training is run again beside it, as its clock:
+a contender then has the speed-up that it has over its clock. A session is a commit and a processor.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,35 +32,54 @@ def clock_folder(out: Path, own: Session) -> Path:
     return out / CLOCKS / re.sub(r"\W+", "_", f"{own[0][:7]} {own[1]}").strip("_")
 
 
-def clocks(folder: Path) -> dict[tuple[str, str], dict[Session, float]]:
-    """Seconds of plain training by task and length, and session: the least of its seeds."""
+def clocks(folder: Path, *, dirty: bool) -> dict[tuple[str, str], dict[Session, float]]:
+    """Seconds of plain training by task and length, and session: the least of its seeds.
+
+    Args:
+        folder: That of the results.
+        dirty: Whether those of files that were not committed count too.
+    """
     found: dict[tuple[str, str], dict[Session, float]] = defaultdict(dict)
     for path in sorted((folder / CLOCKS).glob("*/*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
-        known = found[result["spec"]["task"], result["spec"]["length"]]
-        took = result["process_seconds"]
-        known[session(result)] = min(took, known.get(session(result), took))
+        if dirty or not result["dirty"]:
+            known = found[result["spec"]["task"], result["spec"]["length"]]
+            took = result["process_seconds"]
+            known[session(result)] = min(took, known.get(session(result), took))
     return found
 
 
-def seconds_of_plain(run: Mapping[str, Any], known: Mapping[Session, float]) -> float:
-    """What plain training takes in the session of ``run``; in another one on the same processor if there is no clock.
+@dataclass(frozen=True)
+class Reference:
+    """What seconds are multiplied by, to be those beside the plain runs that all are compared with.
 
-    Args:
-        run: A result.
-        known: Seconds of plain training by session.
-
-    Raises:
-        ValueError: plain training was never run on that processor.
+    Attributes:
+        own: Seconds of the full plain runs by session: the least of each.
+        counted: Seconds with which plain training counts in the end.
+        clocks: Seconds of plain training beside other sessions.
     """
-    own = session(run)
-    if own in known:
-        return known[own]
-    same = [took for (_, processor), took in known.items() if processor == own[1]]
-    if not same:
-        spec = run["spec"]
+
+    own: Mapping[Session, float]
+    counted: float
+    clocks: Mapping[Session, float]
+
+    def factor(self, run: Mapping[str, Any]) -> float:
+        """That of ``run``: by its own session, else by what there is of its processor.
+
+        Raises:
+            ValueError: plain training was never run on that processor.
+        """
+        at = session(run)
+        if at in self.own:
+            return min(self.own.values()) / self.own[at]
+        if at in self.clocks:
+            return self.counted / self.clocks[at]
+        for known, whole in ((self.own, min(self.own.values())), (self.clocks, self.counted)):
+            same = [took for (_, processor), took in known.items() if processor == at[1]]
+            if same:
+                return whole / min(same)
+        what = "{contender!r} of {task}, {length},".format(**run["spec"])
         raise ValueError(
-            f"{spec['contender']!r} of {spec['task']}, {spec['length']}, was run on {own[1]!r}, plain training was "
-            "not: its seconds tell nothing. Run a contender of it there anew, and plain training is run beside it."
+            f"{what} was run on {at[1]!r}, plain training was not: its "
+            "seconds tell nothing. Run a contender of it there anew, and plain training is run beside it."
         )
-    return min(same)

@@ -11,10 +11,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import answer
 import pool
 import pytest
 import report
 import run as suite
+import sessions
 import torch
 from datasets import Dataset
 from torch import nn
@@ -339,6 +341,38 @@ def test_seconds_of_other_days_and_processors_are_those_beside_plain_training() 
     assert found["plain"][1]["process_seconds"] == 18.0
     with pytest.raises(ValueError, match="'slow processor' of t, short, was run on 'y', plain training was not"):
         curves.comparable(runs, {})
+
+
+def test_a_contender_has_the_speed_up_over_its_own_clock_and_moves_no_other() -> None:
+    curve = [(5.0, 0.5), (10.0, 0.8)]
+    runs = {
+        "plain": {0: _result("plain", 0, [(20.0, 0.9)]) | {"steps": 180}},
+        "plain 0.5": {0: _result("plain 0.5", 0, [(9.0, 0.7)]) | {"steps": 90}},
+        "clocked": {0: _result("clocked", 0, curve, commit="b")},
+        "without": {0: _result("without", 0, curve, commit="c")},
+    }
+    found = curves.comparable(runs, {("b", "x"): 15.0})
+    took = {name: some[0]["process_seconds"] for name, some in found.items()}
+    # The shorter run tells that a step takes .1 s, so plain training counts with 18 s.
+    assert took == pytest.approx({"plain": 18.0, "plain 0.5": 9.0, "clocked": 18.0 / 1.5, "without": 10.0})
+
+
+def test_a_clock_of_what_was_not_committed_counts_for_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "clocks" / "b_x"
+    folder.mkdir(parents=True)
+    for name, took, dirty in (("0", 5.0, True), ("1", 7.0, False)):
+        result = _result("plain", 0, [(took, 0.9)], commit="b") | {"dirty": dirty}
+        (folder / f"{name}.json").write_text(json.dumps(result))
+    assert sessions.clocks(tmp_path, dirty=False) == {("t", "short"): {("b", "x"): 7.0}}
+    assert sessions.clocks(tmp_path, dirty=True) == {("t", "short"): {("b", "x"): 5.0}}
+
+
+def test_the_answer_is_read_from_the_runs_of_all_tasks() -> None:
+    other = {name: RUNS[name] for name in ("plain", "plain 0.5")}
+    lines = answer.answer({("a", "short"): RUNS, ("b", "short"): other, ("c", "long"): RUNS}, "short").splitlines()
+    assert lines[0] == "| setting | a | b | speed-up |"
+    assert lines[2:] == ["| multirate head k5 all | +3.5 ± 0.5 |  | 1.3 to 1.3 |"]
+    assert answer.answer({}, "short") == "Not run yet."
 
 
 def test_plain_runs_count_with_the_fastest_step_of_any_that_is_no_longer() -> None:

@@ -1,0 +1,36 @@
+"""One table over all tasks: how far each setting is ahead of plain training of the same seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from curves import Runs, ahead, seconds
+
+
+SETTINGS = (
+    *("multirate ladder 1,2,4 none", "multirate ladder 1,2,4,8 none", "multirate last:1 k5 none"),
+    *("multirate last:2 k5 one", "multirate head k5 all", "auto 1.3", "auto 1.6", "auto 2", "auto 3"),
+    *("frozen below last:2", "LISA"),
+)
+
+
+def answer(found: Mapping[tuple[str, str], Runs], length: str) -> str:
+    """A row per setting and a column per task, and the speed-ups from the least to the highest."""
+    tasks = {task: runs for (task, kind), runs in found.items() if kind == length and "plain" in runs}
+    if not tasks:
+        return "Not run yet."
+    rows = [f"| setting | {' | '.join(tasks)} | speed-up |", "|---" * (len(tasks) + 2) + "|"]
+    for name in SETTINGS:
+        times = [
+            seconds(runs["plain"].values()) / seconds(runs[name].values()) for runs in tasks.values() if name in runs
+        ]
+        if times:
+            cells = [_cell(runs, name) for runs in tasks.values()]
+            rows.append(f"| {name} | {' | '.join(cells)} | {min(times):.1f} to {max(times):.1f} |")
+    return "\n".join(rows)
+
+
+def _cell(runs: Runs, name: str) -> str:
+    """Points and their standard error; empty where it was not run, or is faster than any plain run."""
+    gap = ahead(runs, name) if name in runs else None
+    return "" if gap is None else f"{100 * gap[0]:+.1f} ± {100 * gap[1]:.1f}"
