@@ -11,7 +11,7 @@ from hf_multirate.counts import require_count
 
 
 DEFAULT_SPEEDUP = 1.6
-"""Where none is named: the highest that was ahead of plain training of its time on all tasks of docs/auto.md."""
+"""Where none is named: the highest that was within a point of plain training of its time on all of docs/auto.md."""
 
 
 @dataclass(frozen=True)
