@@ -62,8 +62,10 @@ def test_one_graph_for_each_set_of_live_groups(
     assert not counters["graph_break"]
     eager = trainer_for(tmp_path, config, "llama-lm", **settings)
     eager.train()
-    assert_same(weights(compiled), weights(eager))
-    assert history(compiled) == history(eager)
+    # Kernels of some processors depend on where memory lies, so these two agree to rounding; a step is 1e-2 long.
+    torch.testing.assert_close(weights(compiled), weights(eager), rtol=0.0, atol=1e-4)
+    for entry, expected in zip(history(compiled), history(eager), strict=True):
+        assert entry == pytest.approx(expected, rel=1e-3, abs=1e-5)
 
 
 def test_a_resumed_run_compiles_the_same_two(tmp_path: Path) -> None:
@@ -99,7 +101,8 @@ def test_with_checkpointing_no_gradient_is_lost(tmp_path: Path, reentrant: bool)
     assert len(set(graphs.seen[PERIOD + 1 :])) == 1
     eager = trainer_for(tmp_path, CONFIG, "llama-lm", max_steps=12)
     eager.train()
-    assert_same(weights(compiled), weights(eager))
+    # Kernels of some processors depend on where memory lies, so these two agree to rounding; a step is 1e-2 long.
+    torch.testing.assert_close(weights(compiled), weights(eager), rtol=0.0, atol=1e-4)
 
 
 def test_what_counts_as_compiled() -> None:
