@@ -12,7 +12,6 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from answer import answer
-
 from curves import (
     RESULTS,
     ROOT,

@@ -24,12 +24,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pool import workers
-from sessions import clock_folder, session
 from tqdm import tqdm
 
 from contenders import CHOSEN, CONTENDERS
 from curves import RESULTS, ROOT, best_rate, grids
+from pool import workers
+from sessions import clock_folder, session
 from tasks import TASKS, InputError, Task, missing, write_summary
 from training import Spec, hardware, run
 

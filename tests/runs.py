@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import transformers as tf
 from torch import Tensor, nn
@@ -20,6 +24,7 @@ FIVE = int(tf.__version__.partition(".")[0]) >= 5
 
 PERIOD = 4
 CONFIG = MultirateConfig.two_rate("last:1", PERIOD)
+COMPILED: dict[str, Any] = {"torch_compile": True, "torch_compile_backend": "eager"}
 DEFAULTS: dict[str, Any] = {
     "per_device_train_batch_size": 2,
     "max_steps": 6,
@@ -94,18 +99,37 @@ def _is_timing(key: str) -> bool:
     return key.endswith(("runtime", "per_second")) or key.startswith(of_steps)
 
 
-def assert_same(one: Any, other: Any, where: str = "") -> None:
-    """Bit for bit, through dictionaries and lists."""
+@functools.cache
+def compiled_is_exact() -> bool:
+    """Whether plain training ends with the same bits when it is compiled; on some processors it does not.
+
+    There the second step is another one by rounding, each time in the same way.
+    """
+    ends = []
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # while it traces, dynamo reads what warns
+        for settings in ({}, COMPILED):
+            trainer = trainer_for(Path(folder), None, "llama-lm", max_steps=12, **settings)
+            trainer.train()
+            ends.append(weights(trainer))
+    return all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+
+
+def assert_same(one: Any, other: Any, where: str = "", *, exact: bool = True) -> None:
+    """Bit for bit, through dictionaries and lists; to rounding if not ``exact``, where a step is 1e-2 long."""
     if isinstance(one, Tensor):
-        assert torch.equal(one, other), f"{where} differs by {(one.double() - other.double()).abs().max()}"
+        same = torch.equal(one, other) if exact else torch.allclose(one, other, rtol=0.0, atol=1e-4)
+        assert same, f"{where} differs by {(one.double() - other.double()).abs().max()}"
     elif isinstance(one, Mapping):
         assert one.keys() == other.keys(), where
         for key in one:
-            assert_same(one[key], other[key], f"{where}[{key!r}]")
+            assert_same(one[key], other[key], f"{where}[{key!r}]", exact=exact)
     elif isinstance(one, Sequence) and not isinstance(one, str):
         assert len(one) == len(other), where
         for i, (a, b) in enumerate(zip(one, other, strict=True)):
-            assert_same(a, b, f"{where}[{i}]")
+            assert_same(a, b, f"{where}[{i}]", exact=exact)
+    elif isinstance(one, float) and not exact:
+        assert one == pytest.approx(other, rel=1e-3, abs=1e-5), where
     else:
         assert one == other, where
 

@@ -11,19 +11,19 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import answer
-import pool
 import pytest
 import report
 import run as suite
-import sessions
 import torch
 from datasets import Dataset
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, DataCollatorWithPadding, set_seed
 
+import answer
 import curves
 import images
+import pool
+import sessions
 import tasks
 import training
 from contenders import CHOSEN, CONTENDERS, importance
