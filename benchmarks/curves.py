@@ -10,7 +10,8 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
-from sessions import Reference, Session, clocks, session
+
+from sessions import Reference, Session, clocks, fastest, session
 
 
 ROOT = Path(__file__).parent.parent
@@ -50,10 +51,7 @@ def comparable(runs: Runs, known: Mapping[Session, float]) -> Runs:
     plain = runs.get("plain")
     if not plain:
         return {name: undisturbed(some) for name, some in runs.items()}
-    own: dict[Session, float] = {}
-    for run in plain.values():
-        took = run["process_seconds"]
-        own[session(run)] = min(took, own.get(session(run), took))
+    own = fastest(plain.values())
     beside = {
         name: {seed: run for seed, run in some.items() if session(run) in own}
         for name, some in runs.items()
