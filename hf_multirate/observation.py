@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainingArguments
 
+from hf_multirate.blocks import blocks_of
 from hf_multirate.controller import Multirate
 from hf_multirate.cost import backward_costs, layers_of, step_cost
 from hf_multirate.describe import fold
 from hf_multirate.distributed import unwrapped
 from hf_multirate.names import named
 from hf_multirate.record import ARGUMENTS, CHECKED_STEPS, RunRecord, checksum
-from hf_multirate.worth import blocks_of
 
 
 ASIDE = "seconds_of_"

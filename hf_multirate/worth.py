@@ -7,15 +7,6 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from torch import nn
-
-from hf_multirate.names import named
-from hf_multirate.presets import stack_of
-
-
-BELOW, ABOVE = "embeddings", "head"
-"""Blocks of what is registered below a stack of like blocks, and of what is above it."""
-
 
 @dataclass(frozen=True)
 class BlockWorth:
@@ -57,25 +48,3 @@ class Worth:
         self._sums.clear()
         self._counts.clear()
         return {block: BlockWorth(value, ages[block]) for block, value in sums.items()}
-
-
-def blocks_of(model: nn.Module) -> dict[str, str]:
-    """Parameter name -> its block, in the order of the forward pass as far as registration tells it.
-
-    Blocks are those of the largest stack, what lies below and what lies above; in a model without a stack they are
-    its children.
-    """
-    names = list(named(model))
-    try:
-        path, _ = stack_of(model)
-    except ValueError:  # it has none
-        return {name: name.partition(".")[0] for name in names}
-    prefix = f"{path}." if path else ""
-    inside = [i for i, name in enumerate(names) if name.startswith(prefix)]
-    labels = {}
-    for i, name in enumerate(names):
-        if name.startswith(prefix):
-            labels[name] = f"block_{name[len(prefix) :].partition('.')[0]}"
-        else:
-            labels[name] = BELOW if i < inside[0] else ABOVE
-    return labels

@@ -13,12 +13,16 @@ from torch import nn
 from transformers import ProgressCallback
 
 from hf_multirate import Multirate, MultirateConfig, MultirateTrainer
+from hf_multirate.auto.blocks import block_groups
+from hf_multirate.blocks import blocks_of
 from hf_multirate.cost import backward_costs, layers_of
+from hf_multirate.partition import assign
 from hf_multirate.record import FILE, FORMAT, checksum, read_record
 from hf_multirate.shortfall import shortfall
 from hf_multirate.telemetry import Telemetry
-from hf_multirate.worth import Worth, blocks_of
+from hf_multirate.worth import Worth
 from runs import CONFIG, PERIOD, example, history, trainer_for
+from tiny import FAMILIES
 
 
 class Clock:
@@ -145,6 +149,13 @@ def test_blocks_are_those_of_the_stack_and_what_is_around_it() -> None:
     assert list(dict.fromkeys(blocks_of(model).values())) == ["embeddings", *(f"block_{i}" for i in range(4)), "head"]
     flat = nn.ModuleDict({"low": nn.Linear(2, 2), "high": nn.Linear(2, 2)})
     assert set(blocks_of(flat).values()) == {"low", "high"}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_blocks_of_telemetry_are_those_of_automatic_training(family: str) -> None:
+    model, _ = FAMILIES[family]()
+    groups = assign(MultirateConfig(block_groups(model)), model)
+    assert blocks_of(model) == {name: block for block, names in groups.items() for name in names}
 
 
 def test_backward_costs_of_blocks_are_those_of_a_full_step() -> None:

@@ -1,0 +1,60 @@
+"""The blocks of a model, as telemetry and automatic training tell them apart."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from hf_multirate.names import named
+from hf_multirate.presets import block_paths, stack_of, top
+
+
+BELOW, ABOVE = "embeddings", "head"
+"""Blocks of what lies below a stack of like blocks, and of what is above it."""
+
+
+def blocks_of(model: nn.Module) -> dict[str, str]:
+    """Parameter name -> its block, in the order of ``model.named_parameters()``."""
+    owners = owners_of(model)
+    return {name: owners[parameter] for name, parameter in named(model).items()}
+
+
+def owners_of(model: nn.Module) -> dict[nn.Parameter, str]:
+    """Parameter -> its block, blocks in order from the top down: the head, those of the stack, what lies below.
+
+    A model without a stack of like blocks has its children instead, taken to be registered in forward order.
+    """
+    try:
+        return _by_stack(model)
+    except ValueError:  # it has none
+        return _by_child(model)
+
+
+def _by_stack(model: nn.Module) -> dict[nn.Parameter, str]:
+    path, number = stack_of(model)
+    paths = block_paths(model.get_submodule(path))
+    last = set(model.get_submodule(path).get_submodule(paths[-1]).parameters())
+    head = top(model, 1) - last
+    owners = {p: ABOVE for p in model.parameters() if p in head}
+    for count in range(1, number + 1):
+        for parameter in top(model, count):
+            owners.setdefault(parameter, f"block_{paths[-count]}")
+    return {**owners, **{p: BELOW for p in model.parameters() if p not in owners}}
+
+
+def _by_child(model: nn.Module) -> dict[nn.Parameter, str]:
+    """From the children of the first module inside that has more than one with parameters."""
+    prefix, children = "", _owning(model)
+    while len(children) == 1 and _owning(children[0][1]) and not list(children[0][1].parameters(recurse=False)):
+        prefix += f"{children[0][0]}."
+        children = _owning(children[0][1])
+    owners: dict[nn.Parameter, str] = {}
+    for name, child in reversed(children):
+        # A tied parameter lies as deep as the deepest of its places.
+        owners |= dict.fromkeys(child.parameters(), f"{prefix}{name}")
+    order = [f"{prefix}{name}" for name, _ in reversed(children)]
+    rest = {p: BELOW for p in model.parameters() if p not in owners}
+    return dict(sorted(owners.items(), key=lambda item: order.index(item[1]))) | rest
+
+
+def _owning(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    return [(name, child) for name, child in module.named_children() if any(True for _ in child.parameters())]
