@@ -71,7 +71,7 @@ def _pace(runs: Runs, some: Mapping[int, dict[str, Any]]) -> float:
     Their batches are the first ones of a longer run, and where they are sorted by length the longest.
     """
     longest = max(run["steps"] for run in some.values())
-    plain = [run for name, by_seed in runs.items() if is_plain(name) for run in by_seed.values()]
+    plain = [run for by_seed in _plain(runs).values() for run in by_seed.values()]
     return min(run["process_seconds"] / run["steps"] for run in plain if run["steps"] <= longest)
 
 
@@ -125,12 +125,16 @@ def is_plain(contender: str) -> bool:
     return contender.split(maxsplit=1)[0] == "plain"
 
 
+def _plain(runs: Runs) -> Runs:
+    return {name: some for name, some in runs.items() if is_plain(name)}
+
+
 def plain_by_time(runs: Runs, seeds: Sequence[int]) -> list[tuple[float, float]]:
     """Mean seconds and accuracy of plain training with schedules of several lengths, the shortest first.
 
     One that is no better than a shorter one, over all its seeds, is left out: who has that time would train for less.
     """
-    plain = sorted((seconds(some.values()), name) for name, some in runs.items() if is_plain(name))
+    plain = sorted((seconds(some.values()), name) for name, some in _plain(runs).items())
     kept: list[str] = []
     for _, name in plain:
         if not kept or metric(runs[name].values()) > metric(runs[kept[-1]].values()):
@@ -149,7 +153,13 @@ def ahead(runs: Runs, contender: str) -> tuple[float, float] | None:
     """Accuracy of ``contender`` less that of plain training in its time, seed by seed: the mean and its error.
 
     None where it takes less time than the shortest plain run.
+
+    Raises:
+        ValueError: it has a seed that plain training does not have.
     """
+    alone = {seed for some in _plain(runs).values() for seed in runs[contender].keys() - some.keys()}
+    if alone:
+        raise ValueError(f"{contender!r} has the seeds {sorted(alone)}, plain training does not: run it for them.")
     gaps = []
     for seed, run in runs[contender].items():
         plain = in_time(plain_by_time(runs, [seed]), run["process_seconds"])

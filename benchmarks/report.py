@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 
-from answer import answer
+from answer import NOT_RUN, answer
 from curves import (
     RESULTS,
     ROOT,
@@ -170,7 +170,7 @@ def filled(
             return f"{match[1]}{answer(found, length)}\n{match[3]}"
         runs = found.get((task, length))
         if runs is None:
-            return f"{match[1]}Not run yet.\n{match[3]}"
+            return f"{match[1]}{NOT_RUN}\n{match[3]}"
         of_task = {name: grid for (*key, name), grid in rates.items() if key == [task, length]}
         return f"{match[1]}{TABLES[what](runs, of_task)}\n{match[3]}"
 

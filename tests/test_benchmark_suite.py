@@ -310,6 +310,12 @@ def test_readings_are_those_made_by_hand() -> None:
     assert curves.time_to(run, 0.74) is None
 
 
+def test_a_seed_that_plain_training_does_not_have_is_named() -> None:
+    more = RUNS["head only"] | {7: _result("head only", 7, [(9, 0.6)])}
+    with pytest.raises(ValueError, match=r"'head only' has the seeds \[7\], plain training does not"):
+        curves.ahead({**RUNS, "head only": more}, "head only")
+
+
 def test_what_else_the_machine_does_counts_for_nothing() -> None:
     runs = {0: _result("plain", 0, [(5, 0.5), (10, 0.8)]), 1: _result("plain", 1, [(7, 0.6), (14, 0.9)])}
     found = curves.undisturbed(runs)
