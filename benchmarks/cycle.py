@@ -27,6 +27,7 @@ from torch import nn
 
 from encoder import add_sizes, encoder
 from hf_multirate import Multirate, MultirateConfig, RateGroup
+from hf_multirate.precision import DTYPES
 
 
 Pair = tuple[Any, torch.optim.Optimizer]
@@ -74,11 +75,12 @@ def times(options: argparse.Namespace) -> dict[str, list[float]]:
         if controller is not None:
             controller.begin_step(number)
             found[f"begin {kind}"].append(time.process_time() - start)
-        what(pair, batch)
+        with torch.autocast("cpu", torch.bfloat16, enabled=options.bf16):
+            what(pair, batch)
         found[kind].append(time.process_time() - start)
 
     slow = RateGroup("slow", ".*", options.period, drift_steps=options.drift_steps)
-    config = MultirateConfig([RateGroup("fast", "head", 1), slow])
+    config = MultirateConfig([RateGroup("fast", "head", 1), slow], idle_dtype=options.idle_dtype)
     order, blocks = random.Random(0), ["plain", "period 1", "cycle", "by hand"]
     with Multirate(config).attach(*ours) as multirate, Multirate(MultirateConfig.off()).attach(*one) as idle:
         for cycle in range(options.cycles + 1):
@@ -123,6 +125,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_sizes(parser, batch=32, length=64, period=5, cycles=8)
     parser.add_argument("--drift-steps", type=int, help="idle steps that drift (default: all)")
+    parser.add_argument("--idle-dtype", choices=DTYPES, help="precision of what is idle (default: float32)")
+    parser.add_argument("--bf16", action="store_true", help="mixed precision in all kinds of step")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
     result = summary(times(options), options.period)

@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     print("| task | " + " | ".join(f"period {period}" for period in PERIODS) + " |")
     print("|---" * (len(PERIODS) + 1) + "|")
-    for task in TASKS.values():
+    for task in (task for task in TASKS.values() if not task.bf16):
         if missing(task, options.data_dir):
             continue
         data = load(task, options.data_dir)

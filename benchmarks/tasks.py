@@ -10,7 +10,7 @@ import functools
 import itertools
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,8 @@ from glue_data import InputError, load_embedded, packaged  # found by the line a
 
 
 SPLIT_SEED = 1
+BF16 = "_bf16"
+"""How the name of a task in mixed precision ends."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Task:
         train_rows: Rows to train on; None for all that the source has, but those for validation.
         size: Of an input: tokens at most, or pixels of a side. Images of 32 x 32 are enlarged to it, since the network
             ends in one thirty-second of the size.
+        bf16: Mixed precision for all contenders. Not on all processors is that faster.
         epochs: Length of training, by its name.
         seeds: Number of seeds at the chosen rate.
         needs: Files that have to be in ``--data-dir``, or at an absolute path.
@@ -61,6 +64,7 @@ class Task:
     optim_args: str | None = None
     weight_decay: float = 0.01
     needs: tuple[str, ...] = ()
+    bf16: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,10 @@ TASKS = {
     )
 }  # fmt: skip
 
+TASKS |= {
+    task.name + BF16: replace(task, name=task.name + BF16, bf16=True) for task in TASKS.values() if task.optim != "sgd"
+}
+
 
 def missing(task: Task, folder: Path | None) -> str | None:
     """What ``task`` needs and does not find, in words; None if it finds all."""
@@ -117,7 +125,7 @@ def load(task: Task, folder: Path | None) -> Data:
     if task.name in ("cifar10", "fashion"):
         return _images(Path(folder or ""), task)
     sources = {"trec": _trec, "sst2": _sst2, "embedded": _embedded, "imdb": _imdb}
-    parts, labels = sources[task.name](Path(folder or ""), task)
+    parts, labels = sources[task.name.removesuffix(BF16)](Path(folder or ""), task)
     return _texts(parts, labels, task.size)
 
 

@@ -45,9 +45,9 @@ class Spec:
 
     def configuration(self) -> dict[str, Any]:
         """All that decides the result."""
-        task = {
-            name: value for name, value in asdict(TASKS[self.task]).items() if name not in ("seeds", "needs", "rates")
-        }
+        # The name of a task tells its precision.
+        apart = ("seeds", "needs", "rates", "bf16")
+        task = {name: value for name, value in asdict(TASKS[self.task]).items() if name not in apart}
         task["epochs"] = dict(task["epochs"])[self.length]
         task["evaluations"] = EVALUATIONS[self.length]
         return {**asdict(self), "task_settings": task, "contender_settings": asdict(CONTENDERS[self.contender])}
@@ -86,7 +86,7 @@ def _arguments(spec: Spec, task: Task, by_length: bool, steps: int, folder: str)
         per_device_train_batch_size=task.batch_size, per_device_eval_batch_size=2 * task.batch_size,
         train_sampling_strategy="group_by_length" if by_length else "random",
         optim=task.optim, optim_args=task.optim_args, warmup_steps=round(0.06 * steps), logging_strategy="no",
-        save_strategy="no", report_to=[], disable_tqdm=True, use_cpu=True, dataloader_pin_memory=False,
+        save_strategy="no", report_to=[], disable_tqdm=True, use_cpu=True, dataloader_pin_memory=False, bf16=task.bf16,
     )  # fmt: skip
 
 
@@ -153,7 +153,7 @@ def run(spec: Spec, folder: Path | None) -> dict[str, Any]:
     return {
         "spec": spec.configuration(),
         **result,
-        "precision": "float32",
+        "precision": "bfloat16" if TASKS[spec.task].bf16 else "float32",
         "hardware": hardware(),
         "versions": {p: version(p) for p in PACKAGES},
     }

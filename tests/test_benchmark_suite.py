@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
+import itertools
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -110,6 +111,26 @@ def test_a_contender_takes_its_best_rate_on_validation_rows_to_all_seeds(tiny: N
         best = min(rate for rate in grid if grid[rate] == max(grid.values()))
         assert {run["spec"]["rate"] for run in runs.values()} == {best}
         assert sorted(runs) == [0, 1]
+
+
+def test_a_task_in_bfloat16_trains_all_contenders_in_mixed_precision(
+    tiny: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(tasks.TASKS, "tiny_bf16", dataclasses.replace(TINY, name="tiny_bf16", bf16=True))
+    mixed: set[bool] = set()
+    forward = torch.nn.Linear.forward
+
+    def noted(self: torch.nn.Linear, inputs: torch.Tensor) -> torch.Tensor:
+        mixed.add(torch.is_autocast_enabled("cpu"))
+        return forward(self, inputs)
+
+    monkeypatch.setattr(torch.nn.Linear, "forward", noted)
+    for task, name in itertools.product(("tiny", "tiny_bf16"), ("plain", "multirate head k5 all")):
+        mixed.clear()
+        result = training.run(training.Spec(task, "short", name, 1e-3, 0, "trial"), None)
+        assert mixed == {task == "tiny_bf16"}
+        assert result["precision"] == {"tiny": "float32", "tiny_bf16": "bfloat16"}[task]
+    assert {task.name for task in tasks.TASKS.values() if task.bf16} >= {"trec_bf16", "embedded_bf16"}
 
 
 def test_idle_parts_of_a_contender_run_in_bfloat16_where_its_name_says_so(

@@ -101,9 +101,10 @@ def test_checkpointing_is_timed_of_each_kind(capsys: pytest.CaptureFixture[str])
     assert json.loads(capsys.readouterr().out).keys() == quartiles.keys()
 
 
-def test_a_cycle_is_compared_with_its_parts(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("more", [[], ["--bf16", "--idle-dtype=bfloat16", "--drift-steps=0"]])
+def test_a_cycle_is_compared_with_its_parts(capsys: pytest.CaptureFixture[str], more: list[str]) -> None:
     small = {"hidden": 32, "layers": 2, "batch": 2, "length": 8, "cycles": 2, "period": 3}
-    result = script("cycle").main([f"--{name}={value}" for name, value in small.items()])
+    result = script("cycle").main([*(f"--{name}={value}" for name, value in small.items()), *more])
     assert json.loads(capsys.readouterr().out) == result
     assert set(result["seconds"]) >= {"plain", "period 1", "full", "fast", "below + above"}
     assert all(len(quartiles) == 3 and min(quartiles) > 0 for quartiles in result["ratios"].values())
