@@ -37,7 +37,7 @@ from hf_multirate.record import read_record
 from hf_multirate.reporting import report
 from hf_multirate.reporting.charts import charts
 from hf_multirate.schedule import Schedule, Stages
-from runs import Watched, arguments, assert_same, example, history, trainer_for, weights
+from runs import FIVE, Watched, arguments, assert_same, example, history, trainer_for, weights
 from tiny import FAMILIES
 
 
@@ -490,9 +490,13 @@ CASES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("drift", [False, True])
 @pytest.mark.parametrize("case", CASES)
 def test_a_run_resumed_in_the_middle_of_a_plan_is_the_whole_run(tmp_path: Path, case: str, drift: bool) -> None:
+    if not FIVE and case == "accumulation":
+        pytest.skip("plain Trainer of 4.57 does not resume to the bit with accumulation")
     saving = {"save_strategy": "steps", "save_steps": 1, "max_steps": 24, **CASES[case]}
     whole = trained(tmp_path / "whole", short(drift=drift), **saving)
-    for step in (1, 2, 8, 11, 14):  # before the first plan, after its first step, within it, before another
+    # Before the first plan, after its first step, within it, before another. An epoch has six steps, and plain Trainer
+    # of 4.57 does not resume to the bit in a second one.
+    for step in (1, 2, 8, 11, 14) if FIVE else (1, 2, 4, 6):
         folder = tmp_path / f"from-{step}"
         shutil.copytree(tmp_path / "whole" / f"checkpoint-{step}", folder / f"checkpoint-{step}")
         again = trainer_for(folder, short(drift=drift), **saving)
@@ -591,7 +595,8 @@ def test_refresh_chunks_apply_to_full_steps_before_and_at_the_first_plan(tmp_pat
     )
     trainer.train()
     assert [step for step, _ in trainer.seen][-2:] == [1, 1]
-    assert len(trainer.seen) == 6  # two of them to find out how losses of parts add up
+    # Two of them to find out how losses of parts add up, where this model is told the number of labels.
+    assert len(trainer.seen) == (6 if FIVE else 4)
 
 
 # ---- signals of any optimizer, work of any step
