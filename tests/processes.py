@@ -41,7 +41,7 @@ from hf_multirate import (
 )
 from hf_multirate.auto import Budget, work
 from hf_multirate.distributed import buckets
-from runs import arguments, example
+from runs import arguments, example, without_dropout
 from tiny import FAMILIES
 from traffic import Traffic, reference
 
@@ -83,11 +83,7 @@ def model_of(words: list[str]) -> tuple[torch.nn.Module, list[dict[str, torch.Te
     family = next((word for word in words if word in FAMILIES), "bert")
     # Nine or ten batches in an epoch: of three windows of three, and then one of one.
     model, rows = example(family, ROWS * (10 if "ragged" in words else 9))
-    for module in model.modules():  # dropout would differ between one process and two
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-        if "dropout_prob" in vars(module):  # attention of transformers 4.57
-            module.dropout_prob = 0.0
+    without_dropout(model)  # it would differ between one process and two
     if "lora" in words:
         torch.manual_seed(2)
         model = get_peft_model(model, LoraConfig(r=4, target_modules=["query", "value"], task_type="SEQ_CLS"))

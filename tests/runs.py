@@ -56,6 +56,15 @@ def example(family: str, count: int = 12) -> tuple[nn.Module, list[dict[str, Ten
     return model, rows
 
 
+def without_dropout(model: nn.Module) -> None:
+    """Turn dropout off for good, in attention too."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if "dropout_prob" in vars(module):  # attention of transformers 4.57
+            module.dropout_prob = 0.0
+
+
 def trainer_for(
     folder: Path,
     config: MultirateConfig | None,

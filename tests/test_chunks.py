@@ -11,7 +11,7 @@ from torch import nn
 
 from hf_multirate import Multirate, MultirateConfig, MultirateTrainer
 from hf_multirate.chunks import split
-from runs import PERIOD, trainer_for, weights
+from runs import PERIOD, trainer_for, weights, without_dropout
 from small import batch, network
 
 
@@ -62,9 +62,7 @@ def test_trainer_splits_the_batches_of_refreshes_and_trains_alike(
     for chunks in (1, 4):
         config = MultirateConfig.two_rate("last:1", PERIOD, refresh_chunks=chunks, drift_scale=1.0)
         trainer = trainer_for(tmp_path, config, family, learning_rate=1e-3, optim="adamw_torch", **settings)
-        for module in trainer.model.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0
+        without_dropout(trainer.model)
         rows.append([count for count in _rows(trainer) if count > 1])  # a single row is looked at once
         runs.append(weights(trainer))
         losses.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
@@ -115,6 +113,7 @@ class Cubed(MultirateTrainer):
 
 
 def test_a_loss_that_does_not_add_up_is_refused(tmp_path: Path) -> None:
-    trainer = trainer_for(tmp_path, MultirateConfig.two_rate("last:1", PERIOD, refresh_chunks=2), kind=Cubed)
+    config = MultirateConfig.two_rate("last:1", PERIOD, refresh_chunks=2)
+    trainer = trainer_for(tmp_path, config, "gpt2-lm", kind=Cubed)
     with pytest.raises(ValueError, match="refresh_chunks needs a loss that is a mean"):
         trainer.train()
