@@ -60,8 +60,8 @@ class Attachment:
         signals = None if self.planner is None else self.planner.signals
         self.movement = Movement(config, optimizer, groups, signals)
         self._subgroups = Subgroups(config, optimizer, groups)
-        idle_pass = IdlePass(config, type(optimizer), compiled=compiled, sharded=sync.shards)
-        self._pruner = Pruner(model, groups, idle_pass, compiled=compiled)
+        self._idle_pass = IdlePass(config, type(optimizer), compiled=compiled, sharded=sync.shards)
+        self._pruner = Pruner(model, groups, self._idle_pass, compiled=compiled)
         had = [p for members in groups.values() for p in members.values() if optimizer.state.get(p)]
         tolerant = config.missing_gradients == "warn"
         self._check = GradientCheck(groups, tolerant=tolerant, bare=tolerant and config.budget is not None, had=had)
@@ -85,7 +85,8 @@ class Attachment:
         self.shared.adopt(planner.schedule)
 
     def close(self) -> None:
-        """Leave nothing on the model."""
+        """Leave nothing on the model, and keep nothing of it."""
+        self._idle_pass.close()
         if self.planner is not None:
             self.planner.account.close()
 
@@ -142,3 +143,4 @@ class Attachment:
         """Move what the optimizer has not moved, or not far enough. Not called for a step that was skipped."""
         self.movement.after_step(step, live)
         self._subgroups.after_step(step)
+        self._idle_pass.moved(self.movement.moved(step, live))

@@ -49,8 +49,8 @@ class MultirateConfig:
         idle_buffers: What happens to buffers of modules without a live parameter, such as the running statistics of
             batch norm: ``update``, as in Trainer, or ``freeze``, which puts them back after a fast-only step.
         idle_dtype: Precision in which modules without a live parameter run forward at fast-only steps of a run in
-            float32, ``bfloat16`` or ``float16``; None, the default, is that of the run. Nothing of them is recorded
-            there, so gradients are as precise as ever, of a loss whose features are rounded.
+            float32, ``bfloat16`` or ``float16``; None, the default, is that of the run. One whose input requires
+            a gradient stays as it is, so gradients are as precise as ever, of a loss whose features are rounded.
         idle_compile: Whether such modules run through ``torch.compile`` at fast-only steps. Each new shape of a batch
             may compile once more: pad to a few lengths (``pad_to_multiple_of`` of the collator).
         refresh_chunks: Parts into which the batch of a step with more than the fast groups is split, so that fewer

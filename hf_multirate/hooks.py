@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 
 
@@ -40,32 +41,41 @@ def last_hooks(
 @contextmanager
 def around_forward(
     modules: Iterable[nn.Module],
-    change: Callable[[nn.Module], Callable[[], None]],
-    convert: Callable[[Any], Any] = lambda output: output,
+    change: Callable[[nn.Module, Any], Callable[[], None] | None],
+    convert: Callable[[Any], Any] | None = None,
 ) -> Iterator[None]:
     """While open, each of ``modules`` is changed for the duration of its own forward pass, also if that fails.
 
+    A copy that is made of a module meanwhile has these hooks too, on which they do nothing.
+
     Args:
         modules: The modules.
-        change: Changes a module, and returns what takes that back.
-        convert: What to make of its output.
+        change: Changes a module that is about to run on some inputs, and returns what takes that back; None if it
+            leaves the module alone.
+        convert: What to make of the output of one that was changed. Hooks of others then see what comes of it, and
+            the module as it was.
     """
+    own = dict.fromkeys(modules)
     undo: dict[nn.Module, Callable[[], None]] = {}
 
-    def enter(module: nn.Module, args: Any) -> None:
-        del args
-        if module not in undo:
-            undo[module] = change(module)
+    def enter(module: nn.Module, args: Any, kwargs: Any = None) -> None:
+        if module in own and module not in undo:
+            take_back = change(module, (args, kwargs))
+            if take_back is not None:
+                undo[module] = take_back
 
     def leave(module: nn.Module, args: Any, output: Any) -> Any:
         del args
-        if module in undo:
-            undo.pop(module)()
-        return convert(output)
+        if module not in undo:
+            return None
+        undo.pop(module)()
+        return None if convert is None else convert(output)
 
-    handles = []
-    for module in modules:
-        handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
+    outside = convert is not None
+    handles: list[Any] = []
+    for module in own:
+        handles.append(module.register_forward_pre_hook(enter, with_kwargs=outside))
+        handles.append(module.register_forward_hook(leave, prepend=outside, always_call=outside))
     try:
         yield
     finally:
@@ -73,3 +83,15 @@ def around_forward(
             handle.remove()
         for take_back in undo.values():  # left open by an error in a forward pass
             take_back()
+
+
+def tensors_in(values: Any) -> Iterator[torch.Tensor]:
+    """All tensors in nested dictionaries, tuples and lists."""
+    if isinstance(values, torch.Tensor):
+        yield values
+    elif isinstance(values, dict):
+        for value in values.values():
+            yield from tensors_in(value)
+    elif isinstance(values, (tuple, list)):
+        for value in values:
+            yield from tensors_in(value)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -48,7 +48,18 @@ class IdlePass:
     def begin(self) -> None:
         """All groups have a gradient at the next step."""
         if self._precision is not None:
-            self._precision.forget()
+            self._precision.forget_all()
+
+    def moved(self, parameters: Iterable[nn.Parameter]) -> None:
+        """A step has moved ``parameters``."""
+        if self._precision is not None:
+            self._precision.forget(parameters)
+
+    def close(self) -> None:
+        """Keep nothing of the model."""
+        self._forwards.clear()
+        if self._precision is not None:
+            self._precision.close()
 
     @contextmanager
     def running(self, modules: Sequence[nn.Module], *, cuts: bool) -> Iterator[None]:

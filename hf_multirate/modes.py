@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -28,7 +29,8 @@ def evaluating(modules: Iterable[nn.Module]) -> AbstractContextManager[None]:
     return around_forward(modules, _evaluate)
 
 
-def _evaluate(module: nn.Module) -> Callable[[], None]:
+def _evaluate(module: nn.Module, inputs: Any) -> Callable[[], None]:
+    del inputs
     modes = {part: part.training for part in module.modules()}
     for part in modes:
         part.training = part.training and isinstance(part, _NormBase)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -168,6 +168,12 @@ class Movement:
                 if self._stretch(bucket, step) != 1.0:
                     stretch_(stepped, bucket.before, self._stretch(bucket, step))
             bucket.before = []
+
+    def moved(self, step: int, live: Sequence[int]) -> Iterator[nn.Parameter]:
+        """What a step moves: the parameters of live groups, and of idle ones that drift."""
+        for bucket in self._buckets:
+            if bucket.index in live or self._drifts_at(bucket, step):
+                yield from bucket.parameters
 
     def _note_signal(self, bucket: Bucket, slopes: Mapping[Tensor, float]) -> None:
         """Worth of a bucket at a learning rate of 1 for the group of the optimizer with the highest."""

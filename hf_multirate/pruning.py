@@ -11,10 +11,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import nn
 
-from hf_multirate.hooks import last_hooks
+from hf_multirate.hooks import last_hooks, tensors_in
 
 
 @contextmanager
@@ -62,24 +61,13 @@ def recorded(model: nn.Module, modules: Iterable[tuple[str, nn.Module]]) -> Iter
     def note(name: str) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             del module, args
-            if name not in names and any(tensor.requires_grad for tensor in _tensors(output)):
+            if name not in names and any(tensor.requires_grad for tensor in tensors_in(output)):
                 names.append(name)
 
         return hook
 
     with last_hooks(model, [(module, note(name)) for name, module in modules]):
         yield names
-
-
-def _tensors(output: Any) -> Iterator[torch.Tensor]:
-    if isinstance(output, torch.Tensor):
-        yield output
-    elif isinstance(output, dict):
-        for value in output.values():
-            yield from _tensors(value)
-    elif isinstance(output, (tuple, list)):
-        for value in output:
-            yield from _tensors(value)
 
 
 def idle_modules(model: nn.Module, live: Sequence[nn.Parameter]) -> list[tuple[str, nn.Module]]:
@@ -96,7 +84,8 @@ def idle_modules(model: nn.Module, live: Sequence[nn.Parameter]) -> list[tuple[s
             return
         # A container such as ModuleList has no forward of its own for a hook to see.
         if not owned & identities and not isinstance(module, (nn.ModuleList, nn.ModuleDict)):
-            found.append((name, module))
+            if all(module is not known for _, known in found):  # one that two towers share is one
+                found.append((name, module))
             return
         for child_name, child in module.named_children():
             walk(f"{name}.{child_name}" if name else child_name, child)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -69,13 +72,149 @@ def test_low_precision_changes_losses_by_its_rounding_only(dtype: str) -> None:
 def test_a_low_precision_pass_is_that_of_the_weights_as_they_are_now() -> None:
     layer, low = nn.Linear(6, 6), LowPrecision(torch.bfloat16)
     inputs = torch.randn(4, 6)
-    for write in (lambda: None, lambda: layer.weight.mul_(2), lambda: None, lambda: layer.weight.copy_(torch.eye(6))):
+    writes = (
+        lambda: None, lambda: layer.weight.mul_(2), lambda: None, lambda: layer.weight.copy_(torch.eye(6)),
+        lambda: setattr(layer.weight, "data", torch.ones(6, 6)),
+    )  # fmt: skip
+    for write in writes:
         with torch.no_grad():
             write()
             with torch.autocast("cpu", torch.bfloat16):
                 expected = layer(inputs).float()
             with low.casting([layer]):
                 assert torch.equal(layer(inputs), expected)
+
+
+GROUPS = {
+    "drift": MultirateConfig.two_rate("last:1", PERIOD, idle_dtype="bfloat16"),
+    "ladder": MultirateConfig.ladder([1, 2, 4], drift_steps=0, idle_dtype="bfloat16"),
+    "auto": MultirateConfig.auto(1.6, idle_dtype="bfloat16"),
+}
+
+
+@pytest.mark.parametrize("fused", [False, True])  # a fused step leaves no mark on what it moves
+@pytest.mark.parametrize("groups", GROUPS)
+def test_idle_weights_are_those_of_the_step(groups: str, fused: bool) -> None:
+    model, rows = example("bert")
+    parameters, stale, idle = dict(model.named_parameters()), [], set()
+
+    def look(name: str) -> Any:
+        def hook(module: nn.Module, args: Any) -> None:
+            used = module._parameters["weight"]
+            if used.dtype == torch.bfloat16:
+                idle.add(name)
+                stale.append(not torch.equal(used, parameters[f"{name}.weight"].bfloat16()))
+
+        return hook
+
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            module.register_forward_pre_hook(look(name))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, fused=fused)
+    batch = {key: torch.stack([row[key] for row in rows[:4]]) for key in rows[0]}
+    with Multirate(GROUPS[groups]).attach(model, optimizer) as multirate:
+        multirate.total_steps = 20
+        for step in range(20):
+            multirate.begin_step(step)
+            model(**batch).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert len(idle) >= 12
+    assert not any(stale)
+
+
+def test_nothing_is_kept_of_a_model_that_is_let_go() -> None:
+    model = Body()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    multirate = Multirate(config(idle_dtype="bfloat16")).attach(model, optimizer)
+    multirate.select(1)
+    with multirate.micro_batch():
+        model(torch.zeros(2, 6))
+    copies = [value for value in gc.get_objects() if _is_copy(value)]
+    assert len(copies) == 2
+    del copies
+    multirate.detach()
+    assert not [value for value in gc.get_objects() if _is_copy(value)]
+
+
+def _is_copy(value: Any) -> bool:
+    return type(value) is nn.Parameter and value.dtype == torch.bfloat16
+
+
+def test_weights_of_another_precision_stay_as_they_are(caplog: pytest.LogCaptureFixture) -> None:
+    model = Body().to(torch.float64)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with Multirate(config(idle_dtype="float16")).attach(model, optimizer) as multirate:
+        multirate.select(1)
+        with multirate.micro_batch(), caplog.at_level(logging.WARNING, "hf_multirate"):
+            assert model(torch.zeros(2, 6, dtype=torch.float64)).dtype == torch.float64
+    assert "leaves those in {torch.float64} as they are" in caplog.text
+
+
+def test_hooks_of_others_see_float32_and_copies_of_a_module_are_left_alone() -> None:
+    model, seen = Body(), []
+    model.body.register_forward_hook(lambda module, args, output: seen.append(output.dtype))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    inputs, _ = batch(0)
+    wanted = model.body(inputs)
+    with Multirate(config(idle_dtype="bfloat16")).attach(model, optimizer) as multirate:
+        multirate.select(1)
+        with multirate.micro_batch():
+            assert not torch.equal(model.body(inputs), wanted)
+            assert torch.equal(copy.deepcopy(model).body(inputs), wanted)
+    assert set(seen) == {torch.float32}
+
+
+def test_an_error_that_a_model_catches_leaves_its_other_modules_in_float32() -> None:
+    model = Body()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with Multirate(config(idle_dtype="bfloat16")).attach(model, optimizer) as multirate:
+        multirate.select(1)
+        with multirate.micro_batch():
+            with pytest.raises(RuntimeError):
+                model.body(torch.zeros(2, 7))
+            assert model.head(torch.zeros(2, model.head.in_features)).dtype == torch.float32
+            assert model.body[0].weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_gradients_are_not_rounded_on_their_way_through_what_is_idle(dtype: str) -> None:
+    gradients = []
+    for settings in ({}, {"idle_dtype": dtype}):
+        model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3))
+        model.load_state_dict({name: torch.full_like(value, 0.1) for name, value in model.state_dict().items()})
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with Multirate(MultirateConfig.two_rate("^0", PERIOD, **settings)).attach(model, optimizer) as multirate:
+            multirate.select(1)
+            with multirate.micro_batch():
+                (1e-9 * model(torch.linspace(0, 1, 12).view(2, 6)).square().sum()).backward()
+            gradients.append(model[0].weight.grad)
+    assert gradients[0].abs().max() > 0
+    assert torch.equal(*gradients)
+
+
+@pytest.mark.parametrize("setting", [{"idle_dtype": "bfloat16"}, {"idle_compile": True}])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what torch.compile imports
+def test_a_module_that_two_others_share_is_one(setting: dict[str, Any]) -> None:
+    encoder = nn.Sequential(nn.Linear(6, 6), nn.Tanh())
+
+    class Towers(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.other, self.head = nn.ModuleList([encoder]), nn.ModuleList([encoder]), nn.Linear(12, 3)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return self.head(torch.cat([self.one[0](inputs), self.other[0](-inputs)], -1))
+
+    model = Towers()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with Multirate(config(**setting)).attach(model, optimizer) as multirate:
+        for step in range(2):
+            multirate.begin_step(step)
+            model(torch.ones(2, 6)).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert "forward" not in vars(encoder)
 
 
 @pytest.mark.parametrize(("idle", "passes"), [("hold", 2), ("drift", 2 * (PERIOD - 1))])
@@ -94,6 +233,7 @@ def test_weights_are_cast_once_a_refresh_when_they_hold_and_together_when_they_d
 
 
 def test_an_error_in_an_idle_module_leaves_everything_as_it_was() -> None:
+    torch.compiler.reset()
     model = Body()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     before = dict(model.named_parameters())

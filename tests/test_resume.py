@@ -48,6 +48,7 @@ CASES: dict[str, tuple[MultirateConfig, dict[str, Any]]] = {
     "rmsprop-ladder-hold": (MultirateConfig.ladder([1, 2, PERIOD], "hold"), DISPLACEMENT),
     "adamw-zero": (MultirateConfig.random_subgroups(PERIOD, Subset(biases=True)), {}),
     "momentum-zero-neurons": (MultirateConfig.random_subgroups(PERIOD, Subset(0.3, unit="neuron")), MOMENTUM),
+    "adamw-bfloat16": (MultirateConfig.two_rate("last:1", PERIOD, idle_dtype="bfloat16"), {}),
     "adamw-drift-steps": (
         MultirateConfig((RateGroup("fast", "last:2", 1), RateGroup("slow", ".*", PERIOD, drift_steps=2))),
         {},
