@@ -39,6 +39,7 @@ class LowPrecision:
         self._dtype = dtype
         self._copies: dict[nn.Parameter, nn.Parameter] = {}
         self._marks: dict[nn.Parameter, tuple[int, int]] = {}
+        self._taken: dict[nn.Module, bool] = {}
 
     def forget(self, weights: Iterable[nn.Parameter]) -> None:
         """Cast ``weights`` anew, whatever was written into them."""
@@ -51,6 +52,7 @@ class LowPrecision:
 
     def close(self) -> None:
         """Keep nothing."""
+        self._taken.clear()
         self._marks.clear()
         self._copies.clear()
 
@@ -72,14 +74,15 @@ class LowPrecision:
         One with weights of another precision stays as it is, and so does one whose input requires a gradient, which
         would be rounded on its way to what is live below.
         """
-        whole = []
-        for module in modules:
+        return around_forward([module for module in modules if self._takes(module)], self._lower, convert_to_fp32)
+
+    def _takes(self, module: nn.Module) -> bool:
+        if module not in self._taken:
             others = {p.dtype for p in module.parameters() if p.is_floating_point()} - {torch.float32}
+            self._taken[module] = not others
             if others:
                 logger.warning_once(f"idle_dtype is for weights in float32, and leaves those in {others} as they are.")
-            else:
-                whole.append(module)
-        return around_forward(whole, self._lower, convert_to_fp32)
+        return self._taken[module]
 
     def _lower(self, module: nn.Module, inputs: Any) -> Callable[[], None] | None:
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors_in(inputs)):
