@@ -29,7 +29,8 @@ def answer(found: Mapping[tuple[str, str], Runs], length: str) -> str:
         ]
         if times:
             cells = [_cell(runs, name) for runs in tasks.values()]
-            rows.append(f"| {name} | {' | '.join(cells)} | {min(times):.1f} to {max(times):.1f} |")
+            ends = dict.fromkeys(f"{time:.1f}" for time in (min(times), max(times)))
+            rows.append(f"| {name} | {' | '.join(cells)} | {' to '.join(ends)} |")
     return "\n".join(rows)
 
 
