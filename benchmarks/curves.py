@@ -53,9 +53,7 @@ def comparable(runs: Runs, known: Mapping[Session, float]) -> Runs:
         return {name: undisturbed(some) for name, some in runs.items()}
     own = fastest(plain.values())
     beside = {
-        name: {seed: run for seed, run in some.items() if session(run) in own}
-        for name, some in runs.items()
-        if is_plain(name)
+        name: {seed: run for seed, run in some.items() if session(run) in own} for name, some in _plain(runs).items()
     }
     counted = _pace(beside, plain) * max(run["steps"] for run in plain.values())
     reference = Reference(own, counted, known)

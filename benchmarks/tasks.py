@@ -47,7 +47,6 @@ class Task:
         train_rows: Rows to train on; None for all that the source has, but those for validation.
         size: Of an input: tokens at most, or pixels of a side. Images of 32 x 32 are enlarged to it, since the network
             ends in one thirty-second of the size.
-        bf16: Mixed precision for all contenders. Not on all processors is that faster.
         epochs: Length of training, by its name.
         seeds: Number of seeds at the chosen rate.
         needs: Files that have to be in ``--data-dir``, or at an absolute path.
@@ -64,7 +63,11 @@ class Task:
     optim_args: str | None = None
     weight_decay: float = 0.01
     needs: tuple[str, ...] = ()
-    bf16: bool = False
+
+    @property
+    def bf16(self) -> bool:
+        """Whether all contenders train in mixed precision, which is not faster on all processors."""
+        return self.name.endswith(BF16)
 
 
 @dataclass(frozen=True)
@@ -102,9 +105,7 @@ TASKS = {
     )
 }  # fmt: skip
 
-TASKS |= {
-    task.name + BF16: replace(task, name=task.name + BF16, bf16=True) for task in TASKS.values() if task.optim != "sgd"
-}
+TASKS |= {task.name + BF16: replace(task, name=task.name + BF16) for task in TASKS.values() if task.optim != "sgd"}
 
 
 def missing(task: Task, folder: Path | None) -> str | None:

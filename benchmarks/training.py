@@ -45,9 +45,9 @@ class Spec:
 
     def configuration(self) -> dict[str, Any]:
         """All that decides the result."""
-        # The name of a task tells its precision.
-        apart = ("seeds", "needs", "rates", "bf16")
-        task = {name: value for name, value in asdict(TASKS[self.task]).items() if name not in apart}
+        task = {
+            name: value for name, value in asdict(TASKS[self.task]).items() if name not in ("seeds", "needs", "rates")
+        }
         task["epochs"] = dict(task["epochs"])[self.length]
         task["evaluations"] = EVALUATIONS[self.length]
         return {**asdict(self), "task_settings": task, "contender_settings": asdict(CONTENDERS[self.contender])}

@@ -116,7 +116,7 @@ def test_a_contender_takes_its_best_rate_on_validation_rows_to_all_seeds(tiny: N
 def test_a_task_in_bfloat16_trains_all_contenders_in_mixed_precision(
     tiny: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(tasks.TASKS, "tiny_bf16", dataclasses.replace(TINY, name="tiny_bf16", bf16=True))
+    monkeypatch.setitem(tasks.TASKS, "tiny_bf16", dataclasses.replace(TINY, name="tiny_bf16"))
     mixed: set[bool] = set()
     forward = torch.nn.Linear.forward
 
