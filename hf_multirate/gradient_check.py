@@ -65,8 +65,9 @@ class GradientCheck:
         found = [key for key, parameter in members.items() if parameter.grad is not None]
         raise RuntimeError(
             f"rate group {name!r} is idle at step {step}, but {len(found)} of its parameters have a gradient, e.g. "
-            f"{found[:3]}: the optimizer would move them twice. Either requires_grad was set during the step or "
-            "gradients were zeroed in place: call zero_grad(set_to_none=True)."
+            f"{found[:3]}: the optimizer would move them twice. Either requires_grad was set during the step, or "
+            "gradients were zeroed in place: call zero_grad(set_to_none=True); or the model was saved or evaluated "
+            "after begin_step(step), which ends it: call begin_step(step) again before the forward pass."
         )
 
     def _missing(self, name: str, members: Mapping[str, nn.Parameter], step: int) -> None:

@@ -23,17 +23,19 @@ def last_hooks(
             checkpointing may be put on within a step, and its mark on the embeddings with it.
     """
     handles: list[Any] = []
+    wanted = list(hooks)
 
     def renew(*_: Any) -> None:
         for handle in handles:
             handle.remove()
-        handles[:] = [module.register_forward_hook(hook) for module, hook in hooks]
+        handles[:] = [module.register_forward_hook(hook) for module, hook in wanted]
 
     renew()
     renewal = model.register_forward_pre_hook(renew) if renewed and hooks else None
     try:
         yield
     finally:
+        wanted.clear()  # a hook before the renewal may close this, and torch runs the renewal all the same
         for handle in [*handles, *([renewal] if renewal is not None else [])]:
             handle.remove()
 

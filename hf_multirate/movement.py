@@ -86,8 +86,9 @@ class Movement:
 
     def _to_keep(self, bucket: Bucket, step: int) -> bool:
         """Whether the step is repeated in drift, or the next gradient is held against it to see what it is worth."""
-        idles = self._schedule.steps_to_next_refresh(bucket.index, step) > 1
-        of_use = bucket.rate_group.idle == "drift" and (idles or self._signals is not None)
+        group = bucket.rate_group
+        repeats = group.drift_steps != 0 and self._schedule.steps_to_next_refresh(bucket.index, step) > 1
+        of_use = group.idle == "drift" and (repeats or self._signals is not None)
         return of_use and bucket.rule.needs_snapshot
 
     def _tells(self, bucket: Bucket, step: int) -> bool:

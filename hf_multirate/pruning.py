@@ -36,10 +36,11 @@ def kept_idle(model: nn.Module, parameters: Sequence[nn.Parameter]) -> Iterator[
     PEFT switches it on for all adapters whenever it leaves ``disable_adapter()``, as trainers of TRL do for the
     log-probabilities of a reference within a step.
     """
+    kept = list(parameters)
 
     def switch_off(module: nn.Module, args: Any) -> None:
         del module, args
-        for parameter in parameters:
+        for parameter in kept:
             if parameter.requires_grad:
                 parameter.requires_grad_(False)
 
@@ -47,6 +48,7 @@ def kept_idle(model: nn.Module, parameters: Sequence[nn.Parameter]) -> Iterator[
     try:
         yield
     finally:
+        kept.clear()  # a hook before this one may close the context, and torch runs this one all the same
         handle.remove()
 
 

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
-from hf_multirate import MultirateConfig, MultirateTrainingArguments, RateGroup
+from hf_multirate import Multirate, MultirateConfig, MultirateTrainingArguments, RateGroup
 from hf_multirate.bucket import Bucket
 from runs import Watched, differ, example, phases, trainer_for, weights
 
@@ -50,6 +51,18 @@ def test_description_has_a_line_for_each_depth(tmp_path: Path) -> None:
     assert len(edges) == 2
     assert edges[0].startswith("with part 1 live: backward is skipped below bert.encoder.layer.3.")
     assert edges[1].startswith("with part 1, part 2 live: backward is skipped below bert.encoder.layer.2.")
+
+
+@pytest.mark.parametrize(("drift_steps", "kept"), [(None, 2), (2, 2), (0, 0)])
+def test_what_stands_still_keeps_no_displacement(drift_steps: int | None, kept: int) -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    optimizer = torch.optim.RMSprop(model.parameters(), lr=0.1)
+    config = MultirateConfig.two_rate("1", 3, drift_steps=drift_steps)
+    with Multirate(config).attach(model, optimizer) as multirate:
+        multirate.begin_step(0)
+        model(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+        assert len(multirate.state_dict()["displacement"]) == kept
 
 
 @pytest.mark.parametrize(("drift_steps", "steps"), [(None, {0, 2, 4, 6, 8}), (0, {0, 8})])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from hf_multirate import AveragedCopies, CopiesConfig, Multirate, MultirateConfig
+from hf_multirate.hooks import last_hooks
 from runs import assert_same
 from small import batch, network
 
@@ -82,7 +84,8 @@ def _matrices(values: dict[str, Tensor]) -> list[Tensor]:
     return [value for value in values.values() if value.dim() > 1]
 
 
-def test_a_look_changes_nothing_of_the_run() -> None:
+@pytest.mark.parametrize("look", [saved, evaluated])
+def test_a_look_changes_nothing_of_the_run(look: Look) -> None:
     ends = []
     for looks in (False, True):
         model = network()
@@ -94,7 +97,7 @@ def test_a_look_changes_nothing_of_the_run() -> None:
                     assert model[0].weight.requires_grad is (step % 3 == 0)
                     backward(model, step)
                     if looks:
-                        saved(model)
+                        look(model)
                         assert model[0].weight.requires_grad
                 control.synchronize()
                 assert model[0].weight.requires_grad
@@ -102,6 +105,34 @@ def test_a_look_changes_nothing_of_the_run() -> None:
                 optimizer.zero_grad()
         ends.append(saved(model))
     assert_same(*ends)
+
+
+def test_a_look_between_the_beginning_and_the_forward_pass_is_told_of() -> None:
+    model = network()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with controller("drift").attach(model, optimizer) as control:
+        for step in range(2):
+            control.begin_step(step)
+            saved(model)
+            backward(model, step)
+            if step == 0:
+                optimizer.step()
+            else:
+                with pytest.raises(
+                    RuntimeError, match=r"idle at step 1.*saved or evaluated.*begin_step\(step\) again"
+                ):
+                    optimizer.step()
+            optimizer.zero_grad()
+
+
+def test_hooks_do_not_come_back_when_a_hook_before_them_ends_them() -> None:
+    model = network()
+    with ExitStack() as stack:
+        model.register_forward_pre_hook(lambda *_: stack.close())
+        stack.enter_context(last_hooks(model, [(model[0], lambda *_: None)]))
+        assert model[0]._forward_hooks
+        model(batch(0)[0])
+        assert not model[0]._forward_hooks
 
 
 def test_copies_go_on_with_their_own_after_a_look() -> None:
