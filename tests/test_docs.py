@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import doctest
 import importlib
 import re
@@ -12,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, TrainingArguments
 
-from hf_multirate import Multirate, MultirateConfig
+from hf_multirate import Multirate, MultirateConfig, MultirateTrainingArguments, RateGroup
 from tiny import FAMILIES
 
 
@@ -73,6 +74,24 @@ def test_examples_in_docstrings(path: Path) -> None:
     found = doctest.testmod(importlib.import_module(name))
     assert found.attempted
     assert not found.failed
+
+
+@pytest.mark.parametrize(
+    ("kind", "given"), [(MultirateConfig, {"groups"}), (RateGroup, {"name", "patterns", "period"})]
+)
+def test_guide_has_all_settings_with_their_defaults(kind: type, given: set[str]) -> None:
+    told = dict(re.findall(r"^\| `(\w+)` \| `([^`]+)` \|", (ROOT / "docs/guide.md").read_text(), flags=re.MULTILINE))
+    fields = {field.name: repr(field.default) for field in dataclasses.fields(kind) if field.name not in given}
+    assert fields == {name: told.get(name) for name in fields}
+
+
+def test_guide_says_which_settings_the_command_line_has() -> None:
+    rows = re.findall(
+        r"^\| `(\w+)` \| `[^`]+` \|.*\| (.*?) \|$", (ROOT / "docs/guide.md").read_text(), flags=re.MULTILINE
+    )
+    has = {name: f"multirate_{name}" in MultirateTrainingArguments.__dataclass_fields__ for name, _ in rows}
+    assert len(rows) == 15
+    assert has == {name: word == "yes" for name, word in rows}
 
 
 def test_described_encoder_is_the_embedded_one() -> None:

@@ -92,6 +92,7 @@ def test_a_run_alone_proves_nothing_and_says_so(runs: Path) -> None:
     ("change", "words"),
     [
         (lambda r: r["arguments"].update(seed=7), "seed: 42 and 7"),
+        (lambda r: r["arguments"].update(bf16=True), "bf16: False and True"),
         (lambda r: r["data"].update(rows=7), "rows of training data: 12 and 7"),
         (lambda r: r["data"]["checksums"].reverse(), "checksums of the first batches"),
         (lambda r: r["summary"].update(steps=7), "steps: 12 and 7"),

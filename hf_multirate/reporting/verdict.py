@@ -8,7 +8,7 @@ from typing import Any
 from hf_multirate.record import RunRecord
 
 
-SAME = ("seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps")
+SAME = ("seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps", "bf16", "fp16")
 """Arguments that have to be equal."""
 
 WORTH_KNOWING = ("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "optim", "max_grad_norm")
