@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import find_batch_size, recursively_apply
 from torch import Tensor, nn
 from transformers import Trainer
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging
 
 
@@ -35,16 +36,26 @@ def rows_of(batch: Any, parts: int | str = "several") -> int:
     return rows
 
 
-def split(batch: Any, count: int) -> list[tuple[Any, float]]:
+def predicts_next(model: nn.Module) -> bool:
+    """Whether ``model`` has a causal language model in it, whose loss leaves out the first label of a row."""
+    names = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+    return any(type(module).__name__ in names for module in model.modules())
+
+
+def split(batch: Any, count: int, *, shifted: bool = False) -> list[tuple[Any, float]]:
     """At most ``count`` parts of ``batch`` of about as many rows, and the share of the loss that each has.
 
     A loss that is a mean over rows, or over the labels that are not -100, is the sum of those of the parts, each times
     its share. A loss that compares rows with each other is not, nor are the statistics of batch norm.
 
+    The loss of a part without labels may be no number. In its place goes one that has some, with a share of 0, so that
+    all processes run as many parts, as FSDP2 needs.
+
     Args:
         batch: Tensors in dictionaries, lists or tuples. Those whose first dimension is the batch size, which is the
             one of the first tensor, are split; everything else goes to each part as it is.
         count: Number of parts, at least 1.
+        shifted: Whether the first label of a row has no part in the loss: see `predicts_next`.
 
     Raises:
         ValueError: there is no tensor with rows.
@@ -56,8 +67,9 @@ def split(batch: Any, count: int) -> list[tuple[Any, float]]:
         logger.warning_once("refresh_chunks has no effect on a batch of one row, such as packed sequences are.")
     size = -(-rows // count)
     parts = [_rows(batch, start, size, rows) for start in range(0, rows, size)]
-    items = [_items(part, min(size, rows - i * size)) for i, part in enumerate(parts)]
-    return [(part, item / max(1, sum(items))) for part, item in zip(parts, items, strict=True)]
+    items = [_items(part, min(size, rows - i * size), shifted) for i, part in enumerate(parts)]
+    labelled = parts[max(range(len(parts)), key=items.__getitem__)]
+    return [(part if item else labelled, item / max(1, sum(items))) for part, item in zip(parts, items, strict=True)]
 
 
 def _rows(batch: Any, start: int, size: int, rows: int) -> Any:
@@ -67,32 +79,39 @@ def _rows(batch: Any, start: int, size: int, rows: int) -> Any:
     return recursively_apply(part, batch)
 
 
-def _items(part: Any, rows: int) -> int:
+def _items(part: Any, rows: int, shifted: bool) -> int:
     labels = part.get("labels") if isinstance(part, Mapping) else None
     if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.dim() == 0:
         return rows
-    return int((labels != IGNORED).sum())
+    return int((labels[..., 1:] if shifted else labels).ne(IGNORED).sum())
 
 
-def adds_up(trainer: Trainer, model: nn.Module, part: Mapping[str, Any], items: Any) -> bool:
-    """Whether losses of parts are sums over what a whole step has ``items`` of, and not means.
+def adds_up(trainer: Trainer, model: nn.Module, part: Mapping[str, Any], items: Any) -> bool | None:
+    """Whether losses of parts are sums over what a whole step has ``items`` of, and not means; None if none tells.
 
     Trainer names the number of items to all models that take it, and many take it and do not use it. So the loss of
-    one row is looked at with twice the number: a sum is half as large then, a mean is the same.
+    one row is looked at with twice the number: a sum is half as large then, a mean is the same. A row tells nothing
+    if its loss is 0 or no number, as without labels.
 
     Raises:
         ValueError: it is neither.
     """
     if items is None:
         return False
-    row, _ = split(part, rows_of(part))[0]
 
     @torch.no_grad()
-    def loss(number: Any) -> Tensor:
+    def loss(row: Mapping[str, Any], number: Any) -> Tensor:
         with torch.random.fork_rng(), trainer.compute_loss_context_manager():
             return trainer.compute_loss(model, trainer._prepare_inputs(dict(row)), num_items_in_batch=number)  # type: ignore[return-value]
 
-    once, twice = loss(items), loss(2 * items)
+    for row, _ in split(part, rows_of(part), shifted=predicts_next(model)):
+        once = loss(row, items)
+        if once.isfinite().all() and once.ne(0).all():
+            return _sums(once, loss(row, 2 * items))
+    return None
+
+
+def _sums(once: Tensor, twice: Tensor) -> bool:
     for factor, sums in ((2, True), (1, False)):
         if torch.allclose(twice * factor, once, rtol=1e-2):
             return sums

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from hf_multirate.advice import warn_of_lost_steps, warn_of_tied_head
 from hf_multirate.attachment import Attachment
 from hf_multirate.auto.blocks import resolved
-from hf_multirate.chunks import split
+from hf_multirate.chunks import predicts_next, split
 from hf_multirate.config import MultirateConfig
 from hf_multirate.cost import layers_of, predicted_speedup, relative_costs
 from hf_multirate.distributed import GradSync, choose, is_compiled, unwrapped
@@ -194,7 +194,10 @@ class Multirate(Standing):
         if self.config.budget is not None:
             fast = 1  # which has period 1 in whatever plan
         self._split = True
-        return split(batch, self.config.refresh_chunks if self._live and len(self._live) > fast else 1)
+        if self._live is None or len(self._live) <= fast or self.config.refresh_chunks == 1:
+            return [(batch, 1.0)]
+        shifted = self._model is not None and predicts_next(self._model)
+        return split(batch, self.config.refresh_chunks, shifted=shifted)
 
     def synchronize(self) -> None:
         """Average the gradients of a fast-only step over all processes, once the last of them is there.

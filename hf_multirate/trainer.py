@@ -84,7 +84,7 @@ class MultirateMixin(ObservedMixin):
             self._loss_adds_up = adds_up(cast(Trainer, self), model, parts[0][0], items)
         losses: list[torch.Tensor] = []
         for part, share in parts:
-            scale = 1.0 if self._loss_adds_up else share
+            scale = float(share > 0) if self._loss_adds_up else share
             last = len(losses) == len(parts) - 1
             with nullcontext() if last else self.accelerator.no_sync(model), scaled_backward(self.accelerator, scale):
                 losses.append(super()._forward_and_backward(model, part, *others, **kwargs) * scale)

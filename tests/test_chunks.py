@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers as tf
 from torch import nn
 
 from hf_multirate import Multirate, MultirateConfig, MultirateTrainer
 from hf_multirate.chunks import split
-from runs import PERIOD, trainer_for, weights, without_dropout
+from runs import PERIOD, arguments, trainer_for, weights, without_dropout
 from small import batch, network
+from tiny import ENCODER, FAMILIES, VOCAB
 
 
 @pytest.mark.parametrize(
@@ -117,3 +120,74 @@ def test_a_loss_that_does_not_add_up_is_refused(tmp_path: Path) -> None:
     trainer = trainer_for(tmp_path, config, "gpt2-lm", kind=Cubed)
     with pytest.raises(ValueError, match="refresh_chunks needs a loss that is a mean"):
         trainer.train()
+
+
+def _sparse_labels(family: str) -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    """A model and four rows, of which one has labels for all tokens, one for a few, and two for none."""
+    torch.manual_seed(0)
+    model, inputs = (
+        (tf.BertForMaskedLM(tf.BertConfig(**ENCODER)), FAMILIES["gpt2-lm"]()[1])
+        if family == "bert-mlm"
+        else FAMILIES[family]()
+    )
+    rows = {key: value[:1].repeat(4, *[1] * (value.dim() - 1)) for key, value in inputs.items()}
+    rows["input_ids"] = torch.randint(3, VOCAB, rows["input_ids"].shape)
+    labels = rows["input_ids"].clone()
+    labels[0], labels[1, 3:], labels[2, 1:] = -100, -100, -100
+    return model.eval(), rows | {"labels": labels}
+
+
+def _gradients(model: nn.Module, config: MultirateConfig, rows: Any) -> tuple[float, list[torch.Tensor]]:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    total = 0.0
+    with Multirate(config).attach(model, optimizer) as multirate:
+        multirate.begin_step(0)
+        for part, share in multirate.split(rows):
+            loss = model(**part).loss * share
+            loss.backward()
+            total += loss.item()
+        found = [parameter.grad.clone() for parameter in model.parameters()]
+        optimizer.zero_grad()
+    return total, found
+
+
+@pytest.mark.parametrize("family", ["gpt2-lm", "llama-lm", "t5"])
+def test_rows_with_few_labels_or_none_have_the_gradients_of_the_whole(family: str) -> None:
+    model, rows = _sparse_labels(family)
+    fast = {"t5": "decoder.block.2"}.get(family, "last:1")
+    one, whole = _gradients(model, MultirateConfig.two_rate(fast, PERIOD), rows)
+    many, parts = _gradients(model, MultirateConfig.two_rate(fast, PERIOD, refresh_chunks=4), rows)
+    assert many == pytest.approx(one, rel=1e-5)
+    for a, b in zip(whole, parts, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
+
+
+class OwnMean(MultirateTrainer):
+    """A mean over labels that is 0 / 0 where a row has none."""
+
+    def compute_loss(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        labels = inputs["labels"]
+        logits = model(input_ids=inputs["input_ids"]).logits
+        losses = nn.functional.cross_entropy(logits.transpose(1, 2), labels.clamp(min=0), reduction="none")
+        counts = (labels != -100).float()
+        return (losses * counts).sum() / counts.sum()
+
+
+@pytest.mark.parametrize(("kind", "family"), [(MultirateTrainer, "gpt2-lm"), (OwnMean, "bert-mlm")])
+def test_trainer_with_rows_without_labels(tmp_path: Path, kind: type[MultirateTrainer], family: str) -> None:
+    start, rows = _sparse_labels(family)
+    ends, losses = [], []
+    for chunks in (1, 4):
+        model = copy.deepcopy(start)
+        without_dropout(model)
+        config = MultirateConfig.two_rate("last:1", PERIOD, refresh_chunks=chunks, drift_scale=1.0)
+        args = arguments(tmp_path, per_device_train_batch_size=4, max_steps=2, learning_rate=1e-3)
+        data = [{key: value[i] for key, value in rows.items()} for i in range(4)] * 2
+        trainer = kind(model=model, args=args, train_dataset=data, multirate=config)
+        trainer.train()
+        ends.append(weights(trainer))
+        losses.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-3)
+    assert min(losses[1]) > 1
+    for name, value in ends[0].items():
+        torch.testing.assert_close(ends[1][name], value, atol=2e-5, rtol=0)
