@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import TrainingArguments
+from transformers.trainer_utils import has_length
 
 from hf_multirate.blocks import blocks_of
 from hf_multirate.controller import Multirate
@@ -43,6 +44,8 @@ class Observation:
         self._steps_before: dict[str, list[float]] = {"seconds": [], "full": []}
         self._elapsed: float | None = None
         self._blocks: dict[str, str] = {}
+        self._kind = ""
+        self._parts: dict[str, dict[str, Any]] = {}
         self._units: dict[str, float] = {}
         self._all_units = 0.0
         self.begun = False
@@ -51,6 +54,8 @@ class Observation:
         """The first step of ``model`` begins: ``step``, and the record ``before`` it, if the run was resumed."""
         model = unwrapped(model)
         self._blocks, self.begun = blocks_of(model), True
+        # Later the model may have other parameters: an adapter that was merged, or a weight that was pruned.
+        self._kind, self._parts = type(model).__name__, self._partition(model)
         layers = layers_of(model)
         self._units = backward_costs(layers, self._blocks)
         self._all_units = step_cost(layers, set(named(model)))
@@ -131,9 +136,9 @@ class Observation:
         """Training is over."""
         self._elapsed = self._multirate.telemetry.elapsed
 
-    def record(self, model: nn.Module, rows: Any) -> RunRecord:
+    def record(self, rows: Any) -> RunRecord:
         """All of it; ``rows`` are the training data."""
-        telemetry, elapsed, model = self._multirate.telemetry, self.elapsed, unwrapped(model)
+        telemetry, elapsed = self._multirate.telemetry, self.elapsed
         before = self._steps_before
         steps = {
             "seconds": before["seconds"] + [round(seconds, 6) for seconds in telemetry.seconds],
@@ -154,9 +159,9 @@ class Observation:
             groups=self._groups(),
             plans=[asdict(plan) for plan in self._multirate.plans],
             arguments={key: given[key] for key in ARGUMENTS},
-            data={"rows": len(rows) if isinstance(rows, Sized) else None, "checksums": self._checksums},
-            model=type(model).__name__,
-            blocks=self._partition(model),
+            data={"rows": len(rows) if has_length(rows) else None, "checksums": self._checksums},
+            model=self._kind,
+            blocks=self._parts,
             plain=not self._multirate.active,
             start_step=self._start_step,
             steps=steps,

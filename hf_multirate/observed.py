@@ -98,7 +98,7 @@ class ObservedMixin(ControlledMixin):
         seen = self._observation
         if seen is None or not seen.begun or not self.is_world_process_zero():
             return None
-        return seen.record(cast(nn.Module, self.model), self.train_dataset)
+        return seen.record(self.train_dataset)
 
     def _write_record(self) -> None:
         record = self._record()

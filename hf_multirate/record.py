@@ -87,9 +87,14 @@ class RunRecord:
         path = Path(folder, FILE)
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(".tmp")
-        unfinished.write_text(json.dumps(vars(self)) + "\n", encoding="utf-8")
+        unfinished.write_text(json.dumps(vars(self), default=_plain) + "\n", encoding="utf-8")
         unfinished.replace(path)
         return path
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has no word for: numbers of numpy, and whatever else the arguments of a Trainer may be."""
+    return value.item() if isinstance(value, np.generic) else str(value)
 
 
 def read_record(folder: str | Path) -> RunRecord:
@@ -123,11 +128,11 @@ def checksum(batches: Sequence[Any], start: int = 0) -> int:
     """CRC-32 of what is in ``batches``, by name of input, going on from ``start``; of an unknown object its type."""
     for batch in batches:
         if isinstance(batch, Mapping):
-            for name in sorted(batch):
+            for name in sorted(batch, key=str):
                 start = checksum([batch[name]], zlib.crc32(str(name).encode(), start))
         elif isinstance(batch, (list, tuple)):
             start = checksum(batch, start)
-        elif isinstance(batch, torch.Tensor):
+        elif isinstance(batch, torch.Tensor) and batch.layout == torch.strided and not batch.is_nested:
             plain = batch.detach().cpu().contiguous()
             start = zlib.crc32(f"{plain.dtype}{tuple(plain.shape)}".encode(), start)
             start = zlib.crc32(plain.reshape(-1).view(torch.uint8).numpy().tobytes(), start)

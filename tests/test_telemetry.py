@@ -306,6 +306,11 @@ def test_the_checksum_tells_data_apart() -> None:
     ]
     assert len({checksum([other]) for other in [batch, *others]}) == 1 + len(others)
     assert checksum([{"x": object()}]) == checksum([{"x": object()}]) != checksum([{"x": None}])
+    sparse, nested = (
+        torch.eye(3).to_sparse(),
+        torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged),
+    )
+    assert len({checksum([{"x": value, 1: 2}]) for value in (sparse, nested, torch.eye(3))}) >= 2
     assert checksum([{"x": torch.ones(2, dtype=torch.bfloat16)}]) != checksum([{"x": torch.ones(())}])
 
 
