@@ -103,6 +103,8 @@ class MultirateTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         """Build the configuration once, so that a mistake is found before a model is loaded."""
+        if isinstance(self.multirate, bool):  # what YAML makes of on and off
+            self.multirate = "on" if self.multirate else "off"
         super().__post_init__()  # type: ignore[no-untyped-call]  # transformers annotates no __post_init__
         self.to_multirate_config()
 

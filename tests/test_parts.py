@@ -109,6 +109,13 @@ def _arguments(folder: Path, **settings: object) -> MultirateConfig:
     return MultirateTrainingArguments(output_dir=str(folder), report_to=[], **settings).to_multirate_config()
 
 
+@pytest.mark.parametrize(("word", "same"), [(False, "off"), (True, "on")])
+def test_off_and_on_of_yaml_are_what_they_say(tmp_path: Path, word: bool, same: str) -> None:
+    args = MultirateTrainingArguments(output_dir=str(tmp_path), report_to=[], multirate=word)
+    assert args.multirate == same
+    assert _arguments(tmp_path, multirate=word) == _arguments(tmp_path, multirate=same)
+
+
 def test_arguments_build_the_config(tmp_path: Path) -> None:
     given = {
         "multirate_fast": "head",
