@@ -18,6 +18,7 @@ from hf_multirate.distributed.step import SharedStep
 from hf_multirate.gradient_check import GradientCheck
 from hf_multirate.idle_pass import IdlePass
 from hf_multirate.movement import Movement
+from hf_multirate.names import named
 from hf_multirate.probe import check_optimizer
 from hf_multirate.pruner import Pruner
 from hf_multirate.subgroups import Subgroups
@@ -64,7 +65,10 @@ class Attachment:
         self._pruner = Pruner(model, groups, self._idle_pass, compiled=compiled)
         had = [p for members in groups.values() for p in members.values() if optimizer.state.get(p)]
         tolerant = config.missing_gradients == "warn"
-        self._check = GradientCheck(groups, tolerant=tolerant, bare=tolerant and config.budget is not None, had=had)
+        bare = tolerant and config.budget is not None
+        known = {parameter for members in groups.values() for parameter in members.values()}
+        others = {name: parameter for name, parameter in named(model).items() if parameter not in known}
+        self._check = GradientCheck(groups, tolerant=tolerant, bare=bare, had=had, others=others)
 
     def _planner(
         self, model: nn.Module, groups: Mapping[str, Mapping[str, nn.Parameter]], sync: GradSync, *, compiled: bool

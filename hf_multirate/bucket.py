@@ -29,6 +29,8 @@ class Bucket:
     """What drifts the parameters until their next step."""
     state: object = None
     """The state of the optimizer that the course was set in: loading another one replaces it."""
+    adrift: list[bool] = field(default_factory=list)
+    """Which of the parameters the course is for: one that was frozen since training began stays where it is."""
     levels: dict[Tensor, int] = field(default_factory=dict)
 
     def slopes(self, stepped: Sequence[nn.Parameter], group: Mapping[str, Any], scale: float) -> dict[Tensor, float]:

@@ -144,10 +144,10 @@ class AveragedCopies:
         """A context for forward and backward of one micro-batch; the model has the fastest copy again on exit."""
         del last
         store = self._attached_store("micro_batch()")
-        if self.step is not None:
-            store.show(self.config.turn(self.step)[0])
         self._inside = True
         try:
+            if self.step is not None:
+                store.show(self.config.turn(self.step)[0])
             yield
         finally:
             self._inside = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import nn
 
@@ -16,13 +16,15 @@ class GradientCheck:
 
     A parameter that the loss never uses has no gradient in plain training either: it is named once in a
     warning. One that had a gradient before and gets none at its turn is an error, unless ``tolerant``. A whole group
-    without any is one too, unless it had one before and ``tolerant``, or ``bare`` groups are allowed.
+    without any is one too, unless it had one before and ``tolerant``, or ``bare`` groups are allowed. What was frozen
+    since training began is left out, and what was unfrozen is in no group: of both a warning tells once.
 
     Args:
         groups: Rate group name -> parameter name -> parameter.
         tolerant: Whether gradients may be missing now and then.
         bare: Whether a group may have had no gradient yet: those that nobody chose, in a model that skips layers.
         had: Parameters that had a gradient before this began, as those of a run that is resumed.
+        others: Parameters by name that are in no group, since they were frozen when training began.
     """
 
     def __init__(
@@ -32,16 +34,26 @@ class GradientCheck:
         tolerant: bool,
         bare: bool = False,
         had: Iterable[nn.Parameter] = (),
+        others: Mapping[str, nn.Parameter] | None = None,
     ) -> None:
         self._groups = groups
         self._tolerant = tolerant
         self._bare = bare
         self._has_had: set[nn.Parameter] = set(had)
         self._warned: set[str] = set()
+        self._others = dict(others or {})
+        self._told: set[str] = set()
 
     def check(self, live: frozenset[str], step: int) -> None:
         """Raise `RuntimeError` if gradients and live groups do not agree at ``step``."""
-        for name, members in self._groups.items():
+        if len(live) == len(self._groups):
+            self._look_for_strays()
+        for name, trained in self._groups.items():
+            members = {key: parameter for key, parameter in trained.items() if parameter.requires_grad}
+            if len(members) < len(trained):
+                self._tell_frozen(name, sorted(set(trained) - set(members)))
+            if not members:
+                continue
             present = [parameter for parameter in members.values() if parameter.grad is not None]
             if name not in live:
                 if present:
@@ -57,6 +69,27 @@ class GradientCheck:
             if len(present) < len(members):
                 self._missing(name, members, step)
             self._has_had.update(present)
+
+    def _tell_frozen(self, group: str, names: Sequence[str]) -> None:
+        new = [name for name in names if name not in self._told]
+        self._told.update(new)
+        if new:
+            logger.warning(
+                "%d parameters of rate group %r were frozen since training began, e.g. %s: they stay as they are.",
+                len(new), group, new[:3],
+            )  # fmt: skip
+
+    def _look_for_strays(self) -> None:
+        """Warn of parameters in no group that require a gradient: they were frozen when training began."""
+        new = [name for name, p in self._others.items() if p.requires_grad and name not in self._told]
+        self._told.update(new)
+        if new:
+            logger.warning(
+                "%d parameters were unfrozen since training began, e.g. %s: they are in no rate group, so they get a "
+                "gradient at every step, and backward goes down to them. Train in two runs, each with the parameters "
+                "that it trains.",
+                len(new), new[:3],
+            )  # fmt: skip
 
     def _may_be_bare(self, members: Mapping[str, nn.Parameter]) -> bool:
         return self._tolerant and (self._bare or not self._has_had.isdisjoint(members.values()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import compress
 from typing import Any
 
 import torch
@@ -192,9 +193,11 @@ class Movement:
         self._pending = {}
 
     def _drift(self, bucket: Bucket, group: Mapping[str, Any]) -> None:
-        if bucket.course is None or bucket.state is not self._optimizer.state:
-            bucket.course = bucket.rule.course(bucket.parameters, group, bucket.trust.factors)
-            bucket.state = self._optimizer.state
+        adrift = [parameter.requires_grad for parameter in bucket.parameters]
+        if bucket.course is None or bucket.state is not self._optimizer.state or bucket.adrift != adrift:
+            moving = list(compress(bucket.parameters, adrift))
+            bucket.course = bucket.rule.course(moving, group, bucket.trust.factors)
+            bucket.state, bucket.adrift = self._optimizer.state, adrift
         bucket.course(float(group["lr"]) * bucket.rate_group.lr_scale)
 
     def trust(self, index: int) -> float:

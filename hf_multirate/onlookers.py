@@ -12,6 +12,8 @@ from torch import nn
 def on_look(model: nn.Module, look: Callable[[], None], train: Callable[[], None] | None = None) -> list[Any]:
     """Call ``look`` before ``model`` gives its state_dict, and before a forward pass without gradients.
 
+    A copy that is made of the model meanwhile has these hooks too, on which they do nothing.
+
     Args:
         model: The model.
         look: What to do then.
@@ -21,12 +23,15 @@ def on_look(model: nn.Module, look: Callable[[], None], train: Callable[[], None
         Handles whose ``remove()`` ends that.
     """
 
-    def before_state_dict(*args: Any) -> None:
+    def before_state_dict(module: nn.Module, *args: Any) -> None:
         del args
-        look()
+        if module is model:
+            look()
 
-    def before_forward(*args: Any) -> None:
+    def before_forward(module: nn.Module, *args: Any) -> None:
         del args
+        if module is not model:
+            return
         if not torch.is_grad_enabled():
             look()
         elif train is not None:

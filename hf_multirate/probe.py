@@ -44,6 +44,11 @@ def check_optimizer(optimizer: Optimizer, *, idles: bool = True) -> None:
             "what is evaluated. Use AdamW or SGD, or plain training (period 1)."
         )
     for group in optimizer.param_groups:
+        if idles and (group.get("lr") is None or group.get("relative_step")):
+            raise ValueError(
+                f"optimizer {name} finds its own step sizes (relative_step), so idle groups cannot drift as far as it "
+                "would go. Give it a learning rate and relative_step=False, or use AdamW or SGD."
+            )
         if group["params"]:
             _check_group(optimizer, group, name, idles)
 

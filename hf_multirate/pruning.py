@@ -20,9 +20,9 @@ from hf_multirate.hooks import last_hooks, tensors_in
 def idle(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
     """Switch ``requires_grad`` off for ``parameters``, and give each its flag back on exit, also after an error."""
     flags = [parameter.requires_grad for parameter in parameters]
-    for parameter in parameters:
-        parameter.requires_grad_(False)
     try:
+        for parameter in parameters:
+            parameter.requires_grad_(False)
         yield
     finally:
         for parameter, flag in zip(parameters, flags, strict=True):

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -71,7 +72,8 @@ class Subgroups:
             index = group.subset.held(group.rate_group.period, step - self._start)
             if index is not None:
                 for parameter, mask in group.masks_of(index).items():
-                    yield parameter, mask, group.subset.scale
+                    if parameter.requires_grad:  # it may have been frozen since
+                        yield parameter, mask, group.subset.scale
 
     @contextmanager
     def zeroed(self, step: int) -> Iterator[None]:
@@ -79,13 +81,14 @@ class Subgroups:
 
         Their gradients are zero too, before anything clips or reduces them.
         """
-        stored, hooks = [], []
-        for parameter, mask, scale in self._held(step):
-            stored.append((parameter, parameter.detach().clone()))
-            hooks.append(parameter.register_hook(_masked(mask, scale)))  # type: ignore[no-untyped-call]
-            with torch.no_grad():
-                parameter.masked_fill_(mask, 0.0).mul_(scale)
+        stored: list[tuple[nn.Parameter, Tensor]] = []
+        hooks: list[Any] = []
         try:
+            for parameter, mask, scale in self._held(step):
+                stored.append((parameter, parameter.detach().clone()))
+                hooks.append(parameter.register_hook(_masked(mask, scale)))  # type: ignore[no-untyped-call]
+                with torch.no_grad():
+                    parameter.masked_fill_(mask, 0.0).mul_(scale)
             yield
         finally:
             for hook in hooks:
