@@ -4,8 +4,10 @@ BIN := $(VENV)/bin
 LOWER := .venv-lower
 STAMP := $(VENV)/installed.stamp
 ARGS ?=
-# Tests in as many processes, a file at a time in each: files share nothing, the tests of one may share runs. -n 0: in this one.
+# Tests in as many processes, a file at a time in each: files share nothing, the tests of one may share runs. In order of
+# their names, the few that start processes of their own are not the last. WORKERS=0 is one process.
 WORKERS ?= 2
+SPREAD := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # One process on one device; every choice is spelled out so that accelerate neither asks nor warns.
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
@@ -24,14 +26,14 @@ glue: venv
 	$(LAUNCH) examples/run_glue.py $(ARGS)
 
 test: venv
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist loadfile
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not slow" $(SPREAD)
 
 test-slow: venv
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
 
 # The oldest versions that are supported, in an environment of their own; linters are those of the newest.
 test-lower: $(LOWER)/installed.stamp
-	HF_HUB_OFFLINE=1 $(LOWER)/bin/python -m pytest -m "not slow" -n $(WORKERS) --dist loadfile $(ARGS)
+	HF_HUB_OFFLINE=1 $(LOWER)/bin/python -m pytest -m "not slow" $(SPREAD) $(ARGS)
 
 $(LOWER)/installed.stamp: setup.cfg setup.py pyproject.toml constraints/lower.txt
 	$(PYTHON) -m venv $(LOWER)

@@ -68,6 +68,7 @@ class Attachment:
         bare = tolerant and config.budget is not None
         known = {parameter for members in groups.values() for parameter in members.values()}
         others = {name: parameter for name, parameter in named(model).items() if parameter not in known}
+        self._others = frozenset(others)
         self._check = GradientCheck(groups, tolerant=tolerant, bare=bare, had=had, others=others)
 
     def _planner(
@@ -100,8 +101,11 @@ class Attachment:
         return {**self.movement.state_dict(), **plan}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a `state_dict`."""
-        self.movement.load_state_dict({key: value for key, value in state.items() if key != "plan"})
+        """Take over a `state_dict`, but for what was frozen since."""
+        moving = {key: entries for key, entries in state.items() if key != "plan"}
+        self.movement.load_state_dict(
+            {key: {n: v for n, v in entries.items() if n not in self._others} for key, entries in moving.items()}
+        )
         if self.planner is not None and "plan" in state:
             self.planner.load_state_dict(state["plan"])
             self._adopt(self.planner)

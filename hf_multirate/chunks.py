@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import find_batch_size, recursively_apply
+from accelerate.utils import find_batch_size, gather_object, recursively_apply
+from peft import PeftModel
 from torch import Tensor, nn
-from transformers import Trainer
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers import PreTrainedModel, Trainer
+from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.utils import logging
+
+from hf_multirate.distributed import unwrapped
 
 
 logger = logging.get_logger(__name__)
@@ -37,9 +42,17 @@ def rows_of(batch: Any, parts: int | str = "several") -> int:
 
 
 def predicts_next(model: nn.Module) -> bool:
-    """Whether ``model`` has a causal language model in it, whose loss leaves out the first label of a row."""
-    names = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
-    return any(type(module).__name__ in names for module in model.modules())
+    """Whether the loss of ``model`` is the causal one of transformers, which leaves out the first label of a row.
+
+    A class may be one by name and have another loss, as decoders of encoder-decoder models have.
+    """
+    model = unwrapped(model)
+    if isinstance(model, PeftModel):
+        model = model.get_base_model()
+    if not isinstance(model, PreTrainedModel) or model.loss_function is not ForCausalLMLoss:
+        return False
+    forwards = [inspect.unwrap(vars(kind)["forward"]) for kind in type(model).__mro__ if "forward" in vars(kind)]
+    return any("loss_function" in forward.__code__.co_names for forward in forwards)
 
 
 def split(batch: Any, count: int, *, shifted: bool = False) -> list[tuple[Any, float]]:
@@ -83,41 +96,45 @@ def _items(part: Any, rows: int, shifted: bool) -> int:
     labels = part.get("labels") if isinstance(part, Mapping) else None
     if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.dim() == 0:
         return rows
-    return int((labels[..., 1:] if shifted else labels).ne(IGNORED).sum())
+    return int((labels[..., 1:] if shifted and labels.dim() > 1 else labels).ne(IGNORED).sum())
 
 
 def adds_up(trainer: Trainer, model: nn.Module, part: Mapping[str, Any], items: Any) -> bool | None:
     """Whether losses of parts are sums over what a whole step has ``items`` of, and not means; None if none tells.
 
     Trainer names the number of items to all models that take it, and many take it and do not use it. So the loss of
-    one row is looked at with twice the number: a sum is half as large then, a mean is the same. A row tells nothing
-    if its loss is 0 or no number, as without labels.
+    one row is looked at with twice the number: a sum is half as large then, a mean is the same. A loss that is 0 or no
+    number, as without labels, tells nothing. All processes ask together, and have one answer.
 
     Raises:
         ValueError: it is neither.
     """
     if items is None:
         return False
+    row = max(split(part, rows_of(part), shifted=predicts_next(model)), key=lambda row: row[1])[0]
 
     @torch.no_grad()
-    def loss(row: Mapping[str, Any], number: Any) -> Tensor:
+    def loss(number: Any) -> float:
         with torch.random.fork_rng(), trainer.compute_loss_context_manager():
-            return trainer.compute_loss(model, trainer._prepare_inputs(dict(row)), num_items_in_batch=number)  # type: ignore[return-value]
+            return trainer.compute_loss(model, trainer._prepare_inputs(dict(row)), num_items_in_batch=number).item()  # type: ignore[union-attr]
 
-    for row, _ in split(part, rows_of(part), shifted=predicts_next(model)):
-        once = loss(row, items)
-        if once.isfinite().all() and once.ne(0).all():
-            return _sums(once, loss(row, 2 * items))
-    return None
+    answers = set(gather_object([_sums(loss(items), loss(2 * items))])) - {None}
+    for answer in answers:
+        if isinstance(answer, str):
+            raise ValueError(answer)
+    return answers.pop() if answers else None
 
 
-def _sums(once: Tensor, twice: Tensor) -> bool:
+def _sums(once: float, twice: float) -> bool | str | None:
+    """True for a sum, False for a mean, None where nothing can be told, and what is wrong with anything else."""
+    if once == 0 or not math.isfinite(once):
+        return None
     for factor, sums in ((2, True), (1, False)):
-        if torch.allclose(twice * factor, once, rtol=1e-2):
+        if math.isclose(twice * factor, once, rel_tol=1e-2):
             return sums
-    raise ValueError(
+    return (
         f"refresh_chunks needs a loss that is a mean over its rows or labels, or a sum divided by num_items_in_batch: "
-        f"that of one row is {once.item():.6g}, and {twice.item():.6g} with twice the number. Leave it at 1."
+        f"that of one row is {once:.6g}, and {twice:.6g} with twice the number. Leave it at 1."
     )
 
 

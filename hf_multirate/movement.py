@@ -115,7 +115,10 @@ class Movement:
         return any(bucket.trust.adapts for bucket in self._buckets) or step // self._schedule.cycle % 2 == 0
 
     def _count_worth(self, bucket: Bucket, slopes: Mapping[Tensor, float], step: int) -> None:
-        rate = float(self._optimizer.param_groups[bucket.torch_group]["lr"]) * bucket.rate_group.lr_scale
+        rate = self._optimizer.param_groups[bucket.torch_group].get("lr")
+        if rate is None:  # the optimizer finds its own step sizes
+            return
+        rate = float(rate) * bucket.rate_group.lr_scale
         self.worth.add({self._names[p]: -rate * slope for p, slope in slopes.items()}, self._age(bucket.index, step))
 
     def _age(self, index: int, step: int) -> int:

@@ -46,8 +46,9 @@ def check_optimizer(optimizer: Optimizer, *, idles: bool = True) -> None:
     for group in optimizer.param_groups:
         if idles and (group.get("lr") is None or group.get("relative_step")):
             raise ValueError(
-                f"optimizer {name} finds its own step sizes (relative_step), so idle groups cannot drift as far as it "
-                "would go. Give it a learning rate and relative_step=False, or use AdamW or SGD."
+                f"optimizer {name} has no learning rate in its groups or finds its own step sizes (relative_step), so "
+                "how far idle groups drift is not known. Give it a learning rate and relative_step=False, or use "
+                "AdamW or SGD."
             )
         if group["params"]:
             _check_group(optimizer, group, name, idles)

@@ -24,6 +24,7 @@ class _Idle:
     """What is idle while one set of rate groups is live."""
 
     parameters: list[nn.Parameter]
+    trained: list[bool]
     modules: list[tuple[str, nn.Module]]
     markable: list[nn.Module]
     inspected: bool = False
@@ -64,14 +65,20 @@ class Pruner:
         Args:
             live: Names of the live groups.
             cuts: Whether backward is cut short; False for everything else a fast-only step has.
+
+        Raises:
+            RuntimeError: all that is live was frozen.
         """
         if len(live) == len(self._groups):
             self._idle_pass.begin()
             yield
             return
-        if live not in self._idle:
-            self._idle[live] = self._find(live)
-        found = self._idle[live]
+        found = self._what_idles(live)
+        if not any(parameter.requires_grad for name in live for parameter in self._groups[name].values()):
+            raise RuntimeError(
+                f"no parameter of the live rate groups {sorted(live)} requires a gradient: all were frozen since "
+                "training began. Freeze slow parameters only, or train on in a run of its own."
+            )
         with ExitStack() as stack:
             if cuts:
                 stack.enter_context(self._cut(live, found))
@@ -92,14 +99,24 @@ class Pruner:
                 stack.callback(self._inspect, live, stack.enter_context(recorded(self._model, found.modules)))
             yield
 
+    def _what_idles(self, live: frozenset[str]) -> _Idle:
+        """As `_find` says, found once, and again when a parameter was frozen or unfrozen since."""
+        found = self._idle.get(live)
+        if found is None or found.trained != [parameter.requires_grad for parameter in found.parameters]:
+            inspected = found is not None and found.inspected
+            found = self._idle[live] = self._find(live)
+            found.inspected = inspected
+        return found
+
     def _find(self, live: frozenset[str]) -> _Idle:
         live_parameters = [p for name in live for p in self._groups[name].values()]
         parameters = [p for name, members in self._groups.items() if name not in live for p in members.values()]
         found = idle_modules(self._model, live_parameters)
-        # What was frozen all along may lie between live modules, as the base of an adapter does: it stays as it is.
-        identities = {id(parameter) for parameter in parameters}
+        # What is frozen may lie between live modules, as the base of an adapter does: it stays as it is.
+        trained = [parameter.requires_grad for parameter in parameters]
+        identities = {id(parameter) for parameter, flag in zip(parameters, trained, strict=True) if flag}
         modules = [(name, part) for name, part in found if any(id(p) in identities for p in part.parameters())]
-        return _Idle(parameters, modules, markable(self._model, (module for _, module in found)))
+        return _Idle(parameters, trained, modules, markable(self._model, (module for _, module in found)))
 
     def _inspect(self, live: frozenset[str], names: list[str]) -> None:
         self._idle[live].inspected = True

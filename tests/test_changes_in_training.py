@@ -51,7 +51,7 @@ def base_frozen(model: Any) -> None:
 
 @pytest.mark.parametrize("optim", ["adamw_torch", "sgd", "rmsprop"])
 @pytest.mark.parametrize("act", [embeddings_frozen, base_frozen])
-@pytest.mark.parametrize("step", [PERIOD + 1, 2 * PERIOD])
+@pytest.mark.parametrize("step", [PERIOD + 1, PERIOD + 2, 2 * PERIOD])
 def test_what_is_frozen_in_training_stays_where_it_is(
     tmp_path: Path, optim: str, act: Callable[[nn.Module], Any], step: int, warnings_of: Any
 ) -> None:
@@ -132,11 +132,12 @@ def test_a_model_with_other_parameters_than_it_was_trained_with(tmp_path: Path, 
     _, rows = example("bert")
     trainer = trainer_for(tmp_path, CONFIG, model_init=wrapped, max_steps=STEPS, eval_dataset=rows)
     trainer.train()
-    before = json.loads((tmp_path / FILE).read_text())["blocks"]
+    before = json.loads((tmp_path / FILE).read_text())
     act(trainer)
     assert trainer.evaluate()["eval_loss"] > 0
     trainer.create_model_card()
-    assert json.loads((tmp_path / FILE).read_text())["blocks"] == before
+    after = json.loads((tmp_path / FILE).read_text())
+    assert [after[key] for key in ("blocks", "model")] == [before[key] for key in ("blocks", "model")]
 
 
 class Endless(IterableDataset):  # type: ignore[type-arg]
@@ -178,12 +179,17 @@ def test_a_copy_of_the_model_does_not_end_a_step_of_the_original() -> None:
 
 
 def test_an_optimizer_that_finds_its_own_step_sizes_is_refused(tmp_path: Path) -> None:
-    model, _ = example("bert")
+    model, rows = example("bert")
     optimizer = Adafactor(model.parameters(), lr=None, relative_step=True, scale_parameter=True)
-    with pytest.raises(ValueError, match=r"finds its own step sizes \(relative_step\), so idle groups cannot drift"):
+    with pytest.raises(ValueError, match=r"finds its own step sizes \(relative_step\), so how far idle groups drift"):
         Multirate(CONFIG).attach(model, optimizer)
-    with Multirate(MultirateConfig.two_rate("head", 1)).attach(model, optimizer):
-        pass
+    with Multirate(MultirateConfig.two_rate("head", 1)).attach(model, optimizer) as multirate:
+        for step in range(2):
+            multirate.begin_step(step)
+            model(**{key: value[None] for key, value in rows[0].items()}).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        assert multirate.applied == 2
 
 
 def test_flags_come_back_when_a_parameter_is_frozen_for_a_while(tmp_path: Path) -> None:
@@ -200,3 +206,34 @@ def test_flags_come_back_when_a_parameter_is_frozen_for_a_while(tmp_path: Path) 
     assert not torch.equal(weights(trainer)[name], callbacks[1].seen[name])
     live = [step for step, names in trainer.seen if name in names]
     assert live == [0, PERIOD, 2 * PERIOD]
+
+
+def test_to_freeze_all_that_is_live_is_an_error(tmp_path: Path) -> None:
+    callback = At(PERIOD + 1, lambda model: model.classifier.requires_grad_(False))
+    config = MultirateConfig.two_rate("head", PERIOD)
+    trainer = trainer_for(tmp_path, config, max_steps=STEPS, callbacks=[callback])
+    with pytest.raises(RuntimeError, match=r"no parameter of the live rate groups \['fast'\] requires a gradient"):
+        trainer.train()
+
+
+class Freezes(TrainerCallback):
+    """Freezes the embeddings from a step on, also in a run that is resumed behind it."""
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, model: Any, **kwargs: Any) -> None:
+        del args, control, kwargs
+        if state.global_step >= PERIOD + 1:
+            embeddings_frozen(model)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any, **kwargs: Any) -> None:
+        self.on_step_begin(args, state, control, model)
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch", "rmsprop"])
+def test_a_run_with_frozen_parameters_resumes(tmp_path: Path, optim: str) -> None:
+    ends = []
+    for resumed in (False, True):
+        settings = {"max_steps": STEPS, "optim": optim, "save_strategy": "steps", "save_steps": PERIOD + 2}
+        trainer = trainer_for(tmp_path, CONFIG, callbacks=[Freezes()], **settings)
+        trainer.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{PERIOD + 2}") if resumed else None)
+        ends.append(weights(trainer))
+    assert_same(*ends)

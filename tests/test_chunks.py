@@ -6,13 +6,14 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 import transformers as tf
 from torch import nn
 
 from hf_multirate import Multirate, MultirateConfig, MultirateTrainer
-from hf_multirate.chunks import split
+from hf_multirate.chunks import predicts_next, split
 from runs import PERIOD, arguments, trainer_for, weights, without_dropout
 from small import batch, network
 from tiny import ENCODER, FAMILIES, VOCAB
@@ -191,3 +192,42 @@ def test_trainer_with_rows_without_labels(tmp_path: Path, kind: type[MultirateTr
     assert min(losses[1]) > 1
     for name, value in ends[0].items():
         torch.testing.assert_close(ends[1][name], value, atol=2e-5, rtol=0)
+
+
+def _causal(kind: str) -> nn.Module:
+    causal = FAMILIES["gpt2-lm"]()[0]
+    if kind == "encoder-decoder":
+        sides = [tf.BertConfig(**ENCODER), tf.BertConfig(**ENCODER, is_decoder=True, add_cross_attention=True)]
+        return tf.EncoderDecoderModel(tf.EncoderDecoderConfig.from_encoder_decoder_configs(*sides))
+    if kind == "bart decoder":
+        return tf.BartForCausalLM(FAMILIES["bart"]()[0].config)
+    if kind == "subclass":
+        causal.__class__ = type("Mine", (type(causal),), {})
+    if kind == "peft":
+        return peft.get_peft_model(causal, peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["c_attn"],
+                                                           fan_in_fan_out=True))  # fmt: skip
+    return causal
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft reads it
+@pytest.mark.filterwarnings("ignore:Version v4.12.0 introduces a better way:FutureWarning")
+@pytest.mark.parametrize(
+    ("kind", "first"), [("encoder-decoder", True), ("bart decoder", True), ("subclass", False), ("peft", False)]
+)
+def test_whether_the_first_label_counts_is_a_matter_of_the_loss(kind: str, first: bool) -> None:
+    """Against the loss itself: the first label of a row changes it or not."""
+    model = _causal(kind).eval()
+    tokens = torch.randint(3, VOCAB, (1, 6))
+    more = {"decoder_input_ids": tokens} if kind == "encoder-decoder" else {}
+    with torch.no_grad():
+        one, other = (
+            model(input_ids=tokens, labels=labels, **more).loss
+            for labels in (tokens, torch.cat([torch.full((1, 1), -100), tokens[:, 1:]], 1))
+        )
+    assert (not torch.equal(one, other)) is first
+    assert predicts_next(model) is not first
+
+
+def test_labels_of_rows_all_count() -> None:
+    shares = [share for _, share in split({"labels": torch.tensor([1, 0, 1, 1])}, 4, shifted=True)]
+    assert shares == [0.25] * 4
