@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from hf_multirate.copy_store import CopyStore
 from hf_multirate.lease import innermost, lease, release, require_free
 from hf_multirate.onlookers import on_look
-from hf_multirate.probe import check_optimizer
+from hf_multirate.probe import check_optimizer, require_rates
 from hf_multirate.turns import CopiesConfig
 
 
@@ -64,7 +64,7 @@ class AveragedCopies:
         if self.attached:
             raise RuntimeError("these copies are attached already: call detach() first.")
         require_free(optimizer, model)
-        _check_rates(optimizer)
+        require_rates(optimizer, "a copy cannot take longer ones")
         check_optimizer(optimizer, idles=False)
         self._store = CopyStore(model, optimizer, len(self.config.periods))
         self._optimizer = optimizer
@@ -200,12 +200,3 @@ class AveragedCopies:
         if self._store is None:
             raise RuntimeError(f"{caller} needs a model and an optimizer: call attach(model, optimizer) first.")
         return self._store
-
-
-def _check_rates(optimizer: Optimizer) -> None:
-    for group in optimizer.param_groups:
-        if group["lr"] is None or group.get("relative_step"):
-            raise ValueError(
-                f"optimizer {type(optimizer).__name__} finds its own step sizes (relative_step), so a copy cannot "
-                "take longer ones. Give it a learning rate and relative_step=False, or use AdamW or SGD."
-            )

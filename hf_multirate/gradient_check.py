@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 from torch import nn
 
@@ -47,11 +47,11 @@ class GradientCheck:
     def check(self, live: frozenset[str], step: int) -> None:
         """Raise `RuntimeError` if gradients and live groups do not agree at ``step``."""
         if len(live) == len(self._groups):
-            self._look_for_strays()
+            self._tell_unfrozen()
         for name, trained in self._groups.items():
             members = {key: parameter for key, parameter in trained.items() if parameter.requires_grad}
             if len(members) < len(trained):
-                self._tell_frozen(name, sorted(set(trained) - set(members)))
+                self._tell_frozen(name, (key for key in trained if key not in members))
             if not members:
                 continue
             present = [parameter for parameter in members.values() if parameter.grad is not None]
@@ -70,19 +70,16 @@ class GradientCheck:
                 self._missing(name, members, step)
             self._has_had.update(present)
 
-    def _tell_frozen(self, group: str, names: Sequence[str]) -> None:
-        new = [name for name in names if name not in self._told]
-        self._told.update(new)
+    def _tell_frozen(self, group: str, names: Iterable[str]) -> None:
+        new = self._news(names)
         if new:
             logger.warning(
                 "%d parameters of rate group %r were frozen since training began, e.g. %s: they stay as they are.",
                 len(new), group, new[:3],
             )  # fmt: skip
 
-    def _look_for_strays(self) -> None:
-        """Warn of parameters in no group that require a gradient: they were frozen when training began."""
-        new = [name for name, p in self._others.items() if p.requires_grad and name not in self._told]
-        self._told.update(new)
+    def _tell_unfrozen(self) -> None:
+        new = self._news(name for name, parameter in self._others.items() if parameter.requires_grad)
         if new:
             logger.warning(
                 "%d parameters were unfrozen since training began, e.g. %s: they are in no rate group, so they get a "
@@ -90,6 +87,12 @@ class GradientCheck:
                 "that it trains.",
                 len(new), new[:3],
             )  # fmt: skip
+
+    def _news(self, names: Iterable[str]) -> list[str]:
+        """Those of ``names`` that were not told of before."""
+        new = [name for name in names if name not in self._told]
+        self._told.update(new)
+        return new
 
     def _may_be_bare(self, members: Mapping[str, nn.Parameter]) -> bool:
         return self._tolerant and (self._bare or not self._has_had.isdisjoint(members.values()))

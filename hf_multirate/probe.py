@@ -33,7 +33,7 @@ def check_optimizer(optimizer: Optimizer, *, idles: bool = True) -> None:
 
     Raises:
         ValueError: the optimizer moves parameters without a gradient, swaps weights between training and
-            evaluation, or does not move parameters in ``step()`` at all.
+            evaluation, has no learning rate, or does not move parameters in ``step()`` at all.
     """
     name = type(optimizer).__name__
     if isinstance(optimizer, LayerWiseDummyOptimizer):
@@ -43,15 +43,30 @@ def check_optimizer(optimizer: Optimizer, *, idles: bool = True) -> None:
             f"optimizer {name} swaps the weights between train() and eval(), so what it moves is not "
             "what is evaluated. Use AdamW or SGD, or plain training (period 1)."
         )
+    if idles:
+        require_rates(optimizer, "how far idle groups drift is not known")
     for group in optimizer.param_groups:
-        if idles and (group.get("lr") is None or group.get("relative_step")):
-            raise ValueError(
-                f"optimizer {name} has no learning rate in its groups or finds its own step sizes (relative_step), so "
-                "how far idle groups drift is not known. Give it a learning rate and relative_step=False, or use "
-                "AdamW or SGD."
-            )
         if group["params"]:
             _check_group(optimizer, group, name, idles)
+
+
+def require_rates(optimizer: Optimizer, otherwise: str) -> None:
+    """Refuse an optimizer whose groups have no learning rate to go by.
+
+    Args:
+        optimizer: The optimizer.
+        otherwise: What cannot be done without one, for the error.
+
+    Raises:
+        ValueError: a group has none, or its steps do not follow it, as with ``relative_step`` of Adafactor.
+    """
+    for group in optimizer.param_groups:
+        if group.get("lr") is None or group.get("relative_step"):
+            raise ValueError(
+                f"optimizer {type(optimizer).__name__} has no learning rate in its groups or finds its own step sizes "
+                f"(relative_step), so {otherwise}. Give it a learning rate and relative_step=False, or use AdamW or "
+                "SGD."
+            )
 
 
 def _check_group(optimizer: Optimizer, group: dict[str, Any], name: str, idles: bool) -> None:
