@@ -25,6 +25,7 @@ from transformers import TrainingArguments
 
 from encoder import add_sizes, encoder
 from hf_multirate import MultirateConfig, MultirateTrainer
+from hf_multirate.appraisal import Appraisal
 from hf_multirate.auto.planner import Planner
 from hf_multirate.bucket import Bucket
 from hf_multirate.movement import Movement
@@ -35,7 +36,8 @@ from hf_multirate.progress import PhaseOnBar
 PARTS: tuple[tuple[type[Any], str], ...] = (
     (Planner, "begin"),
     (Bucket, "slopes"),
-    *((Movement, name) for name in ("_count_worth", "_note_signal", "_send_signals", "adopt")),
+    (Movement, "adopt"),
+    *((Appraisal, name) for name in ("_count", "_note", "send")),
     *((Observation, name) for name in ("see", "add_norm", "figures", "note")),
     (PhaseOnBar, "on_step_end"),
 )

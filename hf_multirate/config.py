@@ -13,23 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from hf_multirate.auto.settings import Budget
-from hf_multirate.counts import require_count
-from hf_multirate.groups import PRESETS, RateGroup
+from hf_multirate.config_checks import check_budget, check_groups, check_settings
+from hf_multirate.groups import RateGroup
 from hf_multirate.plain import build, to_plain, with_groups
 from hf_multirate.schedule import Schedule
 from hf_multirate.subset import Subset
-
-
-MISSING_GRADIENT_RULES = ("error", "warn")
-IDLE_MODES = ("train", "eval")
-BUFFER_RULES = ("update", "freeze")
-IDLE_DTYPES = ("bfloat16", "float16")
-INTEGERS = (
-    ("initial_full_steps", "steps", 0),
-    ("check_ranks", "cycles", 0),
-    ("refresh_chunks", "parts of a batch", 1),
-)
-"""Settings that count something: name, what is counted, the least value."""
 
 
 @dataclass(frozen=True)
@@ -84,9 +72,9 @@ class MultirateConfig:
         groups = tuple(self.groups)
         object.__setattr__(self, "groups", groups)
         if groups or self.budget is None:
-            _check_groups(groups, self.group_of)
-        _check_budget(groups, self.budget)
-        _check_settings(self)
+            check_groups(groups, self.group_of)
+        check_budget(groups, self.budget)
+        check_settings(vars(self))
 
     @classmethod
     def two_rate(
@@ -222,56 +210,3 @@ class MultirateConfig:
         except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
             raise ValueError(f"multirate config {str(path)!r} cannot be read as JSON: {error}") from error
         return cls.from_dict(values)
-
-
-def _check_budget(groups: tuple[RateGroup, ...], budget: Budget | None) -> None:
-    if budget is not None and not isinstance(budget, Budget):
-        raise TypeError(f"budget takes a Budget, as MultirateConfig.auto(speedup=2.0) has one, got {budget!r}.")
-    given = [
-        group.name for group in groups if group.period != 1 or group.idle != "drift" or group.drift_steps is not None
-    ]
-    if budget is not None and given:
-        raise ValueError(
-            f"rate groups {given} have a period, an idle rule or drift steps of their own, and with a budget they are "
-            "found while training: leave them out, or leave the budget out."
-        )
-
-
-def _check_groups(groups: tuple[RateGroup, ...], group_of: object) -> None:
-    for group in groups:
-        if not isinstance(group, RateGroup):
-            raise TypeError(f"groups must be RateGroup objects, got {group!r}.")
-    names = [group.name for group in groups]
-    if len(set(names)) < len(names):
-        raise ValueError(f"rate groups need different names, got {names}.")
-    for group in groups:
-        if not group.patterns and group_of is None:
-            raise ValueError(
-                f"rate group {group.name!r} has no pattern: give a regular expression or a preset ({PRESETS})."
-            )
-    if not any(group.gradient_period == 1 for group in groups):
-        raise ValueError(
-            f"no rate group has period 1, got periods {[group.period for group in groups]}: at some steps nothing "
-            "would get a gradient. Give the fastest group period 1."
-        )
-    if group_of is not None and not callable(group_of):
-        raise TypeError(f"group_of must be a function of a name and a parameter, got {group_of!r}.")
-
-
-def _check_settings(config: MultirateConfig) -> None:
-    for name, unit, least in INTEGERS:
-        require_count(name, unit, vars(config)[name], least)
-    if config.drift_scale is not None and not 0 <= config.drift_scale <= 1:
-        raise ValueError(f"drift_scale must be between 0 and 1, or None, got {config.drift_scale!r}.")
-    if config.missing_gradients not in MISSING_GRADIENT_RULES:
-        raise ValueError(
-            f"missing_gradients must be one of {MISSING_GRADIENT_RULES}, got {config.missing_gradients!r}."
-        )
-    if config.idle_mode is not None and config.idle_mode not in IDLE_MODES:
-        raise ValueError(f"idle_mode must be one of {IDLE_MODES}, or None, got {config.idle_mode!r}.")
-    if config.idle_dtype is not None and config.idle_dtype not in IDLE_DTYPES:
-        raise ValueError(f"idle_dtype must be one of {IDLE_DTYPES}, or None, got {config.idle_dtype!r}.")
-    if not isinstance(config.idle_compile, bool):
-        raise TypeError(f"idle_compile must be True or False, got {config.idle_compile!r}.")
-    if config.idle_buffers not in BUFFER_RULES:
-        raise ValueError(f"idle_buffers must be one of {BUFFER_RULES}, got {config.idle_buffers!r}.")

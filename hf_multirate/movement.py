@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import compress
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
+from hf_multirate.appraisal import Appraisal
 from hf_multirate.auto.signals import Signals
 from hf_multirate.bucket import Bucket
 from hf_multirate.config import MultirateConfig
@@ -45,13 +45,11 @@ class Movement:
         """
         self._optimizer = optimizer
         self._schedule: Schedule | Stages = config.schedule
-        self._signals = signals
         self._plans_drift = config.budget is not None and config.budget.drift
-        self._pending: dict[int, float] = {}
         self._drift_scale = config.drift_scale
         self._displacement = DisplacementDrift()
-        self.worth = Worth()
         self._names: dict[Tensor, str] = {p: name for members in groups.values() for name, p in members.items()}
+        self._appraisal = Appraisal(optimizer, self._names, signals, of_drift=self._plans_drift)
         torch_group = {p: i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
         unknown = [name for p, name in self._names.items() if p not in torch_group]
         if unknown:
@@ -75,6 +73,11 @@ class Movement:
             constant = 1.0
         return Bucket(index, group, torch_group, parameters, rule, DriftTrust(parameters, constant))
 
+    @property
+    def worth(self) -> Worth:
+        """What the gradient of each parameter is worth at full steps."""
+        return self._appraisal.worth
+
     def adopt(self, rate_groups: Sequence[RateGroup], schedule: Schedule | Stages) -> None:
         """Go on with other periods and drift steps of the same groups."""
         self._schedule = schedule
@@ -89,17 +92,8 @@ class Movement:
         """Whether the step is repeated in drift, or the next gradient is held against it to see what it is worth."""
         group = bucket.rate_group
         repeats = group.drift_steps != 0 and self._schedule.steps_to_next_refresh(bucket.index, step) > 1
-        of_use = group.idle == "drift" and (repeats or self._signals is not None)
+        of_use = group.idle == "drift" and (repeats or self._appraisal.asked)
         return of_use and bucket.rule.needs_snapshot
-
-    def _tells(self, bucket: Bucket, step: int) -> bool:
-        """Whether a gradient is held against the last update for plans: an older one is of use to those of drift.
-
-        At odd steps of a cycle only blocks of period 1 have one, and those of even steps tell as much.
-        """
-        if self._signals is None or step == 0 or self._schedule.phase(step) % 2:
-            return False
-        return self._plans_drift or bucket.index in self._schedule.live(step - 1)
 
     def _to_look_back(self, bucket: Bucket, step: int) -> bool:
         drifted = step > 0 and bucket.index not in self._schedule.live(step - 1)
@@ -114,50 +108,25 @@ class Movement:
         """Whether a full step tells what gradients are worth: every second does where nothing else looks back."""
         return any(bucket.trust.adapts for bucket in self._buckets) or step // self._schedule.cycle % 2 == 0
 
-    def _count_worth(self, bucket: Bucket, slopes: Mapping[Tensor, float], step: int) -> None:
-        rate = self._optimizer.param_groups[bucket.torch_group].get("lr")
-        if rate is None:  # the optimizer finds its own step sizes
-            return
-        rate = float(rate) * bucket.rate_group.lr_scale
-        self.worth.add({self._names[p]: -rate * slope for p, slope in slopes.items()}, self._age(bucket.index, step))
-
-    def _age(self, index: int, step: int) -> int:
-        """Steps from the last gradient of a group before ``step`` to it."""
-        return self._schedule.steps_since_refresh(index, step - 1) + 1
-
-    def _gradient_scale(self) -> float:
-        """What gradients are still multiplied with: a gradient scaler leaves it to an optimizer that is fused."""
-        scale = vars(self._optimizer).get("grad_scale")
-        return 1.0 if scale is None else float(scale)
-
     @torch.no_grad()
     def before_step(self, step: int, live: Sequence[int]) -> None:
         """Look at the live groups while their gradients, last updates and old values are still there."""
-        counts = self._schedule.full(step) and self._has_worth(step)
-        scale = None
-        self._pending = {}
+        self._appraisal.begin(self._schedule, step, counts=self._schedule.full(step) and self._has_worth(step))
         for bucket in self._buckets:
             bucket.before, bucket.levels = [], {}
             if bucket.index not in live:
                 continue
             stepped = [parameter for parameter in bucket.parameters if parameter.grad is not None]
             looks_back = self._to_look_back(bucket, step)
-            tells = len(live) > 1 and self._tells(bucket, step)
-            if looks_back or counts or tells:
-                scale = self._gradient_scale() if scale is None else scale
-                slopes = bucket.slopes(stepped, self._optimizer.param_groups[bucket.torch_group], scale)
-                bucket.levels = bucket.trust.look_back(slopes) if looks_back else {}
-                if counts:
-                    self._count_worth(bucket, slopes, step)
-                if tells and slopes:
-                    self._note_signal(bucket, slopes)
+            slopes = self._appraisal.appraise(bucket, stepped, wanted=looks_back)
+            bucket.levels = bucket.trust.look_back(slopes) if looks_back else {}
             if self._to_keep(bucket, step) or self._stretch(bucket, step) != 1.0:
                 bucket.before = [local(parameter).clone() for parameter in stepped]
 
     @torch.no_grad()
     def after_step(self, step: int, live: Sequence[int]) -> None:
         """Stretch the step of live groups, and drift the idle ones. Not called for a step that was skipped."""
-        self._send_signals(step)
+        self._appraisal.send()
         for bucket in self._buckets:
             group = self._optimizer.param_groups[bucket.torch_group]
             if bucket.index not in live:
@@ -179,21 +148,6 @@ class Movement:
         for bucket in self._buckets:
             if bucket.index in live or self._drifts_at(bucket, step):
                 yield from bucket.parameters
-
-    def _note_signal(self, bucket: Bucket, slopes: Mapping[Tensor, float]) -> None:
-        """Worth of a bucket at a learning rate of 1 for the group of the optimizer with the highest."""
-        rates = [float(group["lr"]) for group in self._optimizer.param_groups]
-        if max(rates) > 0:
-            share = rates[bucket.torch_group] * bucket.rate_group.lr_scale / max(rates)
-            before = self._pending.get(bucket.index, 0.0)
-            self._pending[bucket.index] = before - share * sum(slopes.values())
-
-    def _send_signals(self, step: int) -> None:
-        if self._signals is None or not all(map(math.isfinite, self._pending.values())):
-            return
-        for index, value in self._pending.items():
-            self._signals.add(index, self._age(index, step), value)
-        self._pending = {}
 
     def _drift(self, bucket: Bucket, group: Mapping[str, Any]) -> None:
         adrift = [parameter.requires_grad for parameter in bucket.parameters]
