@@ -1,4 +1,4 @@
-"""One table over all tasks: how far each setting is ahead of plain training of the same seconds."""
+"""Tables over all tasks: how far settings are ahead of plain training of the same seconds."""
 
 from __future__ import annotations
 
@@ -15,6 +15,31 @@ SETTINGS = (
     *("auto 1.3", "auto 1.6", "auto 2", "auto 3"),
     *("frozen below last:2", "LISA"),
 )
+
+
+TASKS = {
+    "cifar10": "CIFAR-10, SGD",
+    "embedded": "sentences",
+    "embedded_bf16": "sentences, bf16",
+    "fashion": "Fashion-MNIST, SGD",
+    "imdb": "IMDB",
+    "sst2": "SST-2",
+    "trec": "TREC, 50 labels",
+}
+HEADLINE = {"multirate ladder 1,2,4 none": "ladder", "frozen below last:2": "frozen"}
+LENGTHS = {"short": "one epoch", "long": "three epochs"}
+
+
+def headline(found: Mapping[tuple[str, str], Runs]) -> str:
+    """A row per task, and a column for each of `HEADLINE` and `LENGTHS`; tasks with neither are left out."""
+    columns = [(name, length) for name in HEADLINE for length in LENGTHS]
+    titles = [f"{HEADLINE[name]}, {LENGTHS[length]}" for name, length in columns]
+    rows = [f"| task | {' | '.join(titles)} |", "|---" * (len(columns) + 1) + "|"]
+    for task, label in TASKS.items():
+        cells = [_cell(found.get((task, length), {}), name) for name, length in columns]
+        if any(cells):
+            rows.append(f"| {label} | {' | '.join(cells)} |")
+    return "\n".join(rows) if len(rows) > 2 else NOT_RUN
 
 
 def answer(found: Mapping[tuple[str, str], Runs], length: str) -> str:

@@ -1,4 +1,4 @@
-"""Tables and pictures of docs/benchmarks.md and docs/auto.md from the files that run.py keeps.
+"""Tables and pictures of docs/benchmarks.md, docs/auto.md and README.md from the files that run.py keeps.
 
 python benchmarks/report.py            # rewrite what stands between <!-- bench NAME --> and <!-- end -->
 """
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 
-from answer import NOT_RUN, answer
+from answer import NOT_RUN, answer, headline
 from curves import (
     RESULTS,
     ROOT,
@@ -29,7 +29,7 @@ from curves import (
 )
 
 
-PAGES = [ROOT / "docs" / name for name in ("benchmarks.md", "auto.md")]
+PAGES = [ROOT / name for name in ("docs/benchmarks.md", "docs/auto.md", "README.md")]
 BUDGETS = (0.2, 0.4, 0.6, 0.8, 1.0)
 MARGIN = 1.03
 """Factor on the time of automatic training, for a fixed setting to count as no slower."""
@@ -166,8 +166,8 @@ def filled(
 
     def table(match: re.Match[str]) -> str:
         what, task, length = match[2].split()
-        if what == "answer":
-            return f"{match[1]}{answer(found, length)}\n{match[3]}"
+        if task == "all":
+            return f"{match[1]}{headline(found) if what == 'headline' else answer(found, length)}\n{match[3]}"
         runs = found.get((task, length))
         if runs is None:
             return f"{match[1]}{NOT_RUN}\n{match[3]}"

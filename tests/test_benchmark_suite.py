@@ -402,6 +402,17 @@ def test_the_answer_is_read_from_the_runs_of_all_tasks() -> None:
     assert answer.answer({}, "short") == "Not run yet."
 
 
+def test_the_headline_has_the_tasks_where_the_ladder_or_a_frozen_prefix_was_run() -> None:
+    ladder = RUNS["multirate head k5 all"]
+    runs = {name: RUNS[name] for name in ("plain", "plain 0.5")} | {"multirate ladder 1,2,4 none": ladder}
+    found = {("trec", "short"): RUNS, ("sst2", "long"): runs}
+    lines = answer.headline(found).splitlines()
+    assert lines[0] == "| task | ladder, one epoch | ladder, three epochs | frozen, one epoch | frozen, three epochs |"
+    assert lines[2:] == ["| SST-2 |  | +3.5 ± 0.5 |  |  |"]
+    assert report.filled("<!-- bench headline all both -->\n<!-- end -->", found, {}).splitlines()[1:-1] == lines
+    assert answer.headline({("trec", "short"): RUNS}) == "Not run yet."
+
+
 def test_plain_runs_count_with_the_fastest_step_of_any_that_is_no_longer() -> None:
     runs = RUNS | {"plain 0.8": {0: _result("plain 0.8", 0, [(3.0, 0.5), (6.0, 0.7)]) | {"steps": 80}}}
     found = curves.comparable(runs, {})
