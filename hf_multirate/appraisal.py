@@ -49,9 +49,7 @@ class Appraisal:
         """Turn to ``step``, whose gradients are there; ``counts`` if it has a place in the table of blocks."""
         self._pending, self._scale = {}, None
         self._schedule, self._step, self._counts = schedule, step, counts
-        # At odd steps of a cycle only blocks of period 1 have a recent update, and those of even steps tell as much.
-        even = step > 0 and schedule.phase(step) % 2 == 0
-        self._tells = self.asked and even and len(schedule.live(step)) > 1
+        self._tells = self.asked and step > 0 and len(schedule.live(step)) > 1 and schedule.samples(step)
 
     def appraise(self, bucket: Bucket, stepped: Sequence[nn.Parameter], *, wanted: bool) -> Mapping[Tensor, float]:
         """Inner products of the gradients of ``stepped`` with their last updates: see `Bucket.slopes`.

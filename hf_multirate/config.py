@@ -7,8 +7,9 @@ matches anything is found out in ``partition.py``, where there are parameters to
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,10 @@ class MultirateConfig:
             leave it to the patterns. It is not part of `to_json`, only its name is.
         check_ranks: For debugging runs of several processes: at every ``check_ranks``-th refresh of all groups, stop
             if their weights, steps or levels of drift differ. 0 never looks.
+        turns: Position of the gradient step of a slow group within each of its periods. ``drawn``, the default, draws
+            it for each period, nested where periods divide each other, so that every group meets all of the data
+            whatever its order. ``fixed`` is always the first step, as in the paper.
+        turns_seed: Seed of the drawn positions; equal in all processes of a run, and when it is resumed.
         budget: What is asked for where periods are found while training; None for those of ``groups``. With it the
             groups go from the top of the model down, with period 1; without any there is one for each block.
 
@@ -65,6 +70,8 @@ class MultirateConfig:
     refresh_chunks: int = 1
     group_of: Callable[[str, Any], str | None] | None = None
     check_ranks: int = 0
+    turns: str = "drawn"
+    turns_seed: int = 0
     budget: Budget | None = None
 
     def __post_init__(self) -> None:
@@ -91,6 +98,16 @@ class MultirateConfig:
         """
         groups = (RateGroup("fast", fast, 1), RateGroup("slow", ".*", period, idle, drift_steps=drift_steps))
         return cls(groups, **settings)
+
+    @classmethod
+    def paper(cls, fast: str | Sequence[str] = "head", period: int = 5, **settings: Any) -> MultirateConfig:
+        """The setting that the paper published for transfer learning, to the letter.
+
+        Slow parameters get a gradient at the first step of each period and drift in full in between, with dropout as
+        at any other step. ``settings`` are further fields of `MultirateConfig`.
+        """
+        published = {"drift_scale": 1.0, "idle_mode": "train", "turns": "fixed"}
+        return cls.two_rate(fast, period, **{**published, **settings})
 
     @classmethod
     def ladder(
@@ -163,15 +180,18 @@ class MultirateConfig:
         """One group that gets a gradient at every step: plain training."""
         return cls((RateGroup("all", ".*", 1),))
 
-    @property
+    @cached_property
     def schedule(self) -> Schedule:
         """Which groups are live, and get a gradient, at which step."""
-        return Schedule(tuple(group.gradient_period for group in self.groups), self.initial_full_steps)
+        return self._schedule(group.gradient_period for group in self.groups)
 
-    @property
+    def _schedule(self, periods: Iterable[int]) -> Schedule:
+        return Schedule(tuple(periods), self.initial_full_steps, self.turns, self.turns_seed)
+
+    @cached_property
     def cycles(self) -> Schedule:
         """Which groups are refreshed at which step: as `schedule`, save for groups with ``idle="zero"``."""
-        return Schedule(tuple(group.period for group in self.groups), self.initial_full_steps)
+        return self._schedule(group.period for group in self.groups)
 
     @property
     def trains_plainly(self) -> bool:

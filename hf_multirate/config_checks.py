@@ -8,16 +8,18 @@ from typing import Any
 from hf_multirate.auto.settings import Budget
 from hf_multirate.counts import require_count
 from hf_multirate.groups import PRESETS, RateGroup
+from hf_multirate.schedule import TURNS
 
 
 INTEGERS = (
     ("initial_full_steps", "steps", 0),
     ("check_ranks", "cycles", 0),
     ("refresh_chunks", "parts of a batch", 1),
+    ("turns_seed", "(any number is a seed)", 0),
 )
 """Settings that count something: name, what is counted, the least value."""
 
-CHOICES = {"missing_gradients": ("error", "warn"), "idle_buffers": ("update", "freeze")}
+CHOICES = {"missing_gradients": ("error", "warn"), "idle_buffers": ("update", "freeze"), "turns": TURNS}
 CHOICES_OR_NONE = {"idle_mode": ("train", "eval"), "idle_dtype": ("bfloat16", "float16")}
 """Settings with a few values, by name."""
 

@@ -14,7 +14,7 @@ from hf_multirate.attachment import Attachment
 from hf_multirate.auto.blocks import resolved
 from hf_multirate.chunks import predicts_next, split
 from hf_multirate.config import MultirateConfig
-from hf_multirate.cost import layers_of, predicted_speedup, relative_costs
+from hf_multirate.cost import StepCosts, layers_of
 from hf_multirate.distributed import GradSync, choose, is_compiled, unwrapped
 from hf_multirate.lease import innermost, lease, release, require_free
 from hf_multirate.names import named
@@ -93,9 +93,10 @@ class Multirate(Standing):
         groups = self.partition.parameters(model)
         self._attachment = Attachment(self._resolved, model, optimizer, groups, sync, compiled=compiled)
         self._planner = self._attachment.planner
-        self._costs = relative_costs(self._resolved, self.partition, layers_of(model))
+        self._costs = StepCosts([group.name for group in self._resolved.groups], self.partition, layers_of(model))
         budget = self.config.budget
-        promised = predicted_speedup(self._costs) if budget is None else 1.0 / budget.share
+        kinds = self._resolved.schedule.kinds
+        promised = self._costs.speedup(kinds) if budget is None else 1.0 / budget.share
         self.telemetry = Telemetry(promised, worth=self._attachment.movement.worth)
         self.applied, self.step, self._live = 0, None, None
         self._optimizer = optimizer

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from hf_multirate.config import MultirateConfig
 from hf_multirate.names import named
 
 
@@ -72,19 +71,32 @@ def boundary(layers: Sequence[Layer], live: Set[str]) -> str | None:
     return next((name for layer in layers for name in layer.parameters if name in live), None)
 
 
-def relative_costs(
-    config: MultirateConfig, partition: Mapping[str, Sequence[str]], layers: Sequence[Layer]
-) -> list[float]:
-    """Cost of each step of one cycle, as a share of a full step."""
-    everything = {name for names in partition.values() for name in names}
-    full = step_cost(layers, everything)
-    costs = []
-    for groups in config.schedule.lives:
-        live = {name for i in groups for name in partition[config.groups[i].name]}
-        costs.append(step_cost(layers, live) / full if full else 1.0)
-    return costs
+class StepCosts:
+    """Predicted cost of each kind of step, as a share of a full step.
 
+    Args:
+        groups: Names of the rate groups, in their order.
+        partition: Rate group name -> names of its parameters.
+        layers: The layers of the model, from `layers_of`.
+    """
 
-def predicted_speedup(costs: Sequence[float]) -> float:
-    """Steps of a cycle over their cost: S(k) = k / (1 + (k - 1) r) for two rates."""
-    return len(costs) / sum(costs)
+    def __init__(self, groups: Sequence[str], partition: Mapping[str, Sequence[str]], layers: Sequence[Layer]) -> None:
+        self._members = [partition[name] for name in groups]
+        self._layers = layers
+        self._known: dict[tuple[int, ...], float] = {}
+
+    def of(self, live: tuple[int, ...]) -> float:
+        """Cost of a step at which the groups with the indices ``live`` get a gradient."""
+        if live not in self._known:
+            full = step_cost(self._layers, {name for names in self._members for name in names})
+            cost = step_cost(self._layers, {name for i in live for name in self._members[i]})
+            self._known[live] = cost / full if full else 1.0
+        return self._known[live]
+
+    def speedup(self, kinds: Mapping[tuple[int, ...], int]) -> float:
+        """Steps of a cycle over their cost: S(k) = k / (1 + (k - 1) r) for two rates.
+
+        Args:
+            kinds: Live groups -> number of such steps in a cycle.
+        """
+        return sum(kinds.values()) / sum(number * self.of(live) for live, number in kinds.items())

@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from torch import nn
 
 from hf_multirate.config import MultirateConfig
-from hf_multirate.cost import boundary, layers_of, predicted_speedup, relative_costs
+from hf_multirate.cost import StepCosts, boundary, layers_of
 from hf_multirate.names import named
 from hf_multirate.partition import Partition
 
@@ -55,26 +55,27 @@ def columns(rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> list
 
 def _costs(config: MultirateConfig, partition: Partition, model: nn.Module) -> list[str]:
     layers = layers_of(model)
-    costs = relative_costs(config, partition, layers)
-    if len(costs) == 1:
+    costs = StepCosts([group.name for group in config.groups], partition, layers)
+    kinds = config.schedule.kinds
+    if len(kinds) == 1:
         subsets = [group.subset.fraction for group in config.groups if group.subset is not None]
         if config.trains_plainly or not subsets:
             return ["every step is a full step: plain training"]
         shares = ", ".join(f"{fraction:.0%}" for fraction in subsets)
         return [f"every step is a full step, with {shares} of a group held at zero in turn: no time is saved"]
     lines = []
-    lives = config.schedule.lives
-    for position, groups in enumerate(lives):
-        if position == 0 or groups in lives[:position]:
-            continue  # a full step, or told already
+    for groups in kinds:
+        if len(groups) == len(config.groups):
+            continue
         names = [config.groups[i].name for i in groups]
         edge = boundary(layers, {name for group in names for name in partition[group]})
         lines.append(
             f"with {', '.join(names)} live: backward is skipped below {edge}, "
-            f"predicted cost {costs[position]:.2f} of a full step"
+            f"predicted cost {costs.of(groups):.2f} of a full step"
         )
     start = f" after {config.initial_full_steps} full steps" if config.initial_full_steps else ""
-    return [*lines, f"predicted speed-up{start}: {predicted_speedup(costs):.2f}x over a cycle of {len(costs)} steps"]
+    speedup = costs.speedup(kinds)
+    return [*lines, f"predicted speed-up{start}: {speedup:.2f}x over a cycle of {sum(kinds.values())} steps"]
 
 
 def fold(names: Sequence[str]) -> list[str]:

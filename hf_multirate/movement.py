@@ -85,8 +85,8 @@ class Movement:
             bucket.rate_group = rate_groups[bucket.index]
 
     def _stretch(self, bucket: Bucket, step: int) -> float:
-        held = self._schedule.steps_to_next_refresh(bucket.index, step) if bucket.rate_group.idle == "hold" else 1
-        return held * bucket.rate_group.lr_scale
+        length = self._schedule.step_length(bucket.index, step) if bucket.rate_group.idle == "hold" else 1
+        return length * bucket.rate_group.lr_scale
 
     def _to_keep(self, bucket: Bucket, step: int) -> bool:
         """Whether the step is repeated in drift, or the next gradient is held against it to see what it is worth."""

@@ -7,15 +7,33 @@ save, and a run that resumes at step 1003 is in the phase of step 1003.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import count, pairwise
+
+from hf_multirate.drawn_positions import DrawnPositions
+
+
+TURNS = ("drawn", "fixed")
+
+COUNTED_STEPS = 4096
+"""Steps in which kinds of steps are counted where periods do not divide each other, since cycles may be very long."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Group ``i`` is live, and gets a fresh gradient, at every ``periods[i]``-th step.
+    """Group ``i`` is live, and gets a fresh gradient, at one step of every ``periods[i]``.
 
-    The first ``initial_full_steps`` steps are full steps. The cycle starts behind them with a
-    refresh of every group, so no group is ever idle before its first gradient.
+    The first ``initial_full_steps`` steps are full steps. The cycle starts after them with a gradient for every group,
+    so no group is ever idle before its first gradient.
+
+    Attributes:
+        periods: Steps from one gradient to the next, for each group; with drawn turns their mean.
+        initial_full_steps: Full steps at the start.
+        turns: ``fixed`` puts the gradient at the first step of each period. ``drawn`` draws its position for each
+            period, nested where periods divide each other: see `hf_multirate.drawn_positions`.
+        seed: Seed of the drawn positions.
 
     >>> schedule = Schedule(periods=(1, 2), initial_full_steps=1)
     >>> [schedule.live(step) for step in range(5)]
@@ -24,37 +42,104 @@ class Schedule:
 
     periods: tuple[int, ...]
     initial_full_steps: int = 0
+    turns: str = "fixed"
+    seed: int = 0
+
+    @cached_property
+    def _periods(self) -> tuple[int, ...]:
+        return tuple(sorted(set(self.periods)))
+
+    @cached_property
+    def _drawn(self) -> DrawnPositions:
+        return DrawnPositions(self._periods, self.seed)
+
+    def _position(self, period: int, window: int) -> int:
+        """Position of the gradient step within a window of ``period`` steps."""
+        return self._drawn.position(period, window) if self.turns == "drawn" else 0
 
     def live(self, step: int) -> tuple[int, ...]:
         """Indices of the groups that get a gradient at ``step``, in the order of ``periods``."""
         position = step - self.initial_full_steps
-        return tuple(i for i, period in enumerate(self.periods) if position <= 0 or position % period == 0)
+        if position <= 0:
+            return tuple(range(len(self.periods)))
+        here = {period for period in self._periods if self._position(period, position // period) == position % period}
+        return tuple(i for i, period in enumerate(self.periods) if period in here)
 
     def full(self, step: int) -> bool:
         """Whether every group gets a gradient at ``step``."""
         return len(self.live(step)) == len(self.periods)
 
     @property
-    def lives(self) -> list[tuple[int, ...]]:
-        """What is `live` at each step of a cycle, behind the initial full steps."""
-        return [self.live(self.initial_full_steps + position) for position in range(self.cycle)]
+    def kinds(self) -> dict[tuple[int, ...], int]:
+        """Live groups -> how many steps of a cycle are of this kind; full steps first.
+
+        Where periods do not divide each other, they are counted in the first `COUNTED_STEPS` steps.
+        """
+        chain = all(longer % shorter == 0 for shorter, longer in pairwise(self._periods))
+        if chain:
+            gradients = [self.cycle // period for period in self._periods]
+            rarer = [*gradients[1:], 0]
+            found = {
+                tuple(i for i, own in enumerate(self.periods) if own <= period): more - less
+                for period, more, less in zip(self._periods, gradients, rarer, strict=True)
+            }
+            idle = self.cycle - gradients[0]
+            return dict(reversed(found.items())) | ({(): idle} if idle else {})
+        number = min(self.cycle, COUNTED_STEPS) if self.turns == "fixed" else COUNTED_STEPS
+        counted = Counter(self.live(self.initial_full_steps + step) for step in range(number))
+        return dict(sorted(counted.items(), key=lambda item: -len(item[0])))
+
+    def example(self, kind: tuple[int, ...]) -> int:
+        """The first step at which the groups of ``kind``, one of `kinds`, are live."""
+        return next(step for step in count(self.initial_full_steps) if self.live(step) == kind)
 
     def phase(self, step: int) -> int:
-        """Position in the cycle: 0 is a full step; every initial step is one."""
+        """Position in the cycle; with fixed turns 0 is a full step. Every initial step has 0."""
         return max(0, step - self.initial_full_steps) % self.cycle
+
+    def samples(self, step: int) -> bool:
+        """Whether ``step`` is one of about every second step, which suffice to estimate what gradients are worth.
+
+        With fixed turns of periods that are powers of two, only groups of period 1 are live at the others.
+        """
+        if self.turns == "fixed":
+            return self.phase(step) % 2 == 0
+        more = len(self.live(step)) > self.periods.count(1)
+        return more or _PAIRS.position(2, step // 2) == step % 2
+
+    def last_refresh(self, group: int, step: int) -> int:
+        """Number of the last gradient step of ``group`` up to ``step``, counted from 0; -1 before the first cycle."""
+        if step < self.initial_full_steps:
+            return -1
+        window, position = divmod(step - self.initial_full_steps, self.periods[group])
+        return window if position >= self._position(self.periods[group], window) else window - 1
+
+    def step_length(self, group: int, step: int) -> int:
+        """Steps that one step of ``group`` stands for where it makes the move of a whole period at once."""
+        return 1 if step < self.initial_full_steps else self.periods[group]
 
     def steps_to_next_refresh(self, group: int, step: int) -> int:
         """Steps from ``step``, at which ``group`` is live, to its next gradient: 1 means no idle step between."""
-        return 1 if step < self.initial_full_steps else self.periods[group]
+        if step < self.initial_full_steps:
+            return 1
+        period = self.periods[group]
+        window = (step - self.initial_full_steps) // period
+        return period - self._position(period, window) + self._position(period, window + 1)
 
     def steps_since_refresh(self, group: int, step: int) -> int:
         """Steps from the last gradient of ``group`` to ``step``: 0 means that it is live."""
-        return max(0, step - self.initial_full_steps) % self.periods[group]
+        period = self.periods[group]
+        window, position = divmod(max(0, step - self.initial_full_steps), period)
+        since = position - self._position(period, window)
+        return since if since >= 0 else position + period - self._position(period, window - 1)
 
     @property
     def cycle(self) -> int:
-        """Steps after which the pattern of live groups repeats: the least common multiple of the periods."""
+        """Steps after which the numbers of gradients repeat: the least common multiple of the periods."""
         return math.lcm(*self.periods)
+
+
+_PAIRS = DrawnPositions((2,))
 
 
 @dataclass(frozen=True)
@@ -94,6 +179,14 @@ class Stages:
     def steps_to_next_refresh(self, group: int, step: int) -> int:
         """See `Schedule.steps_to_next_refresh`."""
         return self.at(step).steps_to_next_refresh(group, step)
+
+    def samples(self, step: int) -> bool:
+        """See `Schedule.samples`."""
+        return self.at(step).samples(step)
+
+    def step_length(self, group: int, step: int) -> int:
+        """See `Schedule.step_length`."""
+        return self.at(step).step_length(group, step)
 
     def steps_since_refresh(self, group: int, step: int) -> int:
         """See `Schedule.steps_since_refresh`."""

@@ -10,6 +10,7 @@ from hf_multirate.auto.plan import Plan
 from hf_multirate.auto.planner import Planner
 from hf_multirate.auto.text import describe_plan
 from hf_multirate.config import MultirateConfig
+from hf_multirate.cost import StepCosts
 from hf_multirate.describe import describe
 from hf_multirate.groups import RateGroup
 from hf_multirate.partition import Partition
@@ -32,7 +33,7 @@ class Standing:
         self._resolved = config
         """``config`` with the blocks of the model as its groups, if it leaves them open."""
         self._planner: Planner | None = None
-        self._costs = [1.0]
+        self._costs: StepCosts | None = None
 
     @property
     def active(self) -> bool:
@@ -68,7 +69,7 @@ class Standing:
 
     @property
     def phase(self) -> int:
-        """Position in the cycle of the step begun last; 0 is a full step."""
+        """Position in the cycle of the step begun last; with fixed turns 0 is a full step."""
         return 0 if self.step is None else self._cycles.phase(self.step)
 
     @property
@@ -90,8 +91,9 @@ class Standing:
         """Predicted cost of the step begun last, as a share of a full one."""
         if self._planner is not None and self.step is not None:
             return self._planner.cost(self.step)
-        position = 0 if self.step is None else max(0, self.step - self.config.initial_full_steps)
-        return self._costs[position % len(self._costs)]
+        if self.step is None or self._costs is None:
+            return 1.0
+        return self._costs.of(self.schedule.live(self.step))
 
     def describe(self) -> str:
         """A table of the rate groups, the boundary below which backward is skipped, and the predicted cost."""

@@ -27,6 +27,7 @@ from hf_multirate.subset import Subset
 class _Group:
     """One rate group with ``idle="zero"``: the parameters that can be held, and the draw made last."""
 
+    index: int
     rate_group: RateGroup
     subset: Subset
     members: dict[str, nn.Parameter]
@@ -57,19 +58,23 @@ class Subgroups:
         self, config: MultirateConfig, optimizer: Optimizer, groups: Mapping[str, Mapping[str, nn.Parameter]]
     ) -> None:
         self._optimizer = optimizer
-        self._start = config.initial_full_steps
+        self._cycles = config.cycles
         self._groups = [
-            _Group(group, group.subset, _members(group, group.subset, groups[group.name]))
-            for group in config.groups
+            _Group(index, group, group.subset, _members(group, group.subset, groups[group.name]))
+            for index, group in enumerate(config.groups)
             if group.subset is not None
         ]
         self._before: list[tuple[Tensor, Tensor, Tensor]] = []
         self._long: list[tuple[nn.Parameter, Tensor, Tensor, float]] = []
 
+    def _since_refresh(self, group: _Group, step: int) -> tuple[int, int]:
+        """Number of the last refresh of ``group``, and steps since then."""
+        return self._cycles.last_refresh(group.index, step), self._cycles.steps_since_refresh(group.index, step)
+
     def _held(self, step: int) -> Iterator[tuple[nn.Parameter, Tensor, float]]:
         """Parameters with a subset that is held at ``step``, its mask, and the factor on all the rest."""
         for group in self._groups:
-            index = group.subset.held(group.rate_group.period, step - self._start)
+            index = group.subset.held(*self._since_refresh(group, step))
             if index is not None:
                 for parameter, mask in group.masks_of(index).items():
                     if parameter.requires_grad:  # it may have been frozen since
@@ -105,8 +110,8 @@ class Subgroups:
             self._before += [(tensor, mask, tensor.clone()) for tensor in [parameter, *self._state_of(parameter)]]
         self._long = []
         for group in self._groups:
-            index = group.subset.returning(group.rate_group.period, step - self._start)
-            if index is not None:
+            index = group.subset.returning(*self._since_refresh(group, step))
+            if index is not None and group.rate_group.period > 1:
                 factor = float(group.rate_group.period)
                 for parameter, mask in group.masks_of(index).items():
                     self._long.append((parameter, mask, parameter.detach().clone(), factor))

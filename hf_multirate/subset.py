@@ -61,27 +61,26 @@ class Subset:
         """Factor on the weights that are left while the subset is held at zero."""
         return 1.0 / (1.0 - self.fraction) if self.rescale else 1.0
 
-    def held(self, period: int, position: int) -> int | None:
+    def held(self, refresh: int, since: int) -> int | None:
         """Number of the draw that is held at zero at a step, or None if nothing is.
 
         Args:
-            period: Steps from refresh to refresh.
-            position: Steps since the first refresh; negative before it.
+            refresh: Number of the last refresh up to the step, from 0; negative before the first.
+            since: Steps since that refresh.
 
-        >>> [Subset().held(3, position) for position in range(-1, 7)]
-        [None, None, 0, 0, None, 1, 1, None]
+        >>> [Subset().held(*position) for position in ((-1, 0), (0, 0), (0, 1), (0, 2), (1, 0), (1, 1))]
+        [None, None, 0, 0, None, 1]
         """
-        if position < 0:
+        if refresh < 0:
             return None
         if self.redraw == "step":
-            return position
-        return position // period if position % period else None
+            return refresh
+        return refresh if since else None
 
-    def returning(self, period: int, position: int) -> int | None:
+    def returning(self, refresh: int, since: int) -> int | None:
         """Number of the draw that was held until a step and takes its long step now, or None.
 
-        >>> [Subset().returning(3, position) for position in range(-1, 7)]
-        [None, None, None, None, 0, None, None, 1]
+        >>> [Subset().returning(*position) for position in ((-1, 0), (0, 0), (0, 1), (1, 0), (1, 1), (2, 0))]
+        [None, None, None, 0, None, 1]
         """
-        after_a_cycle = self.redraw == "cycle" and period > 1 and position > 0 and position % period == 0
-        return position // period - 1 if after_a_cycle else None
+        return refresh - 1 if self.redraw == "cycle" and refresh > 0 and since == 0 else None

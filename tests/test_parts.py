@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from hf_multirate import MultirateConfig, MultirateTrainingArguments
-from hf_multirate.cost import boundary, layers_of, predicted_speedup, relative_costs
+from hf_multirate.cost import StepCosts, boundary, layers_of
 from hf_multirate.gradient_check import GradientCheck
 from hf_multirate.partition import assign
 from hf_multirate.telemetry import Telemetry
@@ -39,10 +39,10 @@ def _stack() -> nn.Sequential:
 def test_cost_counts_forward_weight_gradients_and_input_gradients(fast: str, fast_cost: int) -> None:
     model = _stack()
     config = MultirateConfig.two_rate(fast, period=3)
-    costs = relative_costs(config, assign(config, model), layers_of(model))
+    costs = StepCosts(["fast", "slow"], assign(config, model), layers_of(model))
     full = 4 + 4 + 4  # forward, weights, inputs of every layer: the table below requires a gradient too
-    assert costs == pytest.approx([1.0, fast_cost / full, fast_cost / full])
-    assert predicted_speedup(costs) == pytest.approx(3 / sum(costs))
+    assert [costs.of((0, 1)), costs.of((0,))] == pytest.approx([1.0, fast_cost / full])
+    assert costs.speedup(config.schedule.kinds) == pytest.approx(3 / (1.0 + 2 * fast_cost / full))
 
 
 def test_boundary_is_the_first_live_parameter() -> None:

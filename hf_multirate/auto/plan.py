@@ -18,6 +18,8 @@ class Plan:
         periods: Steps between two gradients of each block.
         drift: Idle steps at which each block drifts.
         worth: What the periods were made from, at a learning rate of 1; None where nothing was known.
+        turns: Position of gradients within periods: see `hf_multirate.schedule.Schedule`.
+        turns_seed: Seed of drawn positions.
     """
 
     start: int
@@ -26,8 +28,10 @@ class Plan:
     periods: tuple[int, ...]
     drift: tuple[int, ...]
     worth: tuple[float, ...] | None = None
+    turns: str = "fixed"
+    turns_seed: int = 0
 
     @property
     def schedule(self) -> Schedule:
         """Which blocks get a gradient at which step."""
-        return Schedule(self.periods, self.cycle_start)
+        return Schedule(self.periods, self.cycle_start, self.turns, self.turns_seed)

@@ -32,6 +32,7 @@ class Planner:
         self._budget = config.budget
         self._groups = tuple(config.groups)
         self._full_until = config.initial_full_steps
+        self._turns, self._turns_seed = config.turns, config.turns_seed
         self._first = 0
         self._told = False
         self.account = account
@@ -132,7 +133,9 @@ class Planner:
         told = None if worth is None else tuple(worth)
         # Two full steps in a row tell what one step is worth: the plan begins with them.
         until, cycle = (None, step) if self._short else (step + self._budget.plan_steps, step + 1)
-        self.plans.append(Plan(step, until, cycle, periods, drift, told))
+        # A seed for each plan: else all of them would begin with the same positions.
+        seed = self._turns_seed + len(self.plans)
+        self.plans.append(Plan(step, until, cycle, periods, drift, told, self._turns, seed))
         logger.info("step %d: %s", step, self.told())
 
     def _within(

@@ -53,17 +53,15 @@ def _plan(model: nn.Module, batch: Mapping[str, Any], label: str, config: Multir
         partition = Multirate(config).assign(model).partition
         groups = partition.parameters(model)
         counts = _counts(model, batch, config, groups)
-    cycle = config.schedule.lives
+    kinds = config.schedule.kinds
     times = seconds_of(model, batch, config) if measure else {}
-    steps = tuple(
-        _step(config, model, groups, live, counts[live], times.get(live))
-        for live in sorted(set(cycle), key=len, reverse=True)
-    )
-    full = counts[cycle[0]].total
-    speedup = len(cycle) * full / sum(counts[live].total for live in cycle)
+    steps = tuple(_step(config, model, groups, live, counts[live], times.get(live)) for live in kinds)
+    full = counts[_everything(config)].total
+    cycle = sum(kinds.values())
+    speedup = cycle * full / sum(number * counts[live].total for live, number in kinds.items())
     plain = times.get(())
-    measured = len(cycle) * plain / sum(times[live] for live in cycle) if plain else None
-    least = min(cycle, key=len)
+    measured = cycle * plain / sum(number * times[live] for live, number in kinds.items()) if plain else None
+    least = min(kinds, key=len)
     return Plan(
         label,
         _groups(config, groups, counts),
@@ -74,6 +72,11 @@ def _plan(model: nn.Module, batch: Mapping[str, Any], label: str, config: Multir
         measured,
         plain / times[least] if plain else None,
     )
+
+
+def _everything(config: MultirateConfig) -> Live:
+    """The groups that are live at a full step."""
+    return tuple(range(len(config.groups)))
 
 
 def _prefixes(config: MultirateConfig) -> list[Live]:
@@ -92,7 +95,7 @@ def _counts(
     pruner = Pruner(model, groups, IdlePass(config, torch.optim.AdamW, compiled=False, sharded=False))
     part, times = few_rows(batch)
     found = {}
-    for live in {*config.schedule.lives, *_prefixes(config)}:
+    for live in {*config.schedule.kinds, *_prefixes(config)}:
         with pruner.pruned(frozenset(config.groups[i].name for i in live)):
             found[live] = count(model, part, times)
     return found
@@ -103,7 +106,7 @@ def _groups(
     groups: Mapping[str, Mapping[str, nn.Parameter]],
     counts: Mapping[Live, Count],
 ) -> tuple[GroupPlan, ...]:
-    weighted = counts[config.schedule.lives[0]].weighted
+    weighted = counts[_everything(config)].weighted
     owner = {key.rpartition(".")[0]: name for name, members in groups.items() for key in members}
     found: dict[int, GroupPlan] = {}
     before = 0.0
@@ -132,7 +135,7 @@ def _step(
     keys = {key for name in names for key in groups[name]}
     edge = boundary(layers_of(model), keys) if len(live) < len(config.groups) else None
     memory = weights + gradients + 2 * sum(sizes.values()) + work.kept
-    return StepPlan(names, config.schedule.lives.count(live), work.total, edge, memory, gradients, seconds)
+    return StepPlan(names, config.schedule.kinds[live], work.total, edge, memory, gradients, seconds)
 
 
 @contextmanager
