@@ -73,10 +73,10 @@ class DrawnPositions:
             windows = longer // period
             shared, position = divmod(self.position(longer, window // windows), period)
             return [position] if window % windows == shared else range(period)
-        if period in self._longer:
+        inner = max((p for p in self.periods if 1 < p < period and period % p == 0), default=1)
+        if period in self._longer or inner == 1:
             return range(period)
         # Outside of the main chain: the gradient steps of the longest period that divides this one.
-        inner = max((p for p in self.periods if 1 < p < period and period % p == 0), default=1)
         parts = period // inner
         return [part * inner + self.position(inner, window * parts + part) for part in range(parts)]
 
