@@ -64,7 +64,7 @@ def _costs(config: MultirateConfig, partition: Partition, model: nn.Module) -> l
         shares = ", ".join(f"{fraction:.0%}" for fraction in subsets)
         return [f"every step is a full step, with {shares} of a group held at zero in turn: no time is saved"]
     lines = []
-    for groups in kinds:
+    for groups in reversed(kinds):
         if len(groups) == len(config.groups):
             continue
         names = [config.groups[i].name for i in groups]

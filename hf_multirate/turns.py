@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import Any
+
+from hf_multirate.counts import require_count
+from hf_multirate.drawn_positions import DrawnPositions
+from hf_multirate.schedule import TURNS
 
 
 MOMENTA = ("keep", "average", "reset")
@@ -24,6 +28,9 @@ class CopiesConfig:
         periods: Step sizes of the copies in units of the learning rate: 1, then each a multiple of the one before.
         momenta: What an average does to the state of the optimizer, which the paper leaves open: all go on from the
             mean (``average``), each copy has its own (``keep``), or all begin anew (``reset``).
+        turns: Where a slow copy has its turn among those of the faster ones, before they are averaged: ``drawn``
+            for each of its steps, so that it meets all of the data whatever the order, or ``fixed`` at the end.
+        turns_seed: Seed of the drawn turns.
         buffers: Whether buffers such as the running statistics of batch norm are averaged as parameters are, or each
             copy has its own (``keep``).
 
@@ -35,6 +42,8 @@ class CopiesConfig:
     periods: Sequence[int] = (1, 25)
     momenta: str = "average"
     buffers: str = "average"
+    turns: str = "drawn"
+    turns_seed: int = 0
 
     def __post_init__(self) -> None:
         """Validate, and make ``periods`` a tuple."""
@@ -55,30 +64,50 @@ class CopiesConfig:
             raise ValueError(f"momenta must be one of {MOMENTA}, got {self.momenta!r}.")
         if self.buffers not in BUFFERS:
             raise ValueError(f"buffers must be one of {BUFFERS}, got {self.buffers!r}.")
+        if self.turns not in TURNS:
+            raise ValueError(f"turns must be one of {TURNS}, got {self.turns!r}.")
+        require_count("turns_seed", "(any number is a seed)", self.turns_seed, 0)
 
     def to_dict(self) -> dict[str, Any]:
         """A dictionary of plain values."""
-        return {"periods": list(self.periods), "momenta": self.momenta, "buffers": self.buffers}
+        values = {field.name: vars(self)[field.name] for field in fields(self)}
+        return {**values, "periods": list(self.periods)}
 
     @property
     def cycle(self) -> int:
         """Steps, of any copy, from one average of all copies to the next."""
-        return sum(self.periods[-1] // period for period in self.periods)
+        return _turns(self.periods)
 
     def turn(self, step: int) -> tuple[int, tuple[int, ...]]:
         """The copy that takes optimizer step ``step``, and the copies that are averaged after it.
 
-        At each moment the faster copies arrive first.
-
-        >>> config = CopiesConfig((1, 2))
+        >>> config = CopiesConfig((1, 2), turns="fixed")
         >>> [config.turn(step) for step in range(4)]
         [(0, ()), (0, ()), (1, (0, 1)), (0, ())]
         """
-        left = step % self.cycle
-        for time in range(1, self.periods[-1] + 1):
-            arriving = tuple(copy for copy, period in enumerate(self.periods) if time % period == 0)
-            if left < len(arriving):
-                last = left == len(arriving) - 1 and len(arriving) > 1
-                return arriving[left], arriving if last else ()
-            left -= len(arriving)
-        raise AssertionError("a cycle has as many turns as it counts")
+        return self._turn(len(self.periods) - 1, *divmod(step, self.cycle))
+
+    def _turn(self, slowest: int, number: int, place: int) -> tuple[int, tuple[int, ...]]:
+        """Turn ``place`` of interval ``number`` of a copy, in which it has one step and faster copies have more."""
+        if slowest == 0:
+            return 0, ()
+        length = _turns(self.periods[: slowest + 1])
+        own = self._place(length, number, slowest)
+        inside = place - (place > own)
+        parts = self.periods[slowest] // self.periods[slowest - 1]
+        part, rest = divmod(inside, _turns(self.periods[:slowest]))
+        copy, merged = (slowest, ()) if place == own else self._turn(slowest - 1, number * parts + part, rest)
+        if place == length - 1:  # the end of the interval, where all of them meet
+            return copy, tuple(range(slowest + 1))
+        return copy, () if inside == length - 2 else merged
+
+    def _place(self, length: int, number: int, copy: int) -> int:
+        """Place of the step of ``copy`` among the ``length`` turns of its interval."""
+        if self.turns == "fixed":
+            return length - 1
+        return DrawnPositions((length,), self.turns_seed + copy).position(length, number + 1)
+
+
+def _turns(periods: Sequence[int]) -> int:
+    """Turns in the interval of the slowest copy."""
+    return sum(periods[-1] // period for period in periods)
