@@ -60,6 +60,13 @@ class MultirateTrainingArguments(TrainingArguments):
             "(default: all)."
         },
     )
+    multirate_turns: str | None = field(
+        default=None,
+        metadata={
+            "help": "Step of each period at which slow parts get their gradient: 'drawn', or 'fixed' at the first, as "
+            "in the paper (default: drawn)."
+        },
+    )
     multirate_idle_mode: str | None = field(
         default=None,
         metadata={
@@ -139,6 +146,7 @@ class MultirateTrainingArguments(TrainingArguments):
             "period": self.multirate_period,
             "idle": self.multirate_idle,
             "drift_steps": self.multirate_drift_steps,
+            "turns": self.multirate_turns,
             "idle_mode": self.multirate_idle_mode,
             "idle_dtype": self.multirate_idle_dtype,
             "idle_compile": self.multirate_idle_compile,
