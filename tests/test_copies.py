@@ -53,7 +53,7 @@ def test_equals_the_plain_tensors(periods: tuple[int, ...], mu: float, momenta: 
             steps=steps, weight_decay=0.01, momenta=momenta,
         )  # fmt: skip
         optimizer = SGD(model.parameters(), lr=RATE, momentum=mu, weight_decay=0.01)
-        loop(model, optimizer, CopiesConfig(periods, momenta), no_note, steps)
+        loop(model, optimizer, CopiesConfig(periods, momenta, turns="fixed"), no_note, steps)
         got = values(model)
         assert max(float((got[i] - wanted[i]).abs().max()) for i in wanted) < 1e-10, steps
 
@@ -69,7 +69,7 @@ def test_settings_of_the_reference_matter(change: dict[str, Any]) -> None:
 
 
 def test_turns_of_three_copies() -> None:
-    config = CopiesConfig((1, 2, 4))
+    config = CopiesConfig((1, 2, 4), turns="fixed")
     turns = [config.turn(step) for step in range(config.cycle + 2)]
     assert [copy for copy, _ in turns] == [0, 0, 1, 0, 0, 1, 2, 0, 0]
     assert [merged for _, merged in turns] == [(), (), (0, 1), (), (), (), (0, 1, 2), (), ()]
@@ -87,7 +87,7 @@ def test_each_copy_has_its_own_batches_state_and_step_size() -> None:
         assert optimizer.param_groups[0]["lr"] == pytest.approx(RATE * (1 - (step + 1) / STEPS))
         counts.append(float(optimizer.state[model[0].weight]["step"]))
 
-    loop(model, optimizer, CopiesConfig((1, 3)), note, 8)
+    loop(model, optimizer, CopiesConfig((1, 3), turns="fixed"), note, 8)
     assert counts == [1, 2, 3, 3, 4, 5, 6, 6]
     assert rates == pytest.approx([RATE * (1 - step / STEPS) * (3 if step in (3, 7) else 1) for step in range(8)])
 
@@ -102,7 +102,7 @@ def test_between_steps_the_model_has_the_fastest_copy() -> None:
     inside: list[dict[str, Tensor]] = []
     model[0].register_forward_pre_hook(lambda module, args: inside.append(values(model)))
     start = values(model)
-    loop(model, SGD(model.parameters(), lr=RATE), CopiesConfig((1, 3)), note, 8)
+    loop(model, SGD(model.parameters(), lr=RATE), CopiesConfig((1, 3), turns="fixed"), note, 8)
     assert_same(inside[3], start)  # the slow copy has not moved before its turn
     for step in (1, 2, 5, 6):
         assert_same(inside[step], seen[step - 1])
@@ -121,7 +121,7 @@ def test_running_statistics(buffers: str) -> None:
 
     inside: list[Tensor] = []
     model[0].register_forward_pre_hook(lambda module, args: inside.append(model[2].running_mean.clone()))
-    loop(model, SGD(model.parameters(), lr=RATE), CopiesConfig((1, 3), buffers=buffers), note, 8)
+    loop(model, SGD(model.parameters(), lr=RATE), CopiesConfig((1, 3), buffers=buffers, turns="fixed"), note, 8)
     assert not inside[3].any()
     assert torch.equal(means[3], means[2]) == (buffers == "keep")
     assert torch.equal(inside[7], inside[4]) == (buffers == "average")
@@ -129,7 +129,7 @@ def test_running_statistics(buffers: str) -> None:
 
 
 SETTINGS: dict[str, Any] = {"max_steps": 10, "save_strategy": "steps", "save_steps": 1}
-COPIES = CopiesConfig((1, 3), "keep")
+COPIES = CopiesConfig((1, 3), "keep", turns="fixed")
 
 
 def trainer_of(folder: Path, copies: CopiesConfig = COPIES, family: str = "resnet", **settings: Any) -> Any:
@@ -162,7 +162,7 @@ def test_resumed_is_uninterrupted(tmp_path: Path, whole: tuple[Path, Any], step:
 def test_trainer_logs_the_turn_and_differs_from_plain_training(tmp_path: Path, whole: tuple[Path, Any]) -> None:
     logged = [entry["averaged_copies/phase"] for entry in whole[1][1] if "loss" in entry]
     assert logged == [0, 1, 2, 3, 0, 1, 2, 3, 0, 1]
-    other = trainer_of(tmp_path, CopiesConfig((1, 9)))
+    other = trainer_of(tmp_path, CopiesConfig((1, 9), turns="fixed"))
     other.train()
     assert differ(weights(other), whole[1][0])
 
@@ -187,7 +187,7 @@ def test_micro_batches_of_a_step_are_of_one_copy(tmp_path: Path) -> None:
 
 def test_error_in_a_micro_batch_leaves_the_fastest_copy() -> None:
     model = network()
-    copies = AveragedCopies(CopiesConfig((1, 3))).attach(model, SGD(model.parameters(), lr=RATE))
+    copies = AveragedCopies(CopiesConfig((1, 3), turns="fixed")).attach(model, SGD(model.parameters(), lr=RATE))
     with torch.no_grad():
         model[0].weight.add_(1.0)  # so that the copies differ
     fastest = values(model)
@@ -206,7 +206,7 @@ def test_error_in_a_micro_batch_leaves_the_fastest_copy() -> None:
 
 
 def test_other_periods_in_the_checkpoint(tmp_path: Path, whole: tuple[Path, Any]) -> None:
-    trainer = trainer_of(tmp_path, CopiesConfig((1, 2, 4)))
+    trainer = trainer_of(tmp_path, CopiesConfig((1, 2, 4), turns="fixed"))
     with pytest.raises(ValueError, match=r"has 2 copies.*here are 3"):
         trainer.train(resume_from_checkpoint=str(whole[0] / "checkpoint-3"))
     assert not trainer.copies.attached
@@ -220,7 +220,7 @@ def test_module_that_cannot_be_deep_copied_trains() -> None:
         deepcopy(model)
     before = values(model)
     optimizer = SGD(model.parameters(), lr=RATE)
-    with AveragedCopies(CopiesConfig((1, 2))).attach(model, optimizer) as copies:
+    with AveragedCopies(CopiesConfig((1, 2), turns="fixed")).attach(model, optimizer) as copies:
         for step in range(6):
             copies.begin_step(step)
             inputs, labels = batch(step)
@@ -251,18 +251,18 @@ def test_models_without_values_are_refused(build: Callable[[], nn.Module], words
     model = build()
     optimizer = SGD(nn.Linear(2, 2).parameters(), lr=0.1)
     with pytest.raises(ValueError, match=words):
-        AveragedCopies(CopiesConfig()).attach(model, optimizer)
+        AveragedCopies(CopiesConfig(turns="fixed")).attach(model, optimizer)
 
 
 def test_misuse_is_named() -> None:
     model = network()
     optimizer = SGD(model.parameters(), lr=RATE)
-    copies = AveragedCopies(CopiesConfig())
+    copies = AveragedCopies(CopiesConfig(turns="fixed"))
     for call in (lambda: copies.begin_step(0), copies.state_dict):
         with pytest.raises(RuntimeError, match="call attach"):
             call()
     with copies.attach(model, optimizer):
-        for other in (copies, Multirate(MultirateConfig.off()), AveragedCopies(CopiesConfig())):
+        for other in (copies, Multirate(MultirateConfig.off()), AveragedCopies(CopiesConfig(turns="fixed"))):
             with pytest.raises(RuntimeError, match="attached already"):
                 other.attach(model, optimizer)
         with pytest.raises(ValueError, match="got -1"):
@@ -291,7 +291,7 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
 def test_bad_configs_are_refused(case: str) -> None:
     change, kind, words = BAD[case]
     with pytest.raises(kind, match=words):
-        CopiesConfig(**change)
+        CopiesConfig(**change, turns="fixed")
 
 
 def test_trainer_wants_a_config(tmp_path: Path) -> None:
@@ -303,7 +303,7 @@ def test_trainer_wants_a_config(tmp_path: Path) -> None:
 def test_step_sizes_of_the_optimizers_own_are_refused() -> None:
     model = network()
     with pytest.raises(ValueError, match="relative_step"):
-        AveragedCopies(CopiesConfig((1, 2))).attach(model, Adafactor(model.parameters()))
+        AveragedCopies(CopiesConfig((1, 2), turns="fixed")).attach(model, Adafactor(model.parameters()))
 
 
 def test_counts_of_steps_are_not_averaged() -> None:
@@ -317,7 +317,7 @@ def test_counts_of_steps_are_not_averaged() -> None:
 
     model = Scaled()
     optimizer = AdamW(model.parameters(), lr=0.01)
-    with AveragedCopies(CopiesConfig((1, 4))).attach(model, optimizer) as copies:
+    with AveragedCopies(CopiesConfig((1, 4), turns="fixed")).attach(model, optimizer) as copies:
         for step in range(5):
             copies.begin_step(step)
             model(torch.ones(2, 3)).sum().backward()
@@ -335,7 +335,7 @@ def test_learning_rate_is_back_after_an_error_within_a_step() -> None:
 
     model = network()
     optimizer = Failing(model.parameters(), lr=0.05)
-    copies = AveragedCopies(CopiesConfig((1, 3))).attach(model, optimizer)
+    copies = AveragedCopies(CopiesConfig((1, 3), turns="fixed")).attach(model, optimizer)
     for step in range(3):
         copies.begin_step(step)
         optimizer.step()

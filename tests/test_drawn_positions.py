@@ -113,9 +113,7 @@ def test_kinds_of_steps_come_as_often_as_they_are_counted(periods: tuple[int, ..
 
 
 @pytest.mark.parametrize("periods", [(1, 1_000_000), (1, 97, 101, 103), (1, 1000, 1_000_000), tuple(range(1, 30))])
-def test_kinds_of_long_and_coprime_periods_are_few(
-    periods: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_kinds_of_long_and_coprime_periods_are_few(periods: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     position = DrawnPositions.position
     monkeypatch.setattr(DrawnPositions, "position", lambda *args: asked.append(args) or position(*args))

@@ -15,7 +15,7 @@ from runs import Watched, differ, example, phases, trainer_for, weights
 
 
 PERIODS = (1, 2, 4)
-LADDER = MultirateConfig.ladder(PERIODS)
+LADDER = MultirateConfig.ladder(PERIODS, turns="fixed")
 
 
 @pytest.mark.parametrize(("family", "stack"), [("bert", "bert.encoder.layer"), ("gpt2-lm", "transformer.h")])
@@ -57,7 +57,7 @@ def test_description_has_a_line_for_each_depth(tmp_path: Path) -> None:
 def test_what_stands_still_keeps_no_displacement(drift_steps: int | None, kept: int) -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     optimizer = torch.optim.RMSprop(model.parameters(), lr=0.1)
-    config = MultirateConfig.two_rate("1", 3, drift_steps=drift_steps)
+    config = MultirateConfig.two_rate("1", 3, drift_steps=drift_steps, turns="fixed")
     with Multirate(config).attach(model, optimizer) as multirate:
         multirate.begin_step(0)
         model(torch.ones(1, 2)).sum().backward()
@@ -71,7 +71,9 @@ def test_what_never_drifts_is_looked_at_for_the_log_alone(
 ) -> None:
     looked = set()
     slopes = Bucket.slopes
-    trainer = trainer_for(tmp_path, MultirateConfig.ladder(PERIODS, drift_steps=drift_steps), max_steps=9)
+    trainer = trainer_for(
+        tmp_path, MultirateConfig.ladder(PERIODS, drift_steps=drift_steps, turns="fixed"), max_steps=9
+    )
 
     def noting(self: Bucket, *args: Any) -> Any:
         if self.index > 0:
@@ -87,7 +89,7 @@ def test_drift_steps_reach_the_trainer(tmp_path: Path) -> None:
     outcomes = []
     for drift_steps in (None, 3, 1, 0):
         groups = (RateGroup("fast", "last:1", 1), RateGroup("slow", ".*", 4, drift_steps=drift_steps))
-        trainer = trainer_for(tmp_path, MultirateConfig(groups, drift_scale=1.0))
+        trainer = trainer_for(tmp_path, MultirateConfig(groups, drift_scale=1.0, turns="fixed"))
         trainer.train()
         outcomes.append(weights(trainer))
     assert not differ(outcomes[0], outcomes[1]), "three idle steps in a cycle of four"
@@ -99,7 +101,7 @@ def test_ladder_on_the_command_line(tmp_path: Path) -> None:
     def parse(**settings: Any) -> MultirateConfig:
         return MultirateTrainingArguments(str(tmp_path), report_to=[], **settings).to_multirate_config()
 
-    assert parse(multirate_fast="ladder:1,2,4") == LADDER
+    assert parse(multirate_fast="ladder:1,2,4", multirate_turns="fixed") == LADDER
     assert parse(multirate_fast="ladder:1,3", multirate_idle="hold") == MultirateConfig.ladder([1, 3], "hold")
     still = parse(multirate_fast="ladder:1,2,4", multirate_drift_steps=0)
     assert still == MultirateConfig.ladder([1, 2, 4], drift_steps=0)

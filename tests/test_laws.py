@@ -184,12 +184,18 @@ def test_period_five_is_not_plain_training(tmp_path: Path, plain: Plain, family:
 @pytest.mark.parametrize(
     ("one", "other"),
     [
-        (MultirateConfig.two_rate(FULL, 5), MultirateConfig.two_rate(FULL, 5, "hold")),
-        (MultirateConfig.two_rate(FULL, 5), MultirateConfig.two_rate(FULL, 4)),
-        (MultirateConfig.two_rate(FULL, 5), MultirateConfig.two_rate("last:2", 5)),
-        (MultirateConfig.two_rate(FULL, 5), MultirateConfig.two_rate(FULL, 5, drift_scale=1.0)),
-        (MultirateConfig.two_rate(FULL, 5), MultirateConfig.ladder([1, 2, 5])),
-        (MultirateConfig.two_rate(FULL, 5), MultirateConfig.two_rate(FULL, 5, initial_full_steps=2)),
+        (MultirateConfig.two_rate(FULL, 5, turns="fixed"), MultirateConfig.two_rate(FULL, 5, "hold", turns="fixed")),
+        (MultirateConfig.two_rate(FULL, 5, turns="fixed"), MultirateConfig.two_rate(FULL, 4, turns="fixed")),
+        (MultirateConfig.two_rate(FULL, 5, turns="fixed"), MultirateConfig.two_rate("last:2", 5, turns="fixed")),
+        (
+            MultirateConfig.two_rate(FULL, 5, turns="fixed"),
+            MultirateConfig.two_rate(FULL, 5, drift_scale=1.0, turns="fixed"),
+        ),
+        (MultirateConfig.two_rate(FULL, 5, turns="fixed"), MultirateConfig.ladder([1, 2, 5], turns="fixed")),
+        (
+            MultirateConfig.two_rate(FULL, 5, turns="fixed"),
+            MultirateConfig.two_rate(FULL, 5, initial_full_steps=2, turns="fixed"),
+        ),
     ],
 )
 def test_configs_differ(tmp_path: Path, one: MultirateConfig, other: MultirateConfig) -> None:

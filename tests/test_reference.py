@@ -97,7 +97,9 @@ def residual(one: Tensors, other: Tensors) -> float:
 
 
 def config(period: int, idle: str = "drift", **settings: Any) -> MultirateConfig:
-    return MultirateConfig.two_rate([f"^{name}" for name in FAST], period, idle, **{"idle_mode": "train", **settings})
+    return MultirateConfig.two_rate(
+        [f"^{name}" for name in FAST], period, idle, **{"idle_mode": "train", **settings}, turns="fixed"
+    )
 
 
 SGD_SETTINGS: dict[str, dict[str, Any]] = {
@@ -182,7 +184,9 @@ def test_limited_drift_is_its_literal_form(kind: type[Optimizer], momentum: dict
         RateGroup("fast", [f"^{name}" for name in FAST], 1),
         RateGroup("slow", ".*", 4, drift_steps=drift_steps),
     )
-    got = multirate_loop(model, optimizer, MultirateConfig(groups, initial_full_steps=2, idle_mode="train"), cosine)
+    got = multirate_loop(
+        model, optimizer, MultirateConfig(groups, initial_full_steps=2, idle_mode="train", turns="fixed"), cosine
+    )
     assert residual(got, wanted) < 1e-10
 
 

@@ -75,7 +75,9 @@ def test_equals_the_plain_tensors(name: str, momentum: float, start: int, patter
         steps=STEPS, weight_decay=0.01, scale=subset.scale, start=start, every_step=every,
     )  # fmt: skip
     # BatchNorm's scale and shift are vectors too.
-    config = MultirateConfig.random_subgroups(1 if every else PERIOD, subset, patterns, initial_full_steps=start)
+    config = MultirateConfig.random_subgroups(
+        1 if every else PERIOD, subset, patterns, initial_full_steps=start, turns="fixed"
+    )
     for _ in loop(model, optimizer, config):
         pass
     got = values(model)
@@ -100,7 +102,7 @@ def test_what_is_held_stays_and_so_does_its_state(kind: type[Optimizer]) -> None
     subset = Subset(0.5)
     seen = []
     last: dict[str, tuple[Tensor, ...]] = {}
-    for step in loop(model, optimizer, MultirateConfig.random_subgroups(PERIOD, subset)):
+    for step in loop(model, optimizer, MultirateConfig.random_subgroups(PERIOD, subset, turns="fixed")):
         state = {name: [p, *optimizer.state[p].values()] for name, p in model.named_parameters()}
         now = {
             name: tuple(t.detach().clone() for t in tensors if torch.is_tensor(t) and t.shape == tensors[0].shape)
@@ -126,7 +128,7 @@ def test_forward_sees_zeros_and_nobody_else_does(unit: str) -> None:
     clipped: list[Tensor] = []
     optimizer.register_step_pre_hook(lambda *_: clipped.append(model[0].weight.grad.clone()))
     before = model[0].weight.detach().clone()
-    for step in loop(model, optimizer, MultirateConfig.random_subgroups(PERIOD, subset), accumulate=2):
+    for step in loop(model, optimizer, MultirateConfig.random_subgroups(PERIOD, subset, turns="fixed"), accumulate=2):
         first, second = inside[-2:]
         assert torch.equal(first, second)
         mask = draw(subset, step // PERIOD, "0.weight", before)
@@ -142,7 +144,7 @@ def test_forward_sees_zeros_and_nobody_else_does(unit: str) -> None:
 def test_error_in_forward_leaves_the_stored_values() -> None:
     model = network()
     optimizer = SGD(model.parameters(), lr=0.1)
-    multirate = Multirate(MultirateConfig.random_subgroups(PERIOD)).attach(model, optimizer)
+    multirate = Multirate(MultirateConfig.random_subgroups(PERIOD, turns="fixed")).attach(model, optimizer)
     multirate.begin_step(0)
     model(batch(0)[0]).sum().backward()
     optimizer.step()
@@ -193,7 +195,7 @@ def test_neurons_are_whole_rows_and_never_all(fraction: float, rows: int, count:
     assert torch.equal(draw(subset, 4, "layer.bias", torch.zeros(rows)), weight[:, 0, 0])
 
 
-CONFIG = MultirateConfig.random_subgroups(3, Subset(0.5, biases=True))
+CONFIG = MultirateConfig.random_subgroups(3, Subset(0.5, biases=True), turns="fixed")
 
 
 def test_trainer_evaluates_and_saves_the_stored_values(tmp_path: Path) -> None:
@@ -223,7 +225,7 @@ def test_trainer_evaluates_and_saves_the_stored_values(tmp_path: Path) -> None:
 def test_period_one_is_plain_trainer(tmp_path: Path) -> None:
     plain = trainer_for(tmp_path, None)
     plain.train()
-    ours = trainer_for(tmp_path, MultirateConfig.random_subgroups(1))
+    ours = trainer_for(tmp_path, MultirateConfig.random_subgroups(1, turns="fixed"))
     ours.train()
     assert_same(weights(ours), weights(plain))
 
@@ -234,7 +236,7 @@ def test_beside_a_slow_group(tmp_path: Path) -> None:
         RateGroup("top", r"layer\.3|pooler", 1),
         RateGroup("slow", ".*", 2),
     )
-    trainer = trainer_for(tmp_path, MultirateConfig(groups))
+    trainer = trainer_for(tmp_path, MultirateConfig(groups, turns="fixed"))
     before = weights(trainer)
     trainer.train()
     assert phases(trainer) == [0, 1, 2, 3, 4, 5]
@@ -283,7 +285,7 @@ def test_bad_rate_groups_are_refused(settings: dict[str, Any], kind: type[Except
 )
 def test_subsets_of_nothing_are_refused(patterns: str, subset: Subset, words: str) -> None:
     model = network()
-    config = MultirateConfig.random_subgroups(4, subset, patterns)
+    config = MultirateConfig.random_subgroups(4, subset, patterns, turns="fixed")
     with pytest.raises(ValueError, match=words):
         Multirate(config).attach(model, SGD(model.parameters(), lr=0.1))
 
@@ -291,13 +293,15 @@ def test_subsets_of_nothing_are_refused(patterns: str, subset: Subset, words: st
 def test_sparse_gradients_are_refused() -> None:
     model = nn.Sequential(nn.Embedding(9, 4, sparse=True), nn.Flatten(), nn.Linear(8, 3))
     optimizer = SGD(model.parameters(), lr=0.1)
-    with Multirate(MultirateConfig.random_subgroups(2)).attach(model, optimizer) as multirate:
+    with Multirate(MultirateConfig.random_subgroups(2, turns="fixed")).attach(model, optimizer) as multirate:
         multirate.select(1)
         with pytest.raises(ValueError, match=r"shape \(9, 4\).*sparse=False"), multirate.micro_batch():
             model(torch.tensor([[1, 2]])).sum().backward()
 
 
-@pytest.mark.parametrize("config", [MultirateConfig.random_subgroups(2), MultirateConfig.two_rate("^5", 2)])
+@pytest.mark.parametrize(
+    "config", [MultirateConfig.random_subgroups(2, turns="fixed"), MultirateConfig.two_rate("^5", 2, turns="fixed")]
+)
 def test_closures_are_refused(config: MultirateConfig) -> None:
     model = network()
     optimizer = SGD(model.parameters(), lr=0.1)
@@ -319,7 +323,7 @@ def test_closures_are_refused(config: MultirateConfig) -> None:
 
 
 def test_config_survives_json() -> None:
-    config = MultirateConfig.random_subgroups(3, Subset(0.2, "neuron", True, True, seed=5), "weight$")
+    config = MultirateConfig.random_subgroups(3, Subset(0.2, "neuron", True, True, seed=5), "weight$", turns="fixed")
     assert MultirateConfig.from_dict(config.to_dict()) == config
     values = config.to_dict()
     values["groups"][0]["subset"]["colour"] = 1
@@ -329,6 +333,6 @@ def test_config_survives_json() -> None:
 
 def test_the_only_neuron_of_a_layer_is_never_in_a_subset() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1))
-    chosen = MultirateConfig.random_subgroups(3, Subset(unit="neuron"), "^1")
+    chosen = MultirateConfig.random_subgroups(3, Subset(unit="neuron"), "^1", turns="fixed")
     with pytest.raises(ValueError, match="one dimension or one row"):
         Multirate(chosen).attach(model, SGD(model.parameters(), lr=0.1))
