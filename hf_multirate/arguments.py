@@ -73,12 +73,6 @@ class MultirateTrainingArguments(TrainingArguments):
     multirate_idle_compile: bool | None = field(
         default=None, metadata={"help": "Run idle modules through torch.compile (default: no)."}
     )
-    multirate_refresh_chunks: int | None = field(
-        default=None,
-        metadata={
-            "help": "Parts of a batch that go one after the other where slow groups get a gradient (default: 1)."
-        },
-    )
     multirate_check_ranks: int | None = field(
         default=None,
         metadata={
@@ -142,7 +136,6 @@ class MultirateTrainingArguments(TrainingArguments):
             "idle_mode": self.multirate_idle_mode,
             "idle_dtype": self.multirate_idle_dtype,
             "idle_compile": self.multirate_idle_compile,
-            "refresh_chunks": self.multirate_refresh_chunks,
             "check_ranks": self.multirate_check_ranks,
         }
         return {key: value for key, value in fields.items() if value is not None}

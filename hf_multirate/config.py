@@ -41,8 +41,6 @@ class MultirateConfig:
             a gradient stays as it is, so gradients are as precise as ever, of a loss whose features are rounded.
         idle_compile: Whether such modules run through ``torch.compile`` at fast-only steps. Each new shape of a batch
             may compile once more: pad to a few lengths (``pad_to_multiple_of`` of the collator).
-        refresh_chunks: Parts into which the batch of a step with more than the fast groups is split, so that fewer
-            activations are held at a time: see `hf_multirate.chunks`.
         group_of: Function of a parameter's name and the parameter that returns the name of its rate group, or None to
             leave it to the patterns. It is not part of `to_json`, only its name is.
         check_ranks: For debugging runs of several processes: at every ``check_ranks``-th refresh of all groups, stop
@@ -62,7 +60,6 @@ class MultirateConfig:
     idle_buffers: str = "update"
     idle_dtype: str | None = None
     idle_compile: bool = False
-    refresh_chunks: int = 1
     group_of: Callable[[str, Any], str | None] | None = None
     check_ranks: int = 0
     budget: Budget | None = None

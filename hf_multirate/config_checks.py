@@ -13,7 +13,6 @@ from hf_multirate.groups import PRESETS, RateGroup
 INTEGERS = (
     ("initial_full_steps", "steps", 0),
     ("check_ranks", "cycles", 0),
-    ("refresh_chunks", "parts of a batch", 1),
 )
 """Settings that count something: name, what is counted, the least value."""
 

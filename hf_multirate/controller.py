@@ -12,7 +12,6 @@ from torch.optim import Optimizer
 from hf_multirate.advice import warn_of_lost_steps, warn_of_tied_head
 from hf_multirate.attachment import Attachment
 from hf_multirate.auto.blocks import resolved
-from hf_multirate.chunks import predicts_next, split
 from hf_multirate.config import MultirateConfig
 from hf_multirate.cost import layers_of, predicted_speedup, relative_costs
 from hf_multirate.distributed import GradSync, choose, is_compiled, unwrapped
@@ -51,7 +50,7 @@ class Multirate(Standing):
         self._live: tuple[int, ...] | None = None
         self._hooks: list[Any] = []
         self._open = ExitStack()
-        self._inside = self._split = False
+        self._inside = False
 
     def assign(self, model: nn.Module) -> Multirate:
         """Find out which parameter of ``model`` is in which rate group, without touching either.
@@ -157,7 +156,7 @@ class Multirate(Standing):
         if self._planner is not None:
             self._planner.total_steps = self.total_steps
         self._attachment.plan(step)
-        self.step, self._live, self._split = step, self.schedule.live(step), False
+        self.step, self._live = step, self.schedule.live(step)
         self._attachment.begin(step, self._live)
         self.telemetry.start()
 
@@ -178,27 +177,6 @@ class Multirate(Standing):
         finally:
             self._inside = False
 
-    def split(self, batch: Any) -> list[tuple[Any, float]]:
-        """Parts of ``batch`` to run one after the other, with the share of its rows that each has.
-
-        It is one part unless ``refresh_chunks`` asks for more and more than the fast groups are live. In a loop of
-        your own::
-
-            for part, share in multirate.split(batch):
-                (model(**part).loss * share).backward()
-
-        Raises:
-            ValueError: the batch has no rows: see `hf_multirate.chunks.split`.
-        """
-        fast = sum(group.gradient_period == 1 for group in self.config.groups)
-        if self.config.budget is not None:
-            fast = 1  # which has period 1 in whatever plan
-        self._split = True
-        if self._live is None or len(self._live) <= fast or self.config.refresh_chunks == 1:
-            return [(batch, 1.0)]
-        shifted = self._model is not None and predicts_next(self._model)
-        return split(batch, self.config.refresh_chunks, shifted=shifted)
-
     def synchronize(self) -> None:
         """Average the gradients of a fast-only step over all processes, once the last of them is there.
 
@@ -214,11 +192,6 @@ class Multirate(Standing):
         self._open.close()
         if self._live is None or self.step is None:
             raise RuntimeError("optimizer.step() without begin_step(step): which groups were live is not known.")
-        if self.config.refresh_chunks > 1 and not self._split:
-            raise RuntimeError(
-                f"refresh_chunks is {self.config.refresh_chunks}, but no batch was split: run forward and backward "
-                "for each of split(batch), as in its documentation, or leave refresh_chunks at 1."
-            )
         self._attachment.before_step(self.step, self._live, (*args[1:], *kwargs.values()))
 
     def _after_optimizer_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:

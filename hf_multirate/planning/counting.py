@@ -7,15 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate.utils import recursively_apply
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from hf_multirate.chunks import rows_of, split
-
-
-COUNTED_ROWS = 2
-"""Rows of a batch that are really run: work grows with rows, and batch norm wants more than one."""
 
 WEIGHTED = ("mm", "addmm", "convolution")
 """Operations that multiply by a weight: the gradient of it costs as much once more."""
@@ -41,18 +35,6 @@ class Count:
     def total(self) -> float:
         """FLOPs of forward and backward."""
         return self.forward + self.backward
-
-
-def few_rows(batch: Any) -> tuple[Any, float]:
-    """`COUNTED_ROWS` rows of ``batch``, and how many times as many it has.
-
-    Raises:
-        ValueError: the batch has no rows.
-    """
-    rows = rows_of(batch)
-    part, _ = split(batch, max(1, rows // COUNTED_ROWS))[0]
-    # A slice would hold, and count as, the memory of the whole batch.
-    return recursively_apply(torch.clone, part), rows / rows_of(part)
 
 
 def count(model: nn.Module, part: Any, times: float) -> Count:

@@ -14,7 +14,8 @@ import transformers
 from torch import Tensor, nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
-from hf_multirate.planning.counting import few_rows, loss_of
+from hf_multirate.planning.counting import loss_of
+from hf_multirate.planning.rows import few_rows
 
 
 TASKS: dict[str, Any] = {

@@ -16,7 +16,8 @@ from hf_multirate.cost import boundary, layers_of
 from hf_multirate.idle_pass import IdlePass
 from hf_multirate.modes import frozen_buffers
 from hf_multirate.planning.blockers import blockers
-from hf_multirate.planning.counting import Count, count, few_rows
+from hf_multirate.planning.counting import Count, count
+from hf_multirate.planning.rows import few_rows
 from hf_multirate.planning.timing import Live, seconds_of
 from hf_multirate.planning.values import GroupPlan, Plan, StepPlan
 from hf_multirate.pruner import Pruner
