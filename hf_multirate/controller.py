@@ -21,6 +21,7 @@ from hf_multirate.onlookers import on_look
 from hf_multirate.partition import assign
 from hf_multirate.standing import Standing
 from hf_multirate.telemetry import Telemetry
+from hf_multirate.validators import require_model, require_step, wrong_type
 
 
 class Multirate(Standing):
@@ -40,6 +41,8 @@ class Multirate(Standing):
     """
 
     def __init__(self, config: MultirateConfig) -> None:
+        if not isinstance(config, MultirateConfig):
+            wrong_type("config of Multirate", "a MultirateConfig, as MultirateConfig.two_rate() makes one", config)
         super().__init__(config)
         self.telemetry = Telemetry()
         self.applied = 0
@@ -58,6 +61,7 @@ class Multirate(Standing):
         Raises:
             ValueError: a group matches nothing, or a trainable parameter is in no group.
         """
+        require_model("assign()", model)
         first = self._partition is None
         self._resolved = resolved(self.config, model)
         self._partition = assign(self._resolved, model)
@@ -81,6 +85,7 @@ class Multirate(Standing):
                 processes of the run have different configurations or models.
             NotImplementedError: the model is wrapped by something that this package does not work with.
         """
+        require_model("attach()", model)
         optimizer = innermost(optimizer)
         if self.attached:
             raise RuntimeError("this controller is attached already: call detach() first.")
@@ -139,8 +144,11 @@ class Multirate(Standing):
 
         Raises:
             RuntimeError: the controller is not attached.
+            ValueError: the step is negative.
+            TypeError: the step is no integer.
         """
         self._require_attached("begin_step()")
+        step = require_step(step)
         if self._live is None or step != self.step:
             self._attachment.shared.require_wrapper()
             self._open.close()
@@ -151,8 +159,7 @@ class Multirate(Standing):
     def select(self, step: int) -> None:
         """Choose the live groups of ``step`` without pruning anything: see `micro_batch`."""
         self._require_attached("begin_step()")
-        if step < 0:
-            raise ValueError(f"a step index counts from 0, got {step}.")
+        step = require_step(step)
         if self._planner is not None:
             self._planner.total_steps = self.total_steps
         self._attachment.plan(step)

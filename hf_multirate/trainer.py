@@ -17,6 +17,7 @@ from hf_multirate.config import MultirateConfig
 from hf_multirate.controller import Multirate
 from hf_multirate.distributed.refusals import refuse_untested
 from hf_multirate.observed import ObservedMixin
+from hf_multirate.validators import wrong_type
 
 
 logger = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ class MultirateMixin(ObservedMixin):
         elif multirate is None:
             multirate = _from_arguments(self.args)
         elif not isinstance(multirate, MultirateConfig):
-            raise TypeError(f"multirate takes a MultirateConfig, got {multirate!r}.")
+            wrong_type("multirate", "a MultirateConfig, as MultirateConfig.from_dict() makes one", multirate)
         self.multirate = Multirate(multirate)
         if self.multirate.active:
             refuse_untested(cast(Trainer, self), multirate)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from hf_multirate.validators import require_choice, require_int, require_items
+
 
 MOMENTA = ("keep", "average", "reset")
 BUFFERS = ("keep", "average")
@@ -29,7 +31,7 @@ class CopiesConfig:
 
     Raises:
         ValueError: a value is out of range.
-        TypeError: a period is not an integer.
+        TypeError: a value is of another type.
     """
 
     periods: Sequence[int] = (1, 25)
@@ -37,12 +39,12 @@ class CopiesConfig:
     buffers: str = "average"
 
     def __post_init__(self) -> None:
-        """Validate, and make ``periods`` a tuple."""
-        periods = tuple(self.periods)
+        """Validate, and make values plain ones and ``periods`` a tuple."""
+        items = require_items("periods of copies", self.periods, "a list of integers, as in (1, 25)")
+        periods = tuple(require_int("each of the periods of copies", item) for item in items)
         object.__setattr__(self, "periods", periods)
-        for period in periods:
-            if isinstance(period, bool) or not isinstance(period, int):
-                raise TypeError(f"periods of copies must be integers, got {period!r}.")
+        object.__setattr__(self, "momenta", require_choice("momenta of copies", self.momenta, MOMENTA))
+        object.__setattr__(self, "buffers", require_choice("buffers of copies", self.buffers, BUFFERS))
         if len(periods) == 1 or periods[:1] != (1,):
             raise ValueError(f"copies need two or more periods of which the first is 1, got {periods}.")
         for one, other in pairwise(periods):
@@ -51,10 +53,6 @@ class CopiesConfig:
                     f"each period of the copies must be a larger multiple of the one before, got {periods}: otherwise "
                     "their times do not meet."
                 )
-        if self.momenta not in MOMENTA:
-            raise ValueError(f"momenta must be one of {MOMENTA}, got {self.momenta!r}.")
-        if self.buffers not in BUFFERS:
-            raise ValueError(f"buffers must be one of {BUFFERS}, got {self.buffers!r}.")
 
     def to_dict(self) -> dict[str, Any]:
         """A dictionary of plain values."""

@@ -145,7 +145,7 @@ def test_arguments_build_the_config(tmp_path: Path) -> None:
         ({"multirate_fast": "last:x"}, "last:x"),
         ({"multirate_config": "none.json"}, "none.json"),
         ({"multirate_config": "none.json", "multirate_fast": "head"}, "multirate_fast"),
-        ({"multirate_drift_steps": -1}, "drift_steps of rate group 'slow'"),
+        ({"multirate_drift_steps": -1}, "multirate_drift_steps must be at least 0"),
         ({"multirate_drift_steps": 2, "multirate_idle": "hold"}, "only 'drift'"),
         ({"multirate_drift_steps": 0, "multirate": "auto"}, "multirate_drift_steps is given too"),
     ],
