@@ -162,7 +162,11 @@ def _patterns(group: str, given: Any) -> tuple[str, ...]:
     items = (given,) if isinstance(given, str) else require_items(name, given, "a string or a list of strings")
     patterns = tuple(require_text(f"each of the {name}", item) for item in items)
     for pattern in patterns:
-        if parse_preset(pattern) is None:
+        try:
+            preset = parse_preset(pattern)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+        if preset is None:
             _check_expression(group, pattern)
         elif len(patterns) > 1:
             raise ValueError(
