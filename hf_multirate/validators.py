@@ -29,6 +29,15 @@ def shown(value: Any) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
+def reason(error: BaseException) -> str:
+    """The kind of an error and its text, on one line."""
+    try:
+        text = " ".join(str(error).split())
+    except Exception:  # of a class of the user's
+        text = ""
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
 def wrong_type(name: str, wanted: str, value: Any) -> NoReturn:
     """Raise `TypeError`: the setting ``name`` must be ``wanted``."""
     raise TypeError(f"{name} must be {wanted}, got {shown(value)} ({type(value).__name__}).")

@@ -77,12 +77,26 @@ def loss_of(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
     """The loss of ``batch``.
 
     Raises:
-        ValueError: the model returns none.
+        ValueError: the model returns none, or one of more than one number.
     """
-    output = model(**batch)
-    loss = output["loss"] if isinstance(output, Mapping) else output.loss
-    if not isinstance(loss, Tensor):
-        raise ValueError(f"{type(model).__name__} returns no loss for a batch of {sorted(batch)}: give it labels.")
+    return loss_in(model(**batch), type(model).__name__, batch)
+
+
+def loss_in(output: Any, name: str, batch: Mapping[str, Any]) -> Tensor:
+    """The loss in what a model of class ``name`` returned for ``batch``: see `loss_of`."""
+    if isinstance(output, Mapping):
+        loss = output.get("loss")
+    elif isinstance(output, tuple):  # as of a model with return_dict=False
+        loss = output[0] if output else None
+    else:
+        try:
+            loss = output.loss
+        except AttributeError:
+            loss = None
+    if not isinstance(loss, Tensor) or not loss.is_floating_point():
+        raise ValueError(f"{name} returns no loss for a batch of {sorted(batch)}: give it labels.")
+    if loss.numel() != 1:
+        raise ValueError(f"{name} returns a loss of shape {tuple(loss.shape)}: return one number, such as its mean.")
     return loss
 
 

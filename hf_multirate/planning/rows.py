@@ -24,7 +24,7 @@ def few_rows(batch: Any) -> tuple[Any, float]:
     """
     rows = next((tensor.shape[0] for tensor in _tensors(batch) if tensor.dim()), 0)
     if not rows:
-        raise ValueError(f"a batch needs a tensor with rows, got {_summary(batch)}.")
+        raise ValueError(f"a batch needs a tensor with rows, got {summary(batch)}: give tensors of one row or more.")
     count = min(rows, COUNTED_ROWS)
 
     def part(tensor: Tensor) -> Tensor:
@@ -42,12 +42,11 @@ def _tensors(batch: Any) -> Iterator[Tensor]:
             yield from _tensors(item)
 
 
-def _summary(batch: Any) -> str:
-    """The batch as an error shows it: keys and types, not values."""
+def summary(batch: Any) -> str:
+    """A batch as an error shows it: keys and types, not values."""
     if not isinstance(batch, Mapping):
         return type(batch).__name__
-    entries = (f"{key!r}: {_shape(value)}" for key, value in batch.items())
-    return f"{type(batch).__name__} of {{{', '.join(entries)}}}"
+    return f"{{{', '.join(f'{key!r}: {_shape(value)}' for key, value in batch.items())}}}"
 
 
 def _shape(value: Any) -> str:

@@ -14,13 +14,11 @@ from torch import nn
 from hf_multirate.config import MultirateConfig
 from hf_multirate.controller import Multirate
 from hf_multirate.planning.counting import loss_of
+from hf_multirate.planning.kinds import Live, kinds_of, step_of
 
 
 ROUNDS = 5
 """How often each kind of step is timed, after one round that warms up."""
-
-Live = tuple[int, ...]
-"""Indices of the groups that get a gradient."""
 
 
 def seconds_of(model: nn.Module, batch: Mapping[str, Any], config: MultirateConfig) -> dict[Live, float]:
@@ -29,16 +27,16 @@ def seconds_of(model: nn.Module, batch: Mapping[str, Any], config: MultirateConf
     Kinds take turns, so that none has a faster machine. The optimizer is AdamW at learning rate zero, which moves
     nothing.
     """
-    kinds = {live: config.schedule.lives.index(live) for live in dict.fromkeys(config.schedule.lives)}
+    kinds = {live: step_of(config.schedule, live) for live in kinds_of(config.schedule)}
     found: dict[Live, list[float]] = defaultdict(list)
     with torch.random.fork_rng():
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.0)
         for turn in range(ROUNDS + 1):
             seconds: dict[Live, float] = {(): _timed(model, batch, optimizer)}
             with Multirate(config).attach(model, optimizer) as controller:
-                for live, position in kinds.items():
+                for live, step in kinds.items():
                     for _ in range(2):  # as most steps of a kind follow one of the same
-                        controller.begin_step(config.initial_full_steps + position)
+                        controller.begin_step(step)
                         seconds[live] = _timed(model, batch, optimizer)
             for live, value in seconds.items():
                 if turn:
