@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -44,8 +45,20 @@ def check_groups(groups: Sequence[RateGroup], group_of: object) -> None:
             f"no rate group has period 1, got periods {[group.period for group in groups]}: at some steps nothing "
             "would get a gradient. Give the fastest group period 1."
         )
-    if group_of is not None and not callable(group_of):
+    if group_of is not None and not _takes_two(group_of):
         wrong_type("group_of", "a function of a name and a parameter", group_of)
+
+
+def _takes_two(function: object) -> bool:
+    if not callable(function):
+        return False
+    try:
+        inspect.signature(function).bind("name", None)
+    except TypeError:
+        return False
+    except ValueError:  # a function in C that does not say what it takes
+        return True
+    return True
 
 
 def check_budget(groups: Sequence[RateGroup], budget: Budget | None) -> None:

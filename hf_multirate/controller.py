@@ -21,7 +21,7 @@ from hf_multirate.onlookers import on_look
 from hf_multirate.partition import assign
 from hf_multirate.standing import Standing
 from hf_multirate.telemetry import Telemetry
-from hf_multirate.validators import require_model, require_step, wrong_type
+from hf_multirate.validators import require_int, require_model, require_step, wrong_type
 
 
 class Multirate(Standing):
@@ -161,7 +161,8 @@ class Multirate(Standing):
         self._require_attached("begin_step()")
         step = require_step(step)
         if self._planner is not None:
-            self._planner.total_steps = self.total_steps
+            total = self.total_steps
+            self._planner.total_steps = None if total is None else require_int("total_steps", total, least=0)
         self._attachment.plan(step)
         self.step, self._live = step, self.schedule.live(step)
         self._attachment.begin(step, self._live)

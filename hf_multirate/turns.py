@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -73,10 +74,13 @@ class CopiesConfig:
         [(0, ()), (0, ()), (1, (0, 1)), (0, ())]
         """
         left = step % self.cycle
-        for time in range(1, self.periods[-1] + 1):
-            arriving = tuple(copy for copy, period in enumerate(self.periods) if time % period == 0)
-            if left < len(arriving):
-                last = left == len(arriving) - 1 and len(arriving) > 1
-                return arriving[left], arriving if last else ()
-            left -= len(arriving)
-        raise AssertionError("a cycle has as many turns as it counts")
+        # The moment at which more copies have arrived than steps were taken; a long period takes no longer to search.
+        time = 1 + bisect_right(range(1, self.periods[-1] + 1), left, key=self._arrived)
+        arriving = tuple(copy for copy, period in enumerate(self.periods) if time % period == 0)
+        place = left - self._arrived(time - 1)
+        last = place == len(arriving) - 1 and len(arriving) > 1
+        return arriving[place], arriving if last else ()
+
+    def _arrived(self, time: int) -> int:
+        """Steps, of any copy, until ``time``."""
+        return sum(time // period for period in self.periods)

@@ -109,7 +109,7 @@ SETTINGS: list[tuple[Maker, str, list[Any]]] = [
     (config, "idle_buffers", [*NO_CHOICES, None]),
     (config, "idle_dtype", NO_CHOICES),
     (config, "idle_compile", [*NO_SWITCHES, None]),
-    (config, "group_of", [5, True, "norm", ["fast"], {"a": "fast"}]),
+    (config, "group_of", [5, True, "norm", ["fast"], {"a": "fast"}, lambda: "a", lambda a: "a", lambda a, b, c: "a"]),
     (config, "check_ranks", [*NO_INTEGERS, None, -1, HUGE]),
     (config, "budget", [5, True, 1.5, "auto", {"speedup": 2.0}, Budget]),
     (Budget, "speedup", [*NO_NUMBERS, 0, 0.5, -1]),
@@ -330,6 +330,17 @@ def test_attach_takes_a_model_and_its_optimizer(kind: str) -> None:
         assert "model" in refusal(lambda: controller.assign("model"))
     with controller.attach(model, optimizer):
         pass
+
+
+def test_the_number_of_all_steps_is_an_integer() -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with Multirate(MultirateConfig.auto(1.5)).attach(model, optimizer) as controller:
+        for wrong in ("100", 1.5, True, -1, [1]):
+            controller.total_steps = wrong  # type: ignore[assignment]
+            assert "total_steps" in refusal(lambda: controller.begin_step(0))
+        controller.total_steps = np.int64(1000)  # type: ignore[assignment]
+        controller.begin_step(0)
 
 
 @pytest.mark.parametrize("kind", CONTROLLERS)
