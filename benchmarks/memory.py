@@ -30,9 +30,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "plain": {},
     "plain, gradient checkpointing": {"checkpointing": True},
     "LoRA": {"lora": True},
-    "multirate": {"multirate": {}},
-    "multirate, refresh_chunks=4": {"multirate": {"refresh_chunks": 4}},
-    "multirate, gradient checkpointing": {"multirate": {}, "checkpointing": True},
+    "multirate": {"multirate": True},
+    "multirate, gradient checkpointing": {"multirate": True, "checkpointing": True},
 }
 
 
@@ -91,7 +90,7 @@ def train(kind: dict[str, Any], options: argparse.Namespace) -> dict[str, int]:
             gradient_checkpointing=bool(kind.get("checkpointing")), logging_strategy="no",
         )  # fmt: skip
         words = {"train_dataset": Rows(options.batch * steps, options.length), "callbacks": [peaks]}
-        config = MultirateConfig.two_rate("head", PERIOD, **kind["multirate"]) if "multirate" in kind else None
+        config = MultirateConfig.two_rate("head", PERIOD) if kind.get("multirate") else None
         MultirateTrainer(model, args, multirate=config or MultirateConfig.off(), **words).train()
     if config is None:
         return {"every step": max(peaks.full + peaks.fast) - before}

@@ -2,17 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
+from hf_multirate.auto.settings import require_speedup
 from hf_multirate.config import MultirateConfig
-from hf_multirate.groups import parse_ladder
+from hf_multirate.config_checks import CHOICES, CHOICES_OR_NONE
+from hf_multirate.groups import IDLE_RULES, parse_ladder
+from hf_multirate.validators import require_bool, require_choice, require_int, require_path, require_text
 
 
 SWITCH = ("on", "off")
 MODES = (*SWITCH, "auto")
+
+CHECKS: dict[str, Callable[[str, Any], Any]] = {
+    "multirate_speedup": require_speedup,
+    "multirate_fast": require_text,
+    "multirate_period": partial(require_int, least=1, unit="steps"),
+    "multirate_idle": partial(require_choice, choices=IDLE_RULES),
+    "multirate_drift_steps": partial(require_int, least=0, unit="steps"),
+    "multirate_turns": partial(require_choice, choices=CHOICES["turns"]),
+    "multirate_idle_mode": partial(require_choice, choices=CHOICES_OR_NONE["idle_mode"]),
+    "multirate_idle_dtype": partial(require_choice, choices=CHOICES_OR_NONE["idle_dtype"]),
+    "multirate_idle_compile": require_bool,
+    "multirate_check_ranks": partial(require_int, least=0, unit="cycles"),
+    "multirate_config": require_path,
+}
+"""What each field has to be, unless it is None."""
 
 
 @dataclass
@@ -26,6 +46,7 @@ class MultirateTrainingArguments(TrainingArguments):
 
     Raises:
         ValueError: a value is out of range, or a file and single fields contradict each other.
+        TypeError: a value has another type.
     """
 
     multirate: str = field(
@@ -80,12 +101,6 @@ class MultirateTrainingArguments(TrainingArguments):
     multirate_idle_compile: bool | None = field(
         default=None, metadata={"help": "Run idle modules through torch.compile (default: no)."}
     )
-    multirate_refresh_chunks: int | None = field(
-        default=None,
-        metadata={
-            "help": "Parts of a batch that go one after the other where slow groups get a gradient (default: 1)."
-        },
-    )
     multirate_check_ranks: int | None = field(
         default=None,
         metadata={
@@ -113,62 +128,60 @@ class MultirateTrainingArguments(TrainingArguments):
         if isinstance(self.multirate, bool):  # what YAML makes of on and off
             self.multirate = "on" if self.multirate else "off"
         super().__post_init__()  # type: ignore[no-untyped-call]  # transformers annotates no __post_init__
+        vars(self).update(self._plain())
         self.to_multirate_config()
 
     def to_multirate_config(self) -> MultirateConfig:
-        """The configuration that the fields describe."""
-        if self.multirate not in MODES:
-            raise ValueError(f"multirate must be one of {MODES}, got {self.multirate!r}.")
-        if self.multirate_speedup is not None and self.multirate != "auto":
+        """The configuration that the fields describe.
+
+        Raises:
+            ValueError: a value is out of range, or fields contradict each other.
+            TypeError: a value has another type.
+        """
+        fields = self._plain()
+        mode, speedup, path = (fields.pop(f"multirate{name}") for name in ("", "_speedup", "_config"))
+        if speedup is not None and mode != "auto":
             raise ValueError(
-                f"multirate_speedup is {self.multirate_speedup}, but multirate is {self.multirate!r}: only 'auto' "
-                "has a speed-up to keep to."
+                f"multirate_speedup is {speedup}, but multirate is {mode!r}: only 'auto' has a speed-up to keep to."
             )
-        given = self._given()
-        if self.multirate == "off":
+        given = {name.removeprefix("multirate_"): value for name, value in fields.items() if value is not None}
+        if mode == "off":
             return MultirateConfig.off()
-        if self.multirate == "auto":
-            return self._auto(given)
-        if self.multirate_config is None:
-            periods = parse_ladder(self.multirate_fast or "")
+        if mode == "auto":
+            return _auto(speedup, path, given)
+        if path is None:
+            periods = parse_ladder(given.get("fast", ""))
             return MultirateConfig.two_rate(**given) if periods is None else _ladder(periods, **given)
         if given:
             raise ValueError(
-                f"multirate_config is {self.multirate_config!r} and multirate_{', multirate_'.join(given)} is given "
+                f"multirate_config is {path!r} and multirate_{', multirate_'.join(given)} is given "
                 "too: put the values into the file, or leave the file out."
             )
-        return MultirateConfig.from_json_file(self.multirate_config)
+        return MultirateConfig.from_json_file(path)
 
-    def _given(self) -> dict[str, Any]:
-        """The fields that are not left open, but for those that say which kind of configuration it is."""
-        fields: dict[str, Any] = {
-            "fast": self.multirate_fast,
-            "period": self.multirate_period,
-            "idle": self.multirate_idle,
-            "drift_steps": self.multirate_drift_steps,
-            "turns": self.multirate_turns,
-            "idle_mode": self.multirate_idle_mode,
-            "idle_dtype": self.multirate_idle_dtype,
-            "idle_compile": self.multirate_idle_compile,
-            "refresh_chunks": self.multirate_refresh_chunks,
-            "check_ranks": self.multirate_check_ranks,
-        }
-        return {key: value for key, value in fields.items() if value is not None}
-
-    def _auto(self, given: dict[str, Any]) -> MultirateConfig:
-        found: list[str] = [name for name in ("fast", "period", "idle", "drift_steps") if name in given]
-        found += ["config"] if self.multirate_config is not None else []
-        if found:
-            raise ValueError(
-                f"multirate is 'auto', which finds periods by itself, and multirate_{', multirate_'.join(found)} is "
-                "given too: leave one of the two out."
-            )
-        return MultirateConfig.auto(self.multirate_speedup, **given)
+    def _plain(self) -> dict[str, Any]:
+        """The fields of this class by name, checked one by one, as plain values."""
+        values = vars(self)
+        found: dict[str, Any] = {"multirate": require_choice("multirate", values["multirate"], MODES)}
+        for name, check in CHECKS.items():
+            found[name] = None if values[name] is None else check(name, values[name])
+        return found
 
 
 @dataclass
 class MultirateSeq2SeqTrainingArguments(Seq2SeqTrainingArguments, MultirateTrainingArguments):
     """`transformers.Seq2SeqTrainingArguments` with the fields of `MultirateTrainingArguments`."""
+
+
+def _auto(speedup: float | None, path: str | None, given: dict[str, Any]) -> MultirateConfig:
+    found: list[str] = [name for name in ("fast", "period", "idle", "drift_steps") if name in given]
+    found += ["config"] if path is not None else []
+    if found:
+        raise ValueError(
+            f"multirate is 'auto', which finds periods by itself, and multirate_{', multirate_'.join(found)} is "
+            "given too: leave one of the two out."
+        )
+    return MultirateConfig.auto(speedup, **given)
 
 
 def _ladder(periods: list[int], fast: str, period: int | None = None, **settings: Any) -> MultirateConfig:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 from collections.abc import Sequence
 
+from hf_multirate.auto.settings import require_speedup
 from hf_multirate.compare import compare
 from hf_multirate.config import MultirateConfig
 from hf_multirate.groups import parse_ladder
 from hf_multirate.planning import plan, reaching
 from hf_multirate.planning.loading import TASKS, Size, load
 from hf_multirate.reporting import report
+from hf_multirate.validators import reason, require_int
 
 
 FAST = ("head", "last:1", "last:2")
@@ -42,9 +45,12 @@ def _plan(options: argparse.Namespace) -> None:
 
     from hf_multirate.planning.table import print_plans
 
-    model, batch = load(options.model, options.task, Size(options.batch, options.seq))
+    _check_plan(options)
     periods = options.period or (TRIED_PERIODS if options.speedup else PERIODS)
-    plans = plan(model, batch, configs_of(options.fast, periods), measure=options.measure)
+    configs = configs_of(options.fast, periods)
+    with contextlib.redirect_stdout(sys.stderr):  # what the user's code prints is no part of the plan
+        model, batch = load(options.model, options.task, Size(options.batch, options.seq))
+        plans = plan(model, batch, configs, measure=options.measure)
     if options.speedup is not None:
         bound = max(p.bound_measured or p.bound for p in plans)
         plans = reaching(options.speedup, plans)
@@ -57,6 +63,15 @@ def _plan(options: argparse.Namespace) -> None:
         sys.stdout.write(json.dumps([p.to_dict() for p in plans], indent=2) + "\n")
     else:
         print_plans(plans, Console(), details=options.details or len(plans) == 1)
+
+
+def _check_plan(options: argparse.Namespace) -> None:
+    require_int("--batch", options.batch, least=1)
+    require_int("--seq", options.seq, least=1)
+    for period in options.period or ():
+        require_int("--period", period, least=1)
+    if options.speedup is not None:
+        require_speedup("--speedup", options.speedup)
 
 
 def _report(options: argparse.Namespace) -> None:
@@ -111,8 +126,16 @@ def main(argv: list[str] | None = None) -> None:
     options = _parser().parse_args(argv)
     try:
         options.run(options)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    except (ValueError, TypeError, NotImplementedError) as error:
+        sys.exit(f"error: {' '.join(str(error).split())}")
+    except (RuntimeError, MemoryError) as error:  # too large a batch, or whatever else torch refuses
+        sys.exit(f"error: {reason(error)}")
+    except OSError as error:
+        sys.exit(f"error: {error}. Check that the path is right and can be read and written.")
+    except KeyboardInterrupt:
+        sys.exit("error: interrupted.")
+    except SystemExit as error:  # of the user's model
+        sys.exit(f"error: the model or function ended the command with SystemExit({error.code!r}).")
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def compare(script: str, arguments: Sequence[str], out: str | Path, *, anyway: b
         ValueError: the script is not there, ends with an error, or trains with another Trainer; or the runs differ.
     """
     if not Path(script).is_file():
-        raise ValueError(f"there is no script {script!r}.")
+        raise ValueError(f"there is no script {script!r}: give a Python file that trains with MultirateTrainer.")
     folders = {side: Path(out, side).resolve() for side in SIDES}
     for side, folder in folders.items():
         (folder / FILE).unlink(missing_ok=True)  # of an earlier comparison

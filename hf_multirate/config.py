@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from hf_multirate.auto.settings import Budget
-from hf_multirate.config_checks import check_budget, check_groups, check_settings
+from hf_multirate.config_checks import check_budget, check_groups, plain_settings
 from hf_multirate.groups import RateGroup
-from hf_multirate.plain import build, to_plain, with_groups
+from hf_multirate.plain import build, read_json, to_plain, with_groups
 from hf_multirate.schedule import Schedule
 from hf_multirate.subset import Subset
+from hf_multirate.validators import require_items, require_text, shown
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,6 @@ class MultirateConfig:
             a gradient stays as it is, so gradients are as precise as ever, of a loss whose features are rounded.
         idle_compile: Whether such modules run through ``torch.compile`` at fast-only steps. Each new shape of a batch
             may compile once more: pad to a few lengths (``pad_to_multiple_of`` of the collator).
-        refresh_chunks: Parts into which the batch of a step with more than the fast groups is split, so that fewer
-            activations are held at a time: see `hf_multirate.chunks`.
         group_of: Function of a parameter's name and the parameter that returns the name of its rate group, or None to
             leave it to the patterns. It is not part of `to_json`, only its name is.
         check_ranks: For debugging runs of several processes: at every ``check_ranks``-th refresh of all groups, stop
@@ -67,7 +66,6 @@ class MultirateConfig:
     idle_buffers: str = "update"
     idle_dtype: str | None = None
     idle_compile: bool = False
-    refresh_chunks: int = 1
     group_of: Callable[[str, Any], str | None] | None = None
     check_ranks: int = 0
     turns: str = "drawn"
@@ -75,13 +73,13 @@ class MultirateConfig:
     budget: Budget | None = None
 
     def __post_init__(self) -> None:
-        """Validate, and make ``groups`` a tuple."""
-        groups = tuple(self.groups)
-        object.__setattr__(self, "groups", groups)
+        """Validate, and make values plain ones and ``groups`` a tuple."""
+        groups = require_items("groups", self.groups, "a list of RateGroup objects")
+        for name, value in {**plain_settings(vars(self)), "groups": groups}.items():
+            object.__setattr__(self, name, value)
         if groups or self.budget is None:
             check_groups(groups, self.group_of)
         check_budget(groups, self.budget)
-        check_settings(vars(self))
 
     @classmethod
     def two_rate(
@@ -124,6 +122,9 @@ class MultirateConfig:
             drift_steps: Idle steps after a gradient at which they drift, before they hold; None is all of them.
             **settings: Further fields of `MultirateConfig`.
         """
+        periods = require_items("periods of a ladder", periods, "a list of integers, as in [1, 2, 4]")
+        if not periods:
+            raise ValueError("periods of a ladder must be at least one integer, as in [1, 2, 4], got none.")
         parts = [
             RateGroup(f"part {i}", f"part:{i}/{len(periods)}", period, idle, drift_steps=drift_steps)
             for i, period in enumerate(periods, 1)
@@ -143,7 +144,7 @@ class MultirateConfig:
             **settings: Further fields of `MultirateConfig`.
         """
         drawn = RateGroup("subset", patterns, period, "zero", subset=subset)
-        return cls((drawn,) if patterns == ".*" else (drawn, RateGroup("rest", ".*", 1)), **settings)
+        return cls((drawn,) if drawn.patterns == (".*",) else (drawn, RateGroup("rest", ".*", 1)), **settings)
 
     @classmethod
     def auto(
@@ -166,13 +167,11 @@ class MultirateConfig:
             **settings: Further fields of `MultirateConfig`.
 
         Raises:
-            TypeError: ``blocks`` is one text.
+            TypeError: ``blocks`` is no sequence, or one string.
         """
-        if isinstance(blocks, str):
-            raise TypeError(
-                f"blocks must be a sequence of regular expressions, got the text {blocks!r}: give several."
-            )
-        groups = tuple(RateGroup(pattern, pattern, 1) for pattern in reversed(blocks))
+        blocks = require_items("blocks", blocks, "a list of regular expressions, one for each block")
+        patterns = [require_text("each of the blocks", block) for block in blocks]
+        groups = tuple(RateGroup(pattern, pattern, 1) for pattern in reversed(patterns))
         return cls(groups, budget=Budget(speedup, longest, drift=drift), **settings)
 
     @classmethod
@@ -211,7 +210,10 @@ class MultirateConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> MultirateConfig:
-        """The inverse of `to_dict`; unknown or missing keys, and a ``group_of``, raise `ValueError`."""
+        """The inverse of `to_dict`; unknown or missing keys, and a ``group_of``, raise `ValueError`.
+
+        A value of another type raises `TypeError`.
+        """
         return build(cls, with_groups(values))
 
     def to_json(self) -> str:
@@ -224,9 +226,11 @@ class MultirateConfig:
 
         Raises:
             ValueError: there is no such file, it holds no JSON, or no valid config.
+            TypeError: a value has another type, or ``path`` is no path.
         """
+        values = read_json(path)
         try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise ValueError(f"multirate config {str(path)!r} cannot be read as JSON: {error}") from error
-        return cls.from_dict(values)
+            return cls.from_dict(values)
+        except (TypeError, ValueError) as error:
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(f"multirate config {shown(str(path))}: {error}") from error

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hf_multirate.auto.settings import Budget
-from hf_multirate.counts import require_count
 from hf_multirate.groups import PRESETS, RateGroup
 from hf_multirate.schedule import TURNS
+from hf_multirate.validators import require_bool, require_choice, require_int, require_number, shown, wrong_type
 
 
 INTEGERS = (
     ("initial_full_steps", "steps", 0),
     ("check_ranks", "cycles", 0),
-    ("refresh_chunks", "parts of a batch", 1),
-    ("turns_seed", "(any number is a seed)", 0),
+    ("turns_seed", "", 0),
 )
 """Settings that count something: name, what is counted, the least value."""
 
@@ -25,7 +25,7 @@ CHOICES_OR_NONE = {"idle_mode": ("train", "eval"), "idle_dtype": ("bfloat16", "f
 
 
 def check_groups(groups: Sequence[RateGroup], group_of: object) -> None:
-    """Hold the rate groups against each other.
+    """Compare the rate groups with each other.
 
     Raises:
         TypeError: one is no rate group, or ``group_of`` no function.
@@ -33,10 +33,10 @@ def check_groups(groups: Sequence[RateGroup], group_of: object) -> None:
     """
     for group in groups:
         if not isinstance(group, RateGroup):
-            raise TypeError(f"groups must be RateGroup objects, got {group!r}.")
+            wrong_type("each of the groups", "a RateGroup", group)
     names = [group.name for group in groups]
     if len(set(names)) < len(names):
-        raise ValueError(f"rate groups need different names, got {names}.")
+        raise ValueError(f"rate groups need different names, got {shown(names)}.")
     for group in groups:
         if not group.patterns and group_of is None:
             raise ValueError(
@@ -47,12 +47,24 @@ def check_groups(groups: Sequence[RateGroup], group_of: object) -> None:
             f"no rate group has period 1, got periods {[group.period for group in groups]}: at some steps nothing "
             "would get a gradient. Give the fastest group period 1."
         )
-    if group_of is not None and not callable(group_of):
-        raise TypeError(f"group_of must be a function of a name and a parameter, got {group_of!r}.")
+    if group_of is not None and not _takes_two(group_of):
+        wrong_type("group_of", "a function of a name and a parameter", group_of)
+
+
+def _takes_two(function: object) -> bool:
+    if not callable(function):
+        return False
+    try:
+        inspect.signature(function).bind("name", None)
+    except TypeError:
+        return False
+    except ValueError:  # a function in C that does not say what it takes
+        return True
+    return True
 
 
 def check_budget(groups: Sequence[RateGroup], budget: Budget | None) -> None:
-    """Hold a budget against rate groups.
+    """Compare a budget with rate groups.
 
     Raises:
         TypeError: it is no budget.
@@ -61,7 +73,7 @@ def check_budget(groups: Sequence[RateGroup], budget: Budget | None) -> None:
     if budget is None:
         return
     if not isinstance(budget, Budget):
-        raise TypeError(f"budget takes a Budget, as MultirateConfig.auto(speedup=2.0) has one, got {budget!r}.")
+        wrong_type("budget", "a Budget, as MultirateConfig.auto(speedup=2.0) has one", budget)
     given = [
         group.name for group in groups if group.period != 1 or group.idle != "drift" or group.drift_steps is not None
     ]
@@ -72,23 +84,28 @@ def check_budget(groups: Sequence[RateGroup], budget: Budget | None) -> None:
         )
 
 
-def check_settings(values: Mapping[str, Any]) -> None:
-    """Look at the fields of a config one by one.
+def plain_settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a config that are single values, checked one by one, as plain values.
 
     Raises:
         TypeError: a number or a flag is something else.
         ValueError: a value is out of range.
     """
+    found: dict[str, Any] = {}
     for name, unit, least in INTEGERS:
-        require_count(name, unit, values[name], least)
-    scale = values["drift_scale"]
-    if scale is not None and not 0 <= scale <= 1:
-        raise ValueError(f"drift_scale must be between 0 and 1, or None, got {scale!r}.")
+        found[name] = require_int(name, values[name], least=least, unit=unit)
     for name, choices in CHOICES.items():
-        if values[name] not in choices:
-            raise ValueError(f"{name} must be one of {choices}, got {values[name]!r}.")
+        found[name] = require_choice(name, values[name], choices)
     for name, choices in CHOICES_OR_NONE.items():
-        if values[name] is not None and values[name] not in choices:
-            raise ValueError(f"{name} must be one of {choices}, or None, got {values[name]!r}.")
-    if not isinstance(values["idle_compile"], bool):
-        raise TypeError(f"idle_compile must be True or False, got {values['idle_compile']!r}.")
+        found[name] = require_choice(name, values[name], choices, or_none=True)
+    found["idle_compile"] = require_bool("idle_compile", values["idle_compile"])
+    found["drift_scale"] = None if values["drift_scale"] is None else _drift_scale(values["drift_scale"])
+    return found
+
+
+def _drift_scale(value: Any) -> float:
+    wanted = "a number between 0 and 1, or None"
+    scale = require_number("drift_scale", value, wanted)
+    if not 0 <= scale <= 1:
+        raise ValueError(f"drift_scale must be {wanted}, got {scale}.")
+    return scale

@@ -135,10 +135,7 @@ class ControlledMixin(_Base):
             self._begun = self.state.global_step
             self._controller.select(self._first_step + self._controller.applied)
         with self._controller.micro_batch(last=self.accelerator.sync_gradients):
-            return self._forward_and_backward(model, *args, **kwargs)
-
-    def _forward_and_backward(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
-        return super().training_step(model, *args, **kwargs)
+            return super().training_step(model, *args, **kwargs)
 
     def _attach(self) -> None:
         """Attach at the first micro-batch: only then optimizer, restored state and step are all there."""

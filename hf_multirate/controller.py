@@ -12,7 +12,6 @@ from torch.optim import Optimizer
 from hf_multirate.advice import warn_of_lost_steps, warn_of_tied_head
 from hf_multirate.attachment import Attachment
 from hf_multirate.auto.blocks import resolved
-from hf_multirate.chunks import predicts_next, split
 from hf_multirate.config import MultirateConfig
 from hf_multirate.cost import StepCosts, layers_of
 from hf_multirate.distributed import GradSync, choose, is_compiled, unwrapped
@@ -22,6 +21,7 @@ from hf_multirate.onlookers import on_look
 from hf_multirate.partition import assign
 from hf_multirate.standing import Standing
 from hf_multirate.telemetry import Telemetry
+from hf_multirate.validators import require_int, require_model, require_step, wrong_type
 
 
 class Multirate(Standing):
@@ -41,6 +41,8 @@ class Multirate(Standing):
     """
 
     def __init__(self, config: MultirateConfig) -> None:
+        if not isinstance(config, MultirateConfig):
+            wrong_type("config of Multirate", "a MultirateConfig, as MultirateConfig.two_rate() makes one", config)
         super().__init__(config)
         self.telemetry = Telemetry()
         self.applied = 0
@@ -51,7 +53,7 @@ class Multirate(Standing):
         self._live: tuple[int, ...] | None = None
         self._hooks: list[Any] = []
         self._open = ExitStack()
-        self._inside = self._split = False
+        self._inside = False
 
     def assign(self, model: nn.Module) -> Multirate:
         """Find out which parameter of ``model`` is in which rate group, without touching either.
@@ -59,6 +61,7 @@ class Multirate(Standing):
         Raises:
             ValueError: a group matches nothing, or a trainable parameter is in no group.
         """
+        require_model("assign()", model)
         first = self._partition is None
         self._resolved = resolved(self.config, model)
         self._partition = assign(self._resolved, model)
@@ -82,6 +85,7 @@ class Multirate(Standing):
                 processes of the run have different configurations or models.
             NotImplementedError: the model is wrapped by something that this package does not work with.
         """
+        require_model("attach()", model)
         optimizer = innermost(optimizer)
         if self.attached:
             raise RuntimeError("this controller is attached already: call detach() first.")
@@ -141,8 +145,11 @@ class Multirate(Standing):
 
         Raises:
             RuntimeError: the controller is not attached.
+            ValueError: the step is negative.
+            TypeError: the step is no integer.
         """
         self._require_attached("begin_step()")
+        step = require_step(step)
         if self._live is None or step != self.step:
             self._attachment.shared.require_wrapper()
             self._open.close()
@@ -153,12 +160,12 @@ class Multirate(Standing):
     def select(self, step: int) -> None:
         """Choose the live groups of ``step`` without pruning anything: see `micro_batch`."""
         self._require_attached("begin_step()")
-        if step < 0:
-            raise ValueError(f"a step index counts from 0, got {step}.")
+        step = require_step(step)
         if self._planner is not None:
-            self._planner.total_steps = self.total_steps
+            total = self.total_steps
+            self._planner.total_steps = None if total is None else require_int("total_steps", total, least=0)
         self._attachment.plan(step)
-        self.step, self._live, self._split = step, self.schedule.live(step), False
+        self.step, self._live = step, self.schedule.live(step)
         self._attachment.begin(step, self._live)
         self.telemetry.start()
 
@@ -179,27 +186,6 @@ class Multirate(Standing):
         finally:
             self._inside = False
 
-    def split(self, batch: Any) -> list[tuple[Any, float]]:
-        """Parts of ``batch`` to run one after the other, with the share of its rows that each has.
-
-        It is one part unless ``refresh_chunks`` asks for more and more than the fast groups are live. In a loop of
-        your own::
-
-            for part, share in multirate.split(batch):
-                (model(**part).loss * share).backward()
-
-        Raises:
-            ValueError: the batch has no rows: see `hf_multirate.chunks.split`.
-        """
-        fast = sum(group.gradient_period == 1 for group in self.config.groups)
-        if self.config.budget is not None:
-            fast = 1  # which has period 1 in whatever plan
-        self._split = True
-        if self._live is None or len(self._live) <= fast or self.config.refresh_chunks == 1:
-            return [(batch, 1.0)]
-        shifted = self._model is not None and predicts_next(self._model)
-        return split(batch, self.config.refresh_chunks, shifted=shifted)
-
     def synchronize(self) -> None:
         """Average the gradients of a fast-only step over all processes, once the last of them is there.
 
@@ -215,11 +201,6 @@ class Multirate(Standing):
         self._open.close()
         if self._live is None or self.step is None:
             raise RuntimeError("optimizer.step() without begin_step(step): which groups were live is not known.")
-        if self.config.refresh_chunks > 1 and not self._split:
-            raise RuntimeError(
-                f"refresh_chunks is {self.config.refresh_chunks}, but no batch was split: run forward and backward "
-                "for each of split(batch), as in its documentation, or leave refresh_chunks at 1."
-            )
         self._attachment.before_step(self.step, self._live, (*args[1:], *kwargs.values()))
 
     def _after_optimizer_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:

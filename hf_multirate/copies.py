@@ -19,6 +19,7 @@ from hf_multirate.lease import innermost, lease, release, require_free
 from hf_multirate.onlookers import on_look
 from hf_multirate.probe import check_optimizer, require_rates
 from hf_multirate.turns import CopiesConfig
+from hf_multirate.validators import require_model, require_step, wrong_type
 
 
 class AveragedCopies:
@@ -41,6 +42,8 @@ class AveragedCopies:
     """
 
     def __init__(self, config: CopiesConfig) -> None:
+        if not isinstance(config, CopiesConfig):
+            wrong_type("config of AveragedCopies", "a CopiesConfig", config)
         self.config = config
         self.applied = 0
         """Steps that the optimizer has applied since `attach`."""
@@ -60,6 +63,7 @@ class AveragedCopies:
                 that could be made longer.
             RuntimeError: this controller or another one is attached to the optimizer already.
         """
+        require_model("attach()", model)
         optimizer = innermost(optimizer)
         if self.attached:
             raise RuntimeError("these copies are attached already: call detach() first.")
@@ -119,16 +123,18 @@ class AveragedCopies:
 
         Raises:
             RuntimeError: nothing is attached.
+            ValueError: the step is negative.
+            TypeError: the step is no integer.
         """
+        store = self._attached_store("begin_step()")
+        step = require_step(step)
         self.select(step)
-        self._attached_store("begin_step()").show(self.config.turn(step)[0])
+        store.show(self.config.turn(step)[0])
 
     def select(self, step: int) -> None:
         """Choose the copy of ``step`` without showing it: see `micro_batch`."""
         self._attached_store("begin_step()")
-        if step < 0:
-            raise ValueError(f"a step index counts from 0, got {step}.")
-        self.step, self._begun = step, True
+        self.step, self._begun = require_step(step), True
 
     def _show_fastest(self) -> None:
         # Trainer asks for a copy by a context, and may look at it there: a reference model does.

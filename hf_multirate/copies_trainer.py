@@ -9,6 +9,7 @@ from transformers import Trainer
 from hf_multirate.controlled import ControlledMixin
 from hf_multirate.copies import AveragedCopies
 from hf_multirate.turns import CopiesConfig
+from hf_multirate.validators import wrong_type
 
 
 class AveragedCopiesMixin(ControlledMixin):
@@ -32,7 +33,7 @@ class AveragedCopiesMixin(ControlledMixin):
     def __init__(self, *args: Any, copies: CopiesConfig, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if not isinstance(copies, CopiesConfig):
-            raise TypeError(f"copies takes a CopiesConfig, got {copies!r}.")
+            wrong_type("copies", "a CopiesConfig", copies)
         if self.is_deepspeed_enabled or self.is_fsdp_enabled or self.args.n_gpu > 1:
             raise NotImplementedError(
                 f"averaged copies need whole parameters, one device per process, got {self.args.n_gpu} devices, or "

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from hf_multirate.counts import require_count
 from hf_multirate.subset import Subset
+from hf_multirate.validators import (
+    require_choice,
+    require_int,
+    require_items,
+    require_number,
+    require_text,
+    shown,
+    wrong_type,
+)
 
 
 IDLE_RULES = ("drift", "hold", "zero")
 PRESETS = "'head', 'last:N' (N >= 1 blocks), 'depth:F' (0 < F <= 1), 'part:I/N' (1 <= I <= N)"
-
+COUNT = "[1-9][0-9]{0,8}"
+"""A number of blocks or parts in a preset."""
 
 PresetValue = int | float | tuple[int, int] | None
 
@@ -31,20 +40,20 @@ def parse_preset(text: str) -> tuple[str, PresetValue] | None:
     """
     if text == "head":
         return "head", None
-    match = re.fullmatch(r"(\w+):(.*)", text)
+    match = re.fullmatch(r"(\w+):(.*)", text, re.DOTALL)
     if match is None:
         return None
     kind, value = match.groups()
-    if kind == "last" and re.fullmatch(r"[1-9]\d*", value):
+    if kind == "last" and re.fullmatch(COUNT, value):
         return "last", int(value)
-    if kind == "depth" and re.fullmatch(r"\d*\.?\d+", value) and 0 < float(value) <= 1:
+    if kind == "depth" and re.fullmatch(r"[0-9]*\.?[0-9]+", value) and 0 < float(value) <= 1:
         return "depth", float(value)
-    part = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", value) if kind == "part" else None
+    part = re.fullmatch(f"({COUNT})/({COUNT})", value) if kind == "part" else None
     if part is not None and int(part[1]) <= int(part[2]):
         return "part", (int(part[1]), int(part[2]))
     if kind == "ladder":
-        raise ValueError(f"{text!r} is several rate groups at once: use MultirateConfig.ladder([...]).")
-    raise ValueError(f"unknown preset {text!r}: use {PRESETS}, or a regular expression without a colon.")
+        raise ValueError(f"{shown(text)} is several rate groups at once: use MultirateConfig.ladder([...]).")
+    raise ValueError(f"unknown preset {shown(text)}: use {PRESETS}, or a regular expression without a colon.")
 
 
 def parse_ladder(text: str) -> list[int] | None:
@@ -58,7 +67,9 @@ def parse_ladder(text: str) -> list[int] | None:
     try:
         return [int(word) for word in text.removeprefix("ladder:").split(",")]
     except ValueError:
-        raise ValueError(f"a ladder is integers separated by commas, as in 'ladder:1,2,4', got {text!r}.") from None
+        raise ValueError(
+            f"a ladder is integers separated by commas, as in 'ladder:1,2,4', got {shown(text)}."
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -92,23 +103,26 @@ class RateGroup:
     subset: Subset | None = None
 
     def __post_init__(self) -> None:
-        """Validate, and make ``patterns`` a tuple."""
-        patterns = (self.patterns,) if isinstance(self.patterns, str) else tuple(self.patterns)
-        object.__setattr__(self, "patterns", patterns)
-        if not isinstance(self.name, str) or not self.name:
-            raise ValueError(f"a rate group needs a name, got {self.name!r}.")
-        _check_patterns(self.name, patterns)
-        require_count(f"period of rate group {self.name!r}", "steps", self.period, 1)
-        if self.idle not in IDLE_RULES:
-            raise ValueError(f"idle of rate group {self.name!r} must be one of {IDLE_RULES}, got {self.idle!r}.")
-        if not (math.isfinite(self.lr_scale) and self.lr_scale > 0):
-            raise ValueError(f"lr_scale of rate group {self.name!r} must be positive and finite, got {self.lr_scale}.")
-        if self.drift_steps is not None:
-            _check_drift_steps(self, self.drift_steps)
-        if self.idle == "zero" and self.subset is None:
-            object.__setattr__(self, "subset", Subset())
-        if self.subset is not None:
-            _check_subset(self, self.subset)
+        """Validate, and make values plain ones and ``patterns`` a tuple."""
+        name = require_text("name of a rate group", self.name)
+        if not name:
+            raise ValueError("a rate group needs a name, got ''.")
+        of = f"of rate group {shown(name)}"
+        scale = require_number(f"lr_scale {of}", self.lr_scale, "a positive number")
+        if scale <= 0:
+            raise ValueError(f"lr_scale {of} must be a positive number, got {shown(scale)}.")
+        values = {
+            "name": name,
+            "patterns": _patterns(name, self.patterns),
+            "period": require_int(f"period {of}", self.period, least=1, unit="steps"),
+            "idle": require_choice(f"idle {of}", self.idle, IDLE_RULES),
+            "lr_scale": scale,
+            "drift_steps": _drift_steps(self),
+            "subset": Subset() if self.idle == "zero" and self.subset is None else self.subset,
+        }
+        for field, value in values.items():
+            object.__setattr__(self, field, value)
+        _check_subset(self)
 
     @property
     def gradient_period(self) -> int:
@@ -116,18 +130,22 @@ class RateGroup:
         return 1 if self.idle == "zero" else self.period
 
 
-def _check_drift_steps(group: RateGroup, steps: int) -> None:
-    require_count(f"drift_steps of rate group {group.name!r}", "steps (or None, for all)", steps, 0)
+def _drift_steps(group: RateGroup) -> int | None:
+    if group.drift_steps is None:
+        return None
+    name = f"drift_steps of rate group {shown(group.name)}"
+    steps = require_int(name, group.drift_steps, least=0, unit="steps (or None, for all)")
     if group.idle != "drift":
-        raise ValueError(
-            f"drift_steps of rate group {group.name!r} is {steps}, but its idle rule is {group.idle!r}: only 'drift' "
-            "has drift steps."
-        )
+        raise ValueError(f"{name} is {steps}, but its idle rule is {group.idle!r}: only 'drift' has drift steps.")
+    return steps
 
 
-def _check_subset(group: RateGroup, subset: Subset) -> None:
+def _check_subset(group: RateGroup) -> None:
+    subset = group.subset
+    if subset is None:
+        return
     if not isinstance(subset, Subset):
-        raise TypeError(f"subset of rate group {group.name!r} must be a Subset, got {subset!r}.")
+        wrong_type(f"subset of rate group {shown(group.name)}", "a Subset", subset)
     if group.idle != "zero":
         raise ValueError(
             f"rate group {group.name!r} has a subset, but its idle rule is {group.idle!r}: only 'zero' has one."
@@ -139,21 +157,32 @@ def _check_subset(group: RateGroup, subset: Subset) -> None:
         )
 
 
-def _check_patterns(name: str, patterns: tuple[str, ...]) -> None:
+def _patterns(group: str, given: Any) -> tuple[str, ...]:
+    name = f"patterns of rate group {shown(group)}"
+    items = (given,) if isinstance(given, str) else require_items(name, given, "a string or a list of strings")
+    patterns = tuple(require_text(f"each of the {name}", item) for item in items)
     for pattern in patterns:
-        if not isinstance(pattern, str):
-            raise TypeError(f"patterns of rate group {name!r} must be strings, got {pattern!r}.")
-        if parse_preset(pattern) is not None:
-            if len(patterns) > 1:
-                raise ValueError(
-                    f"rate group {name!r} mixes the preset {pattern!r} with other patterns {patterns}: give the "
-                    "preset alone, or regular expressions only."
-                )
-            continue
         try:
-            re.compile(pattern)
-        except re.error as error:
+            preset = parse_preset(pattern)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+        if preset is None:
+            _check_expression(group, pattern)
+        elif len(patterns) > 1:
             raise ValueError(
-                f"pattern {pattern!r} of rate group {name!r} is not a regular expression: {error}. "
-                f"Escape special characters, or use a preset ({PRESETS})."
-            ) from error
+                f"rate group {group!r} mixes the preset {pattern!r} with other patterns {shown(patterns)}: give the "
+                "preset alone, or regular expressions only."
+            )
+    return patterns
+
+
+def _check_expression(group: str, pattern: str) -> None:
+    if not pattern:
+        raise ValueError(f"rate group {group!r} has an empty pattern '': use '.*' for all parameters.")
+    try:
+        re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ValueError(
+            f"pattern {shown(pattern)} of rate group {group!r} is not a regular expression: {error}. "
+            f"Escape special characters, or use a preset ({PRESETS})."
+        ) from error

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from hf_multirate.auto.settings import Budget
 from hf_multirate.groups import RateGroup
 from hf_multirate.subset import Subset
+from hf_multirate.validators import require_path, shown
 
 
 _Value = TypeVar("_Value")
@@ -33,6 +36,31 @@ def _name(function: Callable[..., Any]) -> str:
     return f"{named.__module__}:{named.__qualname__}"
 
 
+def read_json(path: Any) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        ValueError: there is no such file, it holds no JSON, or a key twice in one place.
+        TypeError: ``path`` is no path.
+    """
+    name = require_path("the path of a multirate config", path)
+    try:
+        return json.loads(Path(name).read_text(encoding="utf-8"), object_pairs_hook=_unique)
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(
+            f"multirate config {shown(name)} cannot be read as JSON: {error}. Give a file with the text of to_json()."
+        ) from error
+
+
+def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {shown(twice)} occurs twice")
+    return values
+
+
 def with_groups(values: Any) -> dict[str, Any]:
     """The fields of a config with its groups built.
 
@@ -40,11 +68,12 @@ def with_groups(values: Any) -> dict[str, Any]:
         ValueError: there is no list of groups, a key is unknown or missing, or a function is named.
     """
     groups = values.get("groups") if isinstance(values, Mapping) else None
-    if not isinstance(groups, Sequence) or isinstance(groups, str):
-        raise ValueError(f"a multirate config needs a list 'groups' of rate groups, got {values!r}.")
+    if not isinstance(groups, Sequence) or isinstance(groups, (str, bytes)):
+        raise ValueError(f"a multirate config needs a list 'groups' of rate groups, got {shown(values)}.")
     if values.get("group_of") is not None:
         raise ValueError(
-            f"group_of is the function {values['group_of']!r}, which a text can only name: build the config in Python."
+            f"group_of is {shown(values['group_of'])}, but a function cannot be read from a text: build the config "
+            "in Python."
         )
     budget = values.get("budget")
     built = None if budget is None else build(Budget, budget)
@@ -64,11 +93,12 @@ def build(kind: type[_Value], values: Any) -> _Value:
     """
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     if not isinstance(values, Mapping):
-        raise ValueError(f"{kind.__name__} needs a mapping of its fields {sorted(fields)}, got {values!r}.")
+        raise ValueError(f"{kind.__name__} needs a mapping of its fields {sorted(fields)}, got {shown(values)}.")
     required = {name for name, field in fields.items() if field.default is dataclasses.MISSING}
-    unknown, missing = sorted(set(values) - set(fields)), sorted(required - set(values))
+    unknown = [key for key in values if key not in fields]
+    missing = sorted(required - set(values))
     if unknown or missing:
         raise ValueError(
-            f"{kind.__name__}: unknown keys {unknown}, missing keys {missing}; fields are {sorted(fields)}."
+            f"{kind.__name__}: unknown keys {shown(unknown)}, missing keys {missing}; fields are {sorted(fields)}."
         )
     return kind(**values)

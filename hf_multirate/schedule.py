@@ -69,29 +69,41 @@ class Schedule:
         """Whether every group gets a gradient at ``step``."""
         return len(self.live(step)) == len(self.periods)
 
-    @property
+    @cached_property
     def kinds(self) -> dict[tuple[int, ...], int]:
         """Live groups -> how many steps of a cycle are of this kind; full steps first.
 
-        Where periods do not divide each other, they are counted in the first `COUNTED_STEPS` steps.
+        Drawn positions of periods that do not divide each other are counted in the first `COUNTED_STEPS` steps.
         """
-        chain = all(longer % shorter == 0 for shorter, longer in pairwise(self._periods))
-        if chain:
-            gradients = [self.cycle // period for period in self._periods]
-            rarer = [*gradients[1:], 0]
-            found = {
-                tuple(i for i, own in enumerate(self.periods) if own <= period): more - less
-                for period, more, less in zip(self._periods, gradients, rarer, strict=True)
-            }
-            idle = self.cycle - gradients[0]
-            return dict(reversed(found.items())) | ({(): idle} if idle else {})
-        number = min(self.cycle, COUNTED_STEPS) if self.turns == "fixed" else COUNTED_STEPS
-        counted = Counter(self.live(self.initial_full_steps + step) for step in range(number))
-        return dict(sorted(counted.items(), key=lambda item: -len(item[0])))
+        nested = all(longer % shorter == 0 for shorter, longer in pairwise(self._periods))
+        multiples = self._multiples() if nested or self.turns == "fixed" else None
+        if multiples is None:
+            counted = Counter(self.live(self.initial_full_steps + step) for step in range(COUNTED_STEPS))
+            return dict(sorted(counted.items(), key=lambda item: -len(item[0])))
+        exactly: dict[int, int] = {}
+        for multiple in sorted(multiples, reverse=True):
+            rarer = sum(steps for other, steps in exactly.items() if other % multiple == 0)
+            exactly[multiple] = self.cycle // multiple - rarer
+        return {
+            tuple(i for i, period in enumerate(self.periods) if multiple % period == 0): steps
+            for multiple, steps in exactly.items()
+            if steps
+        }
+
+    def _multiples(self) -> set[int] | None:
+        """Common multiples of any of the periods, of which each is a kind of step; None if there are too many."""
+        multiples = {1}
+        for period in self._periods:
+            multiples |= {math.lcm(multiple, period) for multiple in multiples}
+            if len(multiples) > COUNTED_STEPS:
+                return None
+        return multiples
 
     def example(self, kind: tuple[int, ...]) -> int:
-        """The first step at which the groups of ``kind``, one of `kinds`, are live."""
-        return next(step for step in count(self.initial_full_steps) if self.live(step) == kind)
+        """The first step at which the groups of ``kind``, one of `kinds`, and no others are live."""
+        period = max((self.periods[i] for i in kind), default=1)
+        steps = (self.initial_full_steps + window * period + self._position(period, window) for window in count())
+        return next(step for step in steps if self.live(step) == kind)
 
     def phase(self, step: int) -> int:
         """Position in the cycle; with fixed turns 0 is a full step. Every initial step has 0."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hf_multirate.validators import require_bool, require_choice, require_int, require_number
+
 
 UNITS = ("element", "neuron")
 REDRAWS = ("cycle", "step")
@@ -26,7 +28,7 @@ class Subset:
 
     Raises:
         ValueError: a value is out of range.
-        TypeError: the seed is not an integer, or a switch not a bool.
+        TypeError: a value is of another type.
     """
 
     fraction: float = 0.5
@@ -37,24 +39,23 @@ class Subset:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Validate."""
-        if isinstance(self.fraction, bool) or not isinstance(self.fraction, (int, float)):
-            raise TypeError(f"fraction of a subset must be a number, got {self.fraction!r}.")
-        if not 0 < self.fraction < 1:
+        """Validate, and make values plain ones."""
+        fraction = require_number("fraction of a subset", self.fraction)
+        if not 0 < fraction < 1:
             raise ValueError(
-                f"fraction of a subset must be between 0 and 1, without either, got {self.fraction}: nothing, or the "
+                f"fraction of a subset must be between 0 and 1, without either, got {fraction}: nothing, or the "
                 "whole group, would be held at zero."
             )
-        if self.unit not in UNITS:
-            raise ValueError(f"unit of a subset must be one of {UNITS}, got {self.unit!r}.")
-        if self.redraw not in REDRAWS:
-            raise ValueError(f"redraw of a subset must be one of {REDRAWS}, got {self.redraw!r}.")
-        for switch in ("biases", "rescale"):
-            value = vars(self)[switch]
-            if not isinstance(value, bool):
-                raise TypeError(f"{switch} of a subset must be True or False, got {value!r}.")
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
-            raise TypeError(f"seed of a subset must be an integer, got {self.seed!r}.")
+        values = {
+            "fraction": fraction,
+            "unit": require_choice("unit of a subset", self.unit, UNITS),
+            "biases": require_bool("biases of a subset", self.biases),
+            "rescale": require_bool("rescale of a subset", self.rescale),
+            "redraw": require_choice("redraw of a subset", self.redraw, REDRAWS),
+            "seed": require_int("seed of a subset", self.seed),
+        }
+        for field, value in values.items():
+            object.__setattr__(self, field, value)
 
     @property
     def scale(self) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from contextlib import nullcontext
 from typing import Any, cast
 
 import torch
@@ -14,11 +13,11 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import Seq2SeqTrainer, Trainer, TrainingArguments
 
 from hf_multirate.arguments import SWITCH, MultirateTrainingArguments
-from hf_multirate.chunks import adds_up, scaled_backward
 from hf_multirate.config import MultirateConfig
 from hf_multirate.controller import Multirate
 from hf_multirate.distributed.refusals import refuse_untested
 from hf_multirate.observed import ObservedMixin
+from hf_multirate.validators import wrong_type
 
 
 logger = logging.getLogger(__name__)
@@ -46,13 +45,12 @@ class MultirateMixin(ObservedMixin):
     def __init__(self, *args: Any, multirate: MultirateConfig | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._configured_by_arguments = multirate is None
-        self._loss_adds_up: bool | None = None
         if _switched_off():
             multirate, self._configured_by_arguments = MultirateConfig.off(), False
         elif multirate is None:
             multirate = _from_arguments(self.args)
         elif not isinstance(multirate, MultirateConfig):
-            raise TypeError(f"multirate takes a MultirateConfig, got {multirate!r}.")
+            wrong_type("multirate", "a MultirateConfig, as MultirateConfig.from_dict() makes one", multirate)
         self.multirate = Multirate(multirate)
         if self.multirate.active:
             refuse_untested(cast(Trainer, self), multirate)
@@ -72,23 +70,6 @@ class MultirateMixin(ObservedMixin):
         """As in `transformers.Trainer`, less the backward that a step leaves out: an estimate, as theirs is."""
         operations = super().floating_point_ops(inputs)
         return int(operations * self.multirate.relative_cost) if self._training else operations
-
-    def _forward_and_backward(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """A batch in the parts that the step asks for, which come to the same as the whole."""
-        inputs, *others = args
-        parts = self.multirate.split(inputs)
-        if len(parts) == 1:
-            return super()._forward_and_backward(model, *args, **kwargs)
-        if self._loss_adds_up is None:
-            items = others[0] if others else kwargs.get("num_items_in_batch")
-            self._loss_adds_up = adds_up(cast(Trainer, self), model, parts[0][0], items)
-        losses: list[torch.Tensor] = []
-        for part, share in parts:
-            scale = float(share > 0) if self._loss_adds_up else share
-            last = len(losses) == len(parts) - 1
-            with nullcontext() if last else self.accelerator.no_sync(model), scaled_backward(self.accelerator, scale):
-                losses.append(super()._forward_and_backward(model, part, *others, **kwargs) * scale)
-        return torch.stack(losses).sum()
 
     def _model_to_control(self) -> nn.Module:
         """The model with its wrapper, which decides how gradients are synchronised."""

@@ -7,9 +7,9 @@ from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import Any
 
-from hf_multirate.counts import require_count
 from hf_multirate.drawn_positions import DrawnPositions
 from hf_multirate.schedule import TURNS
+from hf_multirate.validators import require_choice, require_int, require_items
 
 
 MOMENTA = ("keep", "average", "reset")
@@ -36,7 +36,7 @@ class CopiesConfig:
 
     Raises:
         ValueError: a value is out of range.
-        TypeError: a period is not an integer.
+        TypeError: a value is of another type.
     """
 
     periods: Sequence[int] = (1, 25)
@@ -46,12 +46,14 @@ class CopiesConfig:
     turns_seed: int = 0
 
     def __post_init__(self) -> None:
-        """Validate, and make ``periods`` a tuple."""
-        periods = tuple(self.periods)
+        """Validate, and make values plain ones and ``periods`` a tuple."""
+        items = require_items("periods of copies", self.periods, "a list of integers, as in (1, 25)")
+        periods = tuple(require_int("each of the periods of copies", item) for item in items)
         object.__setattr__(self, "periods", periods)
-        for period in periods:
-            if isinstance(period, bool) or not isinstance(period, int):
-                raise TypeError(f"periods of copies must be integers, got {period!r}.")
+        object.__setattr__(self, "momenta", require_choice("momenta of copies", self.momenta, MOMENTA))
+        object.__setattr__(self, "buffers", require_choice("buffers of copies", self.buffers, BUFFERS))
+        object.__setattr__(self, "turns", require_choice("turns of copies", self.turns, TURNS))
+        object.__setattr__(self, "turns_seed", require_int("turns_seed of copies", self.turns_seed, least=0))
         if len(periods) == 1 or periods[:1] != (1,):
             raise ValueError(f"copies need two or more periods of which the first is 1, got {periods}.")
         for one, other in pairwise(periods):
@@ -60,13 +62,6 @@ class CopiesConfig:
                     f"each period of the copies must be a larger multiple of the one before, got {periods}: otherwise "
                     "their times do not meet."
                 )
-        if self.momenta not in MOMENTA:
-            raise ValueError(f"momenta must be one of {MOMENTA}, got {self.momenta!r}.")
-        if self.buffers not in BUFFERS:
-            raise ValueError(f"buffers must be one of {BUFFERS}, got {self.buffers!r}.")
-        if self.turns not in TURNS:
-            raise ValueError(f"turns must be one of {TURNS}, got {self.turns!r}.")
-        require_count("turns_seed", "(any number is a seed)", self.turns_seed, 0)
 
     def to_dict(self) -> dict[str, Any]:
         """A dictionary of plain values."""

@@ -84,8 +84,6 @@ def model_of(words: list[str]) -> tuple[torch.nn.Module, list[dict[str, torch.Te
     # Nine or ten batches in an epoch: of three windows of three, and then one of one.
     model, rows = example(family, ROWS * (10 if "ragged" in words else 9))
     without_dropout(model)  # it would differ between one process and two
-    if "blank" in words and RANK:  # no label is left to this process
-        rows = [{**row, "labels": torch.full_like(row["labels"], -100)} for row in rows]
     if "lora" in words:
         torch.manual_seed(2)
         model = get_peft_model(model, LoraConfig(r=4, target_modules=["query", "value"], task_type="SEQ_CLS"))
@@ -98,7 +96,6 @@ def config_of(words: list[str]) -> Any:  # noqa: PLR0911
     if "plain" in words or "copies" in words:
         return CopiesConfig((1, 2)) if "copies" in words else None
     settings: dict[str, Any] = {"check_ranks": 1} if "check" in words else {}
-    settings |= {"refresh_chunks": 2} if "chunks" in words else {}
     if "still" in words:  # what the callback of `reference` comes to
         settings |= {"drift_scale": 0.0, "idle_mode": "train"}
         settings["group_of"] = lambda name, _: "fast" if is_fast(name) else None
@@ -119,7 +116,7 @@ def settings_of(words: list[str], wrapper: str) -> dict[str, Any]:
     settings: dict[str, Any] = {
         "per_device_train_batch_size": ROWS // WORLD,
         "max_steps": LONG if "long" in words else SHORT,
-        "average_tokens_across_devices": "blank" in words,
+        "average_tokens_across_devices": False,
         "logging_steps": 1,
         "lr_scheduler_type": "constant",
         "bf16": "bf16" in words,
@@ -134,7 +131,7 @@ def settings_of(words: list[str], wrapper: str) -> dict[str, Any]:
         kind = "SHARDED_STATE_DICT" if "sharded" in words else "FULL_STATE_DICT"
         wraps = {
             "version": 2,
-            "transformer_layer_cls_to_wrap": ["Qwen3DecoderLayer" if "qwen" in words else "BertLayer"],
+            "transformer_layer_cls_to_wrap": ["BertLayer"],
             "state_dict_type": kind,
         }
         settings |= {"fsdp": True, "fsdp_config": {**wraps, "reshard_after_forward": "whole" not in words}}
@@ -157,7 +154,7 @@ def trainer_of(words: list[str], wrapper: str, folder: Path) -> Any:
     else:
         trainer = Trainer(**common) if config is None else MultirateTrainer(**common, multirate=config)
     # Plain Trainer multiplies a loss that is a mean by the number of processes.
-    trainer.model_accepts_loss_kwargs = "blank" in words
+    trainer.model_accepts_loss_kwargs = False
     if "drop" in words:
         trainer.add_callback(reference(lambda name: not is_fast(name), PERIOD))
     wraps = {key: value for word in words for key, value in WRAPS.get(word, {}).items()}

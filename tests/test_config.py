@@ -51,8 +51,6 @@ BAD_CONFIGS = {
     "idle_mode": ({"idle_mode": "sleep"}, ValueError, "sleep"),
     "idle_dtype": ({"idle_dtype": "float8"}, ValueError, "float8"),
     "idle_compile": ({"idle_compile": "yes"}, TypeError, "yes"),
-    "refresh_chunks": ({"refresh_chunks": 0}, ValueError, "refresh_chunks must be at least 1, got 0"),
-    "refresh_chunks of a fraction": ({"refresh_chunks": 1.5}, TypeError, "parts of a batch"),
     "idle_buffers": ({"idle_buffers": "sleep"}, ValueError, "sleep"),
     "no pattern": ({"groups": [RateGroup("a", (), 1)]}, ValueError, "'a' has no pattern"),
     "group_of": ({"group_of": "norm"}, TypeError, "function of a name.*'norm'"),

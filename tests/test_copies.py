@@ -75,6 +75,24 @@ def test_turns_of_three_copies() -> None:
     assert [merged for _, merged in turns] == [(), (), (0, 1), (), (), (), (0, 1, 2), (), ()]
 
 
+@pytest.mark.parametrize("periods", [(1, 2), (1, 3, 6), (1, 2, 4, 12)])
+def test_turns_are_those_of_a_clock(periods: tuple[int, ...]) -> None:
+    wanted = []
+    for time in range(1, periods[-1] + 1):
+        arriving = tuple(copy for copy, period in enumerate(periods) if time % period == 0)
+        turns = [(copy, ()) for copy in arriving]
+        wanted += [*turns[:-1], (arriving[-1], arriving)] if len(arriving) > 1 else turns
+    config = CopiesConfig(periods)
+    assert [config.turn(step) for step in range(2 * config.cycle)] == 2 * wanted
+
+
+def test_a_turn_does_not_take_longer_for_longer_periods() -> None:
+    config = CopiesConfig((1, 10**12))
+    assert config.turn(10**12 - 1) == (0, ())
+    assert config.turn(10**12) == (1, (0, 1))
+    assert config.turn(10**12 + 1) == (0, ())
+
+
 def test_each_copy_has_its_own_batches_state_and_step_size() -> None:
     model = network()
     optimizer = AdamW(model.parameters(), lr=RATE)

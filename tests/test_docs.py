@@ -90,7 +90,7 @@ def test_guide_says_which_settings_the_command_line_has() -> None:
         r"^\| `(\w+)` \| `[^`]+` \|.*\| (.*?) \|$", (ROOT / "docs/guide.md").read_text(), flags=re.MULTILINE
     )
     has = {name: f"multirate_{name}" in MultirateTrainingArguments.__dataclass_fields__ for name, _ in rows}
-    assert len(rows) == 15
+    assert len(rows) == 16
     assert has == {name: word == "yes" for name, word in rows}
 
 

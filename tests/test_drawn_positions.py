@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import SequentialSampler
 from transformers import BertConfig, BertForSequenceClassification
 
-from hf_multirate import Multirate, MultirateConfig, MultirateTrainer, RateGroup, Subset
+from hf_multirate import Multirate, MultirateConfig, MultirateTrainer, Subset
 from hf_multirate.drawn_positions import DrawnPositions
 from hf_multirate.schedule import COUNTED_STEPS, Schedule
 from runs import arguments
@@ -239,14 +239,3 @@ def test_the_published_setting_is_fixed_and_drifts_in_full() -> None:
     assert (config.turns, config.drift_scale, config.idle_mode) == ("fixed", 1.0, "train")
     assert [group.period for group in config.groups] == [1, 3]
     assert config.groups[1].idle == "drift"
-
-
-@pytest.mark.parametrize("turns", ["random", None, 1])
-def test_turns_are_drawn_or_fixed(turns: object) -> None:
-    with pytest.raises(ValueError, match="turns must be one of"):
-        MultirateConfig.two_rate("head", turns=turns)
-
-
-def test_a_seed_of_turns_is_an_integer() -> None:
-    with pytest.raises(TypeError, match="turns_seed"):
-        MultirateConfig((RateGroup("all", ".*", 1),), turns_seed=0.5)  # type: ignore[arg-type]

@@ -124,9 +124,8 @@ def test_arguments_build_the_config(tmp_path: Path) -> None:
         "multirate_idle_mode": "train",
         "multirate_idle_dtype": "bfloat16",
         "multirate_idle_compile": True,
-        "multirate_refresh_chunks": 4,
     }
-    more = {"idle_dtype": "bfloat16", "idle_compile": True, "refresh_chunks": 4}
+    more = {"idle_dtype": "bfloat16", "idle_compile": True}
     assert _arguments(tmp_path, **given) == MultirateConfig.two_rate("head", 3, "hold", idle_mode="train", **more)
     assert _arguments(tmp_path) == MultirateConfig.two_rate()
     assert _arguments(tmp_path, multirate="off") == MultirateConfig.off()
@@ -146,7 +145,7 @@ def test_arguments_build_the_config(tmp_path: Path) -> None:
         ({"multirate_fast": "last:x"}, "last:x"),
         ({"multirate_config": "none.json"}, "none.json"),
         ({"multirate_config": "none.json", "multirate_fast": "head"}, "multirate_fast"),
-        ({"multirate_drift_steps": -1}, "drift_steps of rate group 'slow'"),
+        ({"multirate_drift_steps": -1}, "multirate_drift_steps must be at least 0"),
         ({"multirate_drift_steps": 2, "multirate_idle": "hold"}, "only 'drift'"),
         ({"multirate_drift_steps": 0, "multirate": "auto"}, "multirate_drift_steps is given too"),
     ],

@@ -75,7 +75,7 @@ def kept_by_the_loss() -> int:
 
 def test_groups_of_a_ladder_add_up_to_a_full_step() -> None:
     groups = [RateGroup("a", "^head", 1), RateGroup("b", r"blocks\.2", 2), RateGroup("c", ".*", 3)]
-    found = only(*stack(), MultirateConfig(groups))
+    found = only(*stack(), MultirateConfig(groups, turns="fixed"))
     work = [group.forward + group.activation_gradients + group.weight_gradients for group in found.groups]
     assert sum(work) == found.steps[0].flops == 8 * BLOCK + 3 * HEAD
     assert {step.live: step.per_cycle for step in found.steps} == {

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from numbers import Real
-from typing import Any
 
-from hf_multirate.counts import require_count
+from hf_multirate.validators import require_bool, require_int, require_number
 
 
 DEFAULT_SPEEDUP = 1.6
@@ -35,14 +32,15 @@ class Budget:
     drift: bool = False
 
     def __post_init__(self) -> None:
-        """Validate."""
-        if self.speedup is not None:
-            _check_speedup(self.speedup)
-            object.__setattr__(self, "speedup", float(self.speedup))  # a number of numpy is no plain value
-        for name, least in (("longest", 2), ("cycles", 1)):
-            require_count(name, "steps", vars(self)[name], least)
-        if not isinstance(self.drift, bool):
-            raise TypeError(f"drift of a budget must be True or False, got {self.drift!r}.")
+        """Validate, and make values plain ones."""
+        values = {
+            "speedup": None if self.speedup is None else require_speedup("speedup", self.speedup),
+            "longest": require_int("longest", self.longest, least=2, unit="steps"),
+            "cycles": require_int("cycles", self.cycles, least=1, unit="times longest steps"),
+            "drift": require_bool("drift of a budget", self.drift),
+        }
+        for field, value in values.items():
+            object.__setattr__(self, field, value)
         if self.longest & (self.longest - 1):
             raise ValueError(f"longest must be a power of two, got {self.longest}.")
 
@@ -62,11 +60,17 @@ class Budget:
         return 1 + 2 * self.plan_steps
 
 
-def _check_speedup(speedup: Any) -> None:
-    if isinstance(speedup, bool) or not isinstance(speedup, Real):
-        raise TypeError(f"speedup must be a number, or None for {DEFAULT_SPEEDUP}, got {speedup!r}.")
-    if not (math.isfinite(float(speedup)) and float(speedup) >= 1):
+def require_speedup(name: str, value: object) -> float:
+    """A number of times that steps may be cheaper than full ones.
+
+    Raises:
+        ValueError: it is below 1 or not finite.
+        TypeError: it is no number.
+    """
+    speedup = require_number(name, value)
+    if speedup < 1:
         raise ValueError(
-            f"speedup must be at least 1, got {speedup!r}: it is how many times less work than plain "
-            "training steps may be, 2.0 for half of it."
+            f"{name} must be at least 1, got {speedup}: it is the work of a full step over the mean work of a step, "
+            "2.0 for half of it."
         )
+    return speedup

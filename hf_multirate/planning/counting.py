@@ -7,15 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate.utils import recursively_apply
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from hf_multirate.chunks import rows_of, split
-
-
-COUNTED_ROWS = 2
-"""Rows of a batch that are really run: work grows with rows, and batch norm wants more than one."""
 
 WEIGHTED = ("mm", "addmm", "convolution")
 """Operations that multiply by a weight: the gradient of it costs as much once more."""
@@ -41,18 +35,6 @@ class Count:
     def total(self) -> float:
         """FLOPs of forward and backward."""
         return self.forward + self.backward
-
-
-def few_rows(batch: Any) -> tuple[Any, float]:
-    """`COUNTED_ROWS` rows of ``batch``, and how many times as many it has.
-
-    Raises:
-        ValueError: the batch has no rows.
-    """
-    rows = rows_of(batch)
-    part, _ = split(batch, max(1, rows // COUNTED_ROWS))[0]
-    # A slice would hold, and count as, the memory of the whole batch.
-    return recursively_apply(torch.clone, part), rows / rows_of(part)
 
 
 def count(model: nn.Module, part: Any, times: float) -> Count:
@@ -95,12 +77,26 @@ def loss_of(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
     """The loss of ``batch``.
 
     Raises:
-        ValueError: the model returns none.
+        ValueError: the model returns none, or one of more than one number.
     """
-    output = model(**batch)
-    loss = output["loss"] if isinstance(output, Mapping) else output.loss
-    if not isinstance(loss, Tensor):
-        raise ValueError(f"{type(model).__name__} returns no loss for a batch of {sorted(batch)}: give it labels.")
+    return loss_in(model(**batch), type(model).__name__, batch)
+
+
+def loss_in(output: Any, name: str, batch: Mapping[str, Any]) -> Tensor:
+    """The loss in what a model of class ``name`` returned for ``batch``: see `loss_of`."""
+    if isinstance(output, Mapping):
+        loss = output.get("loss")
+    elif isinstance(output, tuple):  # as of a model with return_dict=False
+        loss = output[0] if output else None
+    else:
+        try:
+            loss = output.loss
+        except AttributeError:
+            loss = None
+    if not isinstance(loss, Tensor) or not loss.is_floating_point():
+        raise ValueError(f"{name} returns no loss for a batch of {sorted(batch)}: give it labels.")
+    if loss.numel() != 1:
+        raise ValueError(f"{name} returns a loss of shape {tuple(loss.shape)}: return one number, such as its mean.")
     return loss
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ import transformers
 from torch import Tensor, nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
-from hf_multirate.planning.counting import few_rows, loss_of
+from hf_multirate.validators import reason
 
 
 TASKS: dict[str, Any] = {
@@ -27,6 +28,9 @@ TASKS: dict[str, Any] = {
     "image-classification": transformers.AutoModelForImageClassification,
 }
 """Tasks by the names of the hub, and the class that makes a model for each."""
+
+PAIR = 2
+"""What a function returns at most: a model and a batch."""
 
 
 @dataclass(frozen=True)
@@ -47,14 +51,11 @@ def load(name: str, task: str | None, size: Size) -> tuple[nn.Module, Mapping[st
         size: Size of the batch, if it is made here.
 
     Raises:
-        ValueError: the model cannot be loaded, or takes another batch than can be made for it.
+        ValueError: the model cannot be loaded, or no batch can be made for it.
     """
     model, batch = _from_function(name) if _is_function(name) else (_from_config(name, task), None)
     model.train()
-    if batch is None:
-        batch = _batch(model, size)
-        _check(model, batch, name)
-    return model, batch
+    return model, _made_batch(model, size) if batch is None else batch
 
 
 def _is_function(name: str) -> bool:
@@ -63,17 +64,32 @@ def _is_function(name: str) -> bool:
 
 def _from_function(name: str) -> tuple[nn.Module, Mapping[str, Any] | None]:
     path, _, function = name.partition(":")
-    sys.path.insert(0, os.getcwd())
-    try:
-        made = vars(importlib.import_module(path))[function]()
-    except Exception as error:  # it is the user's code: anything may go wrong in it
-        raise ValueError(f"{name!r} could not be called ({type(error).__name__}: {error}).") from error
-    finally:
-        sys.path.remove(os.getcwd())
-    model, batch = made if isinstance(made, tuple) else (made, None)
+    with _as_before():
+        sys.path.insert(0, os.getcwd())
+        try:
+            module = importlib.import_module(path)
+            if function not in vars(module):
+                raise ValueError(f"the module {path} has no {function!r}")
+            made = vars(module)[function]()
+        except BaseException as error:  # it is the user's code: it may do anything, sys.exit() as well
+            raise ValueError(f"{name!r} could not be called ({reason(error)}).") from error
+    model, batch = made if isinstance(made, tuple) and len(made) == PAIR else (made, None)
     if not isinstance(model, nn.Module):
-        raise ValueError(f"{name!r} returned {type(model).__name__}: return a model, or a model and a batch.")
+        what = f"{len(made)} things" if isinstance(made, tuple) else type(model).__name__
+        raise ValueError(f"{name!r} returned {what}: return a model, or a model and a batch.")
     return model, batch
+
+
+@contextmanager
+def _as_before() -> Iterator[None]:
+    """Put the working folder, the search path and the mode of autograd back, whatever the user's code changes."""
+    folder, path, entries, grad = os.getcwd(), sys.path, list(sys.path), torch.is_grad_enabled()
+    try:
+        yield
+    finally:
+        sys.path, sys.path[:] = path, entries
+        torch.set_grad_enabled(grad)
+        os.chdir(folder)
 
 
 def _from_config(name: str, task: str | None) -> nn.Module:
@@ -81,9 +97,9 @@ def _from_config(name: str, task: str | None) -> nn.Module:
         config = AutoConfig.from_pretrained(name)
         maker = TASKS[task].from_config if task else _class_of(config)._from_config
         model: nn.Module = maker(config)
-    except (OSError, ValueError, AttributeError) as error:
+    except Exception as error:  # a configuration may hold anything
         raise ValueError(
-            f"{name!r} could not be loaded ({type(error).__name__}: {' '.join(str(error).split())}). Give a hub name "
+            f"{name!r} could not be loaded ({reason(error)}). Give a hub name "
             "while connected, a folder with a config.json, or module:function; and --task if the configuration "
             "names no class."
         ) from error
@@ -97,10 +113,20 @@ def _class_of(config: PretrainedConfig) -> Any:
     return getattr(transformers, names[0])
 
 
-def _batch(model: nn.Module, size: Size) -> dict[str, Tensor]:
-    """Random inputs and labels."""
+def _made_batch(model: nn.Module, size: Size) -> dict[str, Tensor]:
     if not isinstance(model, PreTrainedModel):
         raise ValueError(f"no batch can be made for {type(model).__name__}: have the function return one too.")
+    try:
+        return _batch(model, size)
+    except (AttributeError, MemoryError, RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"no batch of {size.rows} rows of {size.tokens} tokens can be made for {type(model).__name__} "
+            f"({reason(error)}): give a smaller one, or module:function of a function that returns both."
+        ) from error
+
+
+def _batch(model: PreTrainedModel, size: Size) -> dict[str, Tensor]:
+    """Random inputs and labels."""
     config = model.config.get_text_config()
     rows = torch.Generator().manual_seed(0)
     if model.main_input_name == "pixel_values":
@@ -130,16 +156,3 @@ def _labels(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> dict[str, T
     if "TokenClassification" in kind:
         return {"labels": torch.zeros_like(first)}
     return {"labels": nothing}
-
-
-def _check(model: nn.Module, batch: Mapping[str, Any], name: str) -> None:
-    """Raise `ValueError` if the batch does not run: too long, or not what the model takes."""
-    try:
-        with torch.no_grad(), torch.random.fork_rng():
-            loss_of(model, few_rows(batch)[0])
-    except (IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        shapes = {key: tuple(value.shape) for key, value in batch.items()}
-        raise ValueError(
-            f"a batch of {shapes} does not run through {name!r} ({type(error).__name__}: {error}). Give fewer tokens "
-            "with --seq, another --task, or module:function of a function that returns a model and a batch."
-        ) from error

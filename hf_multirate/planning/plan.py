@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from accelerate.utils import recursively_apply
 from torch import nn
 
 from hf_multirate.config import MultirateConfig
@@ -16,10 +17,14 @@ from hf_multirate.cost import boundary, layers_of
 from hf_multirate.idle_pass import IdlePass
 from hf_multirate.modes import frozen_buffers
 from hf_multirate.planning.blockers import blockers
-from hf_multirate.planning.counting import Count, count, few_rows
-from hf_multirate.planning.timing import Live, seconds_of
+from hf_multirate.planning.counting import Count, count
+from hf_multirate.planning.kinds import Live, kinds_of
+from hf_multirate.planning.rows import few_rows
+from hf_multirate.planning.timing import seconds_of
+from hf_multirate.planning.trial import require_arguments, try_out
 from hf_multirate.planning.values import GroupPlan, Plan, StepPlan
 from hf_multirate.pruner import Pruner
+from hf_multirate.validators import require_bool
 
 
 def plan(
@@ -38,13 +43,14 @@ def plan(
 
     Raises:
         ValueError: a configuration does not fit the model, or the batch does not.
+        TypeError: an argument has another type.
     """
-    for label, config in configs.items():
-        if config.budget is not None:
-            raise ValueError(f"{label!r} finds its periods while training, so there is nothing to plan before.")
+    require_arguments(model, batch, configs)
+    require_bool("measure", measure)
     device = next(model.parameters()).device
-    batch = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
-    with _as_found(model):
+    batch = recursively_apply(lambda tensor: tensor.to(device), dict(batch))
+    with _as_found(model), torch.enable_grad():
+        try_out(model, batch)
         return [_plan(model, batch, label, config, measure=measure) for label, config in configs.items()]
 
 
@@ -53,23 +59,27 @@ def _plan(model: nn.Module, batch: Mapping[str, Any], label: str, config: Multir
         partition = Multirate(config).assign(model).partition
         groups = partition.parameters(model)
         counts = _counts(model, batch, config, groups)
-    kinds = config.schedule.kinds
+    kinds = kinds_of(config.schedule)
     times = seconds_of(model, batch, config) if measure else {}
     steps = tuple(_step(config, model, groups, live, counts[live], times.get(live)) for live in kinds)
     full = counts[_everything(config)].total
+    if not full:
+        raise ValueError(
+            f"a step of {type(model).__name__} has no matrix product or convolution, so there is no work to count."
+        )
     cycle = sum(kinds.values())
-    speedup = cycle * full / sum(number * counts[live].total for live, number in kinds.items())
+    mean = sum(number * counts[live].total for live, number in kinds.items()) / cycle
     plain = times.get(())
-    measured = cycle * plain / sum(number * times[live] for live, number in kinds.items()) if plain else None
+    mean_time = sum(number * times[live] for live, number in kinds.items()) / cycle if plain else None
     least = min(kinds, key=len)
     return Plan(
         label,
         _groups(config, groups, counts),
         steps,
-        speedup,
+        full / mean,
         full / counts[least].total,
         tuple(dict.fromkeys([*blockers(model, config, partition), *messages])),
-        measured,
+        plain / mean_time if plain and mean_time else None,
         plain / times[least] if plain else None,
     )
 
@@ -95,7 +105,7 @@ def _counts(
     pruner = Pruner(model, groups, IdlePass(config, torch.optim.AdamW, compiled=False, sharded=False))
     part, times = few_rows(batch)
     found = {}
-    for live in {*config.schedule.kinds, *_prefixes(config)}:
+    for live in {*kinds_of(config.schedule), *_prefixes(config)}:
         with pruner.pruned(frozenset(config.groups[i].name for i in live)):
             found[live] = count(model, part, times)
     return found
@@ -135,7 +145,7 @@ def _step(
     keys = {key for name in names for key in groups[name]}
     edge = boundary(layers_of(model), keys) if len(live) < len(config.groups) else None
     memory = weights + gradients + 2 * sum(sizes.values()) + work.kept
-    return StepPlan(names, config.schedule.kinds[live], work.total, edge, memory, gradients, seconds)
+    return StepPlan(names, kinds_of(config.schedule)[live], work.total, edge, memory, gradients, seconds)
 
 
 @contextmanager

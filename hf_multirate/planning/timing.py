@@ -14,13 +14,11 @@ from torch import nn
 from hf_multirate.config import MultirateConfig
 from hf_multirate.controller import Multirate
 from hf_multirate.planning.counting import loss_of
+from hf_multirate.planning.kinds import Live, kinds_of
 
 
 ROUNDS = 5
 """How often each kind of step is timed, after one round that warms up."""
-
-Live = tuple[int, ...]
-"""Indices of the groups that get a gradient."""
 
 
 def seconds_of(model: nn.Module, batch: Mapping[str, Any], config: MultirateConfig) -> dict[Live, float]:
@@ -29,7 +27,7 @@ def seconds_of(model: nn.Module, batch: Mapping[str, Any], config: MultirateConf
     Kinds take turns, so that none has a faster machine. The optimizer is AdamW at learning rate zero, which moves
     nothing.
     """
-    kinds = {live: config.schedule.example(live) for live in config.schedule.kinds}
+    kinds = {live: config.schedule.example(live) for live in kinds_of(config.schedule)}
     found: dict[Live, list[float]] = defaultdict(list)
     with torch.random.fork_rng():
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.0)
