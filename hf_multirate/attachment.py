@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from torch import nn
@@ -21,6 +21,7 @@ from hf_multirate.movement import Movement
 from hf_multirate.names import named
 from hf_multirate.probe import check_optimizer
 from hf_multirate.pruner import Pruner
+from hf_multirate.pruning import idle
 from hf_multirate.subgroups import Subgroups
 
 
@@ -64,12 +65,18 @@ class Attachment:
         self._idle_pass = IdlePass(config, type(optimizer), compiled=compiled, sharded=sync.shards)
         self._pruner = Pruner(model, groups, self._idle_pass, compiled=compiled)
         had = [p for members in groups.values() for p in members.values() if optimizer.state.get(p)]
-        tolerant = config.missing_gradients == "warn"
-        bare = tolerant and config.budget is not None
-        known = {parameter for members in groups.values() for parameter in members.values()}
+        self._parameters = {name: parameter for members in groups.values() for name, parameter in members.items()}
+        known = set(self._parameters.values())
         others = {name: parameter for name, parameter in named(model).items() if parameter not in known}
         self._others = frozenset(others)
-        self._check = GradientCheck(groups, tolerant=tolerant, bare=bare, had=had, others=others)
+        self._check = GradientCheck(
+            groups,
+            model=None if compiled else model,  # hooks that come and go would have it compiled once more
+            strict=config.missing_gradients == "error",
+            planned=config.budget is not None,
+            had=had,
+            others=others,
+        )
 
     def _planner(
         self, model: nn.Module, groups: Mapping[str, Mapping[str, nn.Parameter]], sync: GradSync, *, compiled: bool
@@ -82,7 +89,10 @@ class Attachment:
 
     def plan(self, step: int) -> None:
         """Change the periods, if it is time at ``step``."""
-        if self.planner is not None and self.planner.begin(step, self.movement.trust):
+        if self.planner is None:
+            return
+        self.planner.unread = self._check.silent
+        if self.planner.begin(step, self.movement.trust):
             self._adopt(self.planner)
 
     def _adopt(self, planner: Planner) -> None:
@@ -92,17 +102,24 @@ class Attachment:
     def close(self) -> None:
         """Leave nothing on the model, and keep nothing of it."""
         self._idle_pass.close()
+        self._check.summarize()
         if self.planner is not None:
             self.planner.account.close()
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs besides model and optimizer."""
+        if self.planner is not None:
+            self.planner.unread = self._check.silent
         plan = {} if self.planner is None else {"plan": self.planner.state_dict()}
-        return {**self.movement.state_dict(), **plan}
+        missed = {"missed": dict.fromkeys(self._check.missed, 1)} if self._check.missed else {}
+        return {**self.movement.state_dict(), **missed, **plan}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a `state_dict`, but for what was frozen since."""
-        moving = {key: entries for key, entries in state.items() if key != "plan"}
+        moving = {key: entries for key, entries in state.items() if key not in ("plan", "missed")}
+        self._check.missed = {
+            name: self._parameters[name] for name in state.get("missed", ()) if name in self._parameters
+        }
         self.movement.load_state_dict(
             {key: {n: v for n, v in entries.items() if n not in self._others} for key, entries in moving.items()}
         )
@@ -126,6 +143,7 @@ class Attachment:
         if self.planner is not None:
             self.planner.account.next_pass()
         with (
+            self._check.watched(self._names(live)) if self.shared.cuts else nullcontext(),
             self._pruner.pruned(self._names(live), cuts=self.shared.cuts),
             self.shared.micro_batch(last=last),
             self._subgroups.zeroed(step),
@@ -134,21 +152,33 @@ class Attachment:
         if last:
             self.shared.synchronize()
 
-    def before_step(self, step: int, live: Sequence[int], arguments: Sequence[Any]) -> None:
-        """Check the gradients and the ``arguments`` of ``optimizer.step``, and look at what it will change."""
+    def before_step(self, step: int, live: Sequence[int], arguments: Sequence[Any]) -> bool:
+        """Check the gradients and the ``arguments`` of ``optimizer.step``, and look at what it will change.
+
+        Returns:
+            Whether any parameter has a gradient. Otherwise nothing moves at this step, and `after_step` has no place.
+        """
         if not self._config.trains_plainly and any(callable(value) for value in arguments):
             raise ValueError(
                 "optimizer.step(closure) runs backward inside of the step, where nothing is pruned or held: call "
                 "backward first, then optimizer.step(). Optimizers that need a closure (LBFGS) train plainly only."
             )
         self.shared.require_synchronized(step)
-        if self._config.prunes:
-            self._check.check(self._names(live), step)
+        if self._config.prunes and not self._check.check(self._names(live), step):
+            return False
         self.movement.before_step(step, live)
         self._subgroups.before_step(step)
+        return True
+
+    @property
+    def has_gradients(self) -> bool:
+        """Whether any parameter of a rate group has a gradient."""
+        return any(parameter.grad is not None for parameter in self._parameters.values())
 
     def after_step(self, step: int, live: Sequence[int]) -> None:
         """Move what the optimizer has not moved, or not far enough. Not called for a step that was skipped."""
-        self.movement.after_step(step, live)
+        # A parameter that had no gradient at its turn has no fresh update to drift along.
+        with idle(list(self._check.missed.values())):
+            self.movement.after_step(step, live)
         self._subgroups.after_step(step)
         self._idle_pass.moved(self.movement.moved(step, live))

@@ -31,8 +31,8 @@ class MultirateConfig:
         initial_full_steps: Steps at the start of training at which every group gets a gradient.
         drift_scale: Factor on the drift of idle groups, on top of their learning rate; 1 is Algorithm 1. None, the
             default, is 1 for SGD; for other optimizers each parameter finds its own: see `hf_multirate.trust`.
-        missing_gradients: What to do when a parameter that has had a gradient before gets none at its turn:
-            ``error``, or ``warn`` for models that skip layers at random (layer drop, sparse experts).
+        missing_gradients: What to do when a parameter gets no gradient at its turn: ``warn`` skips it, as Trainer
+            does, and warns; ``error`` ends training if it had one before. See `hf_multirate.gradient_check`.
         idle_mode: Mode in which modules without a live parameter run forward at fast-only steps: ``train``, as in
             Trainer, or ``eval``, without dropout (batch norm stays as in Trainer). None, the default, is ``train``
             for SGD, which then is Algorithm 1 to the letter, and ``eval`` for other optimizers.
@@ -61,7 +61,7 @@ class MultirateConfig:
     groups: Sequence[RateGroup]
     initial_full_steps: int = 0
     drift_scale: float | None = None
-    missing_gradients: str = "error"
+    missing_gradients: str = "warn"
     idle_mode: str | None = None
     idle_buffers: str = "update"
     idle_dtype: str | None = None

@@ -10,7 +10,11 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from transformers import Trainer
+
+from hf_multirate.lease import innermost
+from hf_multirate.takeover import takeover
 
 
 logger = logging.getLogger(__name__)
@@ -45,6 +49,10 @@ class Controller(Protocol):
     def phase(self) -> int:
         """Position in the cycle."""
 
+    @property
+    def begun(self) -> bool:
+        """Whether a step was begun, and the optimizer has not taken it yet."""
+
     def select(self, step: int) -> None:
         """Begin optimizer step ``step``."""
 
@@ -61,7 +69,8 @@ class Controller(Protocol):
 class ControlledMixin(_Base):
     """Gives a controller its place in the life of a `transformers.Trainer`.
 
-    A subclass calls `_control` at the end of its ``__init__``.
+    A subclass calls `_control` at the beginning of its ``__init__``: the one behind it may create an optimizer, or
+    evaluate. Which rate groups there are is settled when training begins.
     """
 
     _files = "controller"
@@ -82,26 +91,37 @@ class ControlledMixin(_Base):
     def _control(self, controller: Controller) -> None:
         self._controller = controller
         self._training = False
-        self._started: int | None = None
+        self._looped = self._resumes = False
+        self._given_up: set[int] = set()
         self._begun = self._first_step = 0
         self._resumed: tuple[int, Any] = (0, None)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As in `transformers.Trainer`; model and optimizer are let go of at the end, also after an error."""
         self._controller.detach()
-        self._training, self._resumed, self._started = True, (0, None), None
+        self._training, self._resumed, self._given_up = True, (0, None), set()
+        self._looped, self._resumes = False, bool(kwargs.get("resume_from_checkpoint") or (args and args[0]))
+        self._begun = -1
+        guard = register_optimizer_step_pre_hook(self._guard)
         try:
             output = super().train(*args, **kwargs)
-            self._require_own_steps()
+            self._require_own_loop()
             return output
         finally:
+            guard.remove()
             self._controller.detach()
             self._training = False
+            if self._given_up:
+                logger.warning(
+                    "%d of the steps moved nothing and count for no rate group: training_step gave their batch up.",
+                    len(self._given_up),
+                )
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """As in `transformers.Trainer`; refuses an optimizer that does not fit before the first step."""
         self._controller.detach()
-        optimizer = super().create_optimizer(*args, **kwargs)
+        # An override may set the attribute and return nothing, which is all that Trainer asks for.
+        optimizer = super().create_optimizer(*args, **kwargs) or cast(torch.optim.Optimizer, self.optimizer)
         if self._training:
             with self._controller.attach(cast(nn.Module, self.model), optimizer):
                 pass
@@ -109,21 +129,37 @@ class ControlledMixin(_Base):
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """As in `transformers.Trainer`, which asks for batches once a step."""
-        if self._training:
-            self._require_own_steps()
-            self._started = self.state.global_step if self._started is None else self._started
+        self._looped = True
         return super().get_batch_samples(*args, **kwargs)
 
-    def _require_own_steps(self) -> None:
-        """Raise `RuntimeError` if a step was taken and `training_step` never called."""
-        stepped = self._started is not None and self.state.global_step > self._started
-        if stepped and self._controller.active and not self._controller.attached:
-            theirs = next(kind for kind in type(self).__mro__ if "training_step" in vars(kind))
-            raise RuntimeError(
-                f"{theirs.__name__}.training_step takes the place of the one that this package needs, so it trains "
-                "plainly. Call super().training_step(model, inputs, num_items_in_batch) in it, and change the loss in "
-                "compute_loss."
-            )
+    def _guard(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        """Before any optimizer steps: raise `RuntimeError` if gradients of the model are none of our steps.
+
+        A step without gradients is that of a batch that `training_step` gave up, and moves nothing.
+        """
+        del args, kwargs
+        if self._controller.begun:
+            if optimizer is innermost(cast(torch.optim.Optimizer, self.optimizer)):
+                self._before_step()
+            return
+        # FSDP2 steps with gradients of zero to make the state that a checkpoint is loaded into.
+        if not self._controller.active or (self.is_fsdp_enabled and not self._looped):
+            return
+        own = {id(parameter) for parameter in cast(nn.Module, self.model).parameters()}
+        stepped = [p for group in optimizer.param_groups for p in group["params"] if id(p) in own]
+        if any(parameter.grad is not None for parameter in stepped):
+            raise RuntimeError(takeover(cast(Trainer, self), standard_loop=self._looped))
+        if stepped:
+            self._given_up.add(self.state.global_step)
+
+    def _before_step(self) -> None:
+        """The optimizer is about to take a step that was begun."""
+
+    def _require_own_loop(self) -> None:
+        """Raise `RuntimeError` if steps were taken without the loop of Trainer and without `training_step`."""
+        foreign = not self._looped and not self._resumes and self._begun < 0
+        if foreign and self.state.global_step > 0 and self._controller.active:
+            raise RuntimeError(takeover(cast(Trainer, self), standard_loop=False))
 
     def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
         """One micro-batch, as the controller has it at this step."""
@@ -143,8 +179,8 @@ class ControlledMixin(_Base):
         self._controller.attach(self._model_to_control(), cast(torch.optim.Optimizer, self.optimizer))
         if drift is not None:
             self._controller.load_state_dict(drift)
-        # A step that a gradient scaler skips counts for Trainer, and not for the schedule of the groups.
-        self._first_step = self.state.global_step - skipped
+        # A step that a gradient scaler skips, or whose batch was given up, counts for Trainer and not for the groups.
+        self._first_step = self.state.global_step - skipped - len(self._given_up)
         self._begun = -1
 
     def _model_to_control(self) -> nn.Module:
@@ -152,6 +188,8 @@ class ControlledMixin(_Base):
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """As in `transformers.Trainer`, with the phase that ``loss`` and ``grad_norm`` of the last step belong to."""
+        if self._training:
+            self._require_own_loop()
         if self._training and self._controller.active and "loss" in logs:
             logs[f"{self._files}/phase"] = self._controller.phase
         super().log(logs, *args, **kwargs)

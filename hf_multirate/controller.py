@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -9,19 +10,24 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from hf_multirate.adalora import refuse_adalora
 from hf_multirate.advice import warn_of_lost_steps, warn_of_tied_head
 from hf_multirate.attachment import Attachment
 from hf_multirate.auto.blocks import resolved
 from hf_multirate.config import MultirateConfig
 from hf_multirate.cost import StepCosts, layers_of
 from hf_multirate.distributed import GradSync, choose, is_compiled, unwrapped
+from hf_multirate.layer_drop import drops_layers
 from hf_multirate.lease import innermost, lease, release, require_free
 from hf_multirate.names import named
 from hf_multirate.onlookers import on_look
-from hf_multirate.partition import assign
+from hf_multirate.settling import left_out, settle
 from hf_multirate.standing import Standing
 from hf_multirate.telemetry import Telemetry
 from hf_multirate.validators import require_int, require_model, require_step, wrong_type
+
+
+logger = logging.getLogger(__name__)
 
 
 class Multirate(Standing):
@@ -53,18 +59,19 @@ class Multirate(Standing):
         self._live: tuple[int, ...] | None = None
         self._hooks: list[Any] = []
         self._open = ExitStack()
-        self._inside = False
+        self._inside = self._moves = False
+        self._said: set[str] = set()
 
     def assign(self, model: nn.Module) -> Multirate:
         """Find out which parameter of ``model`` is in which rate group, without touching either.
 
         Raises:
             ValueError: a group matches nothing, or a trainable parameter is in no group.
+            FrozenError: that is so because parameters are frozen. It is a `ValueError` too.
         """
         require_model("assign()", model)
         first = self._partition is None
-        self._resolved = resolved(self.config, model)
-        self._partition = assign(self._resolved, model)
+        self._resolved, self._partition = settle(resolved(self.config, model), model)
         self._model = model
         if first:
             warn_of_tied_head(self._resolved, self._partition, model)
@@ -83,7 +90,7 @@ class Multirate(Standing):
                 that have no gradient.
             RuntimeError: this controller or another one is attached to the optimizer or the model already, or the
                 processes of the run have different configurations or models.
-            NotImplementedError: the model is wrapped by something that this package does not work with.
+            NotImplementedError: this package does not work with the wrapper of the model, or with its adapter.
         """
         require_model("attach()", model)
         optimizer = innermost(optimizer)
@@ -94,6 +101,9 @@ class Multirate(Standing):
         compiled = is_compiled(model)
         model = unwrapped(model)
         self.assign(model)
+        self._say(left_out(self.config, self._resolved))
+        self._say(drops_layers(model) if self.prunes else None)
+        refuse_adalora(model, self._resolved, self.partition)
         groups = self.partition.parameters(model)
         self._attachment = Attachment(self._resolved, model, optimizer, groups, sync, compiled=compiled)
         self._planner = self._attachment.planner
@@ -112,6 +122,11 @@ class Multirate(Standing):
         lease(optimizer, model)
         return self
 
+    def _say(self, text: str | None) -> None:
+        if text is not None and text not in self._said:
+            self._said.add(text)
+            logger.warning("%s", text)
+
     def detach(self) -> None:
         """Leave model and optimizer as they were found; does nothing when not attached."""
         self._open.close()
@@ -127,6 +142,11 @@ class Multirate(Standing):
 
     def __exit__(self, *error: object) -> None:
         self.detach()
+
+    @property
+    def begun(self) -> bool:
+        """Whether a step was begun, and the optimizer has not taken it yet."""
+        return self._live is not None
 
     @property
     def attached(self) -> bool:
@@ -199,18 +219,25 @@ class Multirate(Standing):
     def _before_optimizer_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         del optimizer
         self._open.close()
+        self._moves = False
         if self._live is None or self.step is None:
+            if not self._attachment.has_gradients:
+                return  # of a batch that was given up: nothing moves
             raise RuntimeError("optimizer.step() without begin_step(step): which groups were live is not known.")
-        self._attachment.before_step(self.step, self._live, (*args[1:], *kwargs.values()))
+        self._moves = self._attachment.before_step(self.step, self._live, (*args[1:], *kwargs.values()))
 
     def _after_optimizer_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         del args, kwargs
-        assert self._live is not None  # checked before the step
-        assert self.step is not None
+        if self._live is None or self.step is None:
+            return
+        if not self._moves and self.full:
+            self._live = None  # no group had its turn: the next step is the full one
+            return
         # A gradient scaler leaves this note for optimizers that skip a step by themselves, such as fused AdamW.
         overflow = vars(optimizer).get("found_inf")
         if overflow is None or not overflow.item():
-            self._attachment.after_step(self.step, self._live)
+            if self._moves:
+                self._attachment.after_step(self.step, self._live)
             self.applied += 1
             self.telemetry.stop(full=self.full, predicted_cost=self.relative_cost)
         self._live = None

@@ -100,6 +100,11 @@ class AveragedCopies:
         self.detach()
 
     @property
+    def begun(self) -> bool:
+        """Whether a step was begun, and the optimizer has not taken it yet."""
+        return self._begun
+
+    @property
     def attached(self) -> bool:
         """Whether there are copies of a model."""
         return self._optimizer is not None
@@ -162,6 +167,8 @@ class AveragedCopies:
     def _before_optimizer_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         del args, kwargs
         if self.step is None or not self._begun:
+            if all(parameter.grad is None for group in optimizer.param_groups for parameter in group["params"]):
+                return  # of a batch that was given up: nothing moves
             raise RuntimeError("optimizer.step() without begin_step(step): which copy it is for is not known.")
         copy, _ = self.config.turn(self.step)
         self._attached_store("step()").show(copy)
@@ -172,6 +179,8 @@ class AveragedCopies:
     def _after_optimizer_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         del args, kwargs
         self._restore_rates()
+        if not self._begun:
+            return
         store, self._begun = self._attached_store("step()"), False
         store.show(0)
         # A gradient scaler leaves this note for optimizers that skip a step by themselves, such as fused AdamW.

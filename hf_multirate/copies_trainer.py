@@ -31,16 +31,16 @@ class AveragedCopiesMixin(ControlledMixin):
     _files = "averaged_copies"
 
     def __init__(self, *args: Any, copies: CopiesConfig, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
         if not isinstance(copies, CopiesConfig):
             wrong_type("copies", "a CopiesConfig", copies)
+        self.copies = AveragedCopies(copies)
+        self._control(self.copies)
+        super().__init__(*args, **kwargs)
         if self.is_deepspeed_enabled or self.is_fsdp_enabled or self.args.n_gpu > 1:
             raise NotImplementedError(
                 f"averaged copies need whole parameters, one device per process, got {self.args.n_gpu} devices, or "
                 "DeepSpeed or FSDP, which shard them. Use one process per device, without sharding."
             )
-        self.copies = AveragedCopies(copies)
-        self._control(self.copies)
 
 
 class AveragedCopiesTrainer(AveragedCopiesMixin, Trainer):

@@ -1,28 +1,46 @@
-"""Before every optimizer step: who should have a gradient has one, and nobody else has."""
+"""Before every optimizer step: live parameters have a gradient, and idle ones have none."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from torch import nn
 
+from hf_multirate.reentrance import inside_functions
+
 
 logger = logging.getLogger(__name__)
+
+TURNS = 3
+"""Full steps with gradients after which a slow or fast part that never had one ends training."""
+
+
+SHOWN = 5
+"""Names of parameters in a warning at most."""
 
 
 class GradientCheck:
     """Compares the gradients that are there with those that the schedule asks for.
 
-    A parameter that the loss never uses has no gradient in plain training either: it is named once in a
-    warning. One that had a gradient before and gets none at its turn is an error, unless ``tolerant``. A whole group
-    without any is one too, unless it had one before and ``tolerant``, or ``bare`` groups are allowed. What was frozen
-    since training began is left out, and what was unfrozen is in no group: of both a warning tells once.
+    The rule is that of Trainer: a parameter without a gradient is skipped. A warning names such parameters when that
+    happens first, and a second one says how often it happened when training ends. A step at which no parameter has a
+    gradient, of a batch that was given up, moves nothing.
+
+    It is an error where the saving is to blame: a gradient of an idle parameter, or a gradient that is lost because
+    nothing below a reentrant checkpoint requires one at a fast step. It is an error too if all slow groups, or all
+    fast ones, never had a gradient in the first `TURNS` full steps. With ``strict`` each missing gradient of a
+    parameter that had one before is an error.
+
+    Frozen parameters are left out, and unfrozen ones are in no group: a warning names both once.
 
     Args:
         groups: Rate group name -> parameter name -> parameter.
-        tolerant: Whether gradients may be missing now and then.
-        bare: Whether a group may have had no gradient yet: those that nobody chose, in a model that skips layers.
+        model: The model that owns them, where its forward passes can be watched.
+        strict: Whether gradients may never be missing.
+        planned: Whether groups are the blocks of a plan, which deals with blocks that have no gradient.
         had: Parameters that had a gradient before this began, as those of a run that is resumed.
         others: Parameters by name that are in no group, since they were frozen when training began.
     """
@@ -31,55 +49,96 @@ class GradientCheck:
         self,
         groups: Mapping[str, Mapping[str, nn.Parameter]],
         *,
-        tolerant: bool,
-        bare: bool = False,
+        model: nn.Module | None = None,
+        strict: bool = False,
+        planned: bool = False,
         had: Iterable[nn.Parameter] = (),
         others: Mapping[str, nn.Parameter] | None = None,
     ) -> None:
         self._groups = groups
-        self._tolerant = tolerant
-        self._bare = bare
+        self._model = model
+        self._strict = strict
+        self._planned = planned
         self._has_had: set[nn.Parameter] = set(had)
-        self._warned: set[str] = set()
+        self._idled: set[str] = set()
         self._others = dict(others or {})
-        self._told: set[str] = set()
+        self._full_steps = self._empty_steps = 0
+        self._turns: Counter[str] = Counter()
+        self._misses: Counter[str] = Counter()
+        self._said: set[str] = set()
+        self._suspects: dict[frozenset[str], bool] = {}
+        self._in_functions: set[nn.Parameter] = set()
+        self.missed: dict[str, nn.Parameter] = {}
+        """Parameters without a gradient at their last turn: they stay where they are until the next one."""
 
-    def check(self, live: frozenset[str], step: int) -> None:
-        """Raise `RuntimeError` if gradients and live groups do not agree at ``step``."""
-        if len(live) == len(self._groups):
-            self._tell_unfrozen()
-        for name, trained in self._groups.items():
-            members = {key: parameter for key, parameter in trained.items() if parameter.requires_grad}
-            if len(members) < len(trained):
-                self._tell_frozen(name, (key for key in trained if key not in members))
-            if not members:
-                continue
-            present = [parameter for parameter in members.values() if parameter.grad is not None]
-            if name not in live:
-                if present:
-                    self._refuse_idle(name, members, step)
-                continue
-            if not present and not self._may_be_bare(members):
-                raise RuntimeError(
-                    f"rate group {name!r} got no gradient at step {step}, which is its turn: none of its "
-                    f"{len(members)} parameters has one. If the model checkpoints its activations, use "
-                    "use_reentrant=False; otherwise check that the loss depends on the group, or freeze what it does "
-                    "not depend on with requires_grad=False."
-                )
-            if len(present) < len(members):
-                self._missing(name, members, step)
-            self._has_had.update(present)
+    @property
+    def silent(self) -> frozenset[str]:
+        """Names of the groups that never had a gradient."""
+        return frozenset(name for name, members in self._groups.items() if self._has_had.isdisjoint(members.values()))
 
-    def _tell_frozen(self, group: str, names: Iterable[str]) -> None:
-        new = self._news(names)
-        if new:
-            logger.warning(
-                "%d parameters of rate group %r were frozen since training began, e.g. %s: they stay as they are.",
-                len(new), group, new[:3],
-            )  # fmt: skip
+    @contextmanager
+    def watched(self, live: frozenset[str]) -> Iterator[None]:
+        """A context for a micro-batch, which watches for checkpoints that lose gradients at fast steps.
 
-    def _tell_unfrozen(self) -> None:
-        new = self._news(name for name, parameter in self._others.items() if parameter.requires_grad)
+        It does so at the first step of each set of ``live`` groups, and for as long as gradients are missing there.
+        """
+        if self._model is None or len(live) == len(self._groups) or not self._suspects.get(live, True):
+            yield
+            return
+        parameters = {p for name in live for p in self._groups[name].values()}
+        with inside_functions(self._model, parameters) as found:
+            yield
+        self._in_functions |= found
+
+    def check(self, live: frozenset[str], step: int) -> bool:
+        """Look at the gradients of ``step``.
+
+        Returns:
+            Whether any parameter has one.
+
+        Raises:
+            RuntimeError: a gradient is there or missing against the rule of this class.
+        """
+        full = len(live) == len(self._groups)
+        if full:
+            self._name_unfrozen()
+        self._idled |= self._groups.keys() - live
+        members = {name: self._trained(name) for name in self._groups}
+        for name in self._groups.keys() - live:
+            self._refuse_idle(name, members[name], step)
+        found = {name: {k: p for k, p in members[name].items() if p.grad is not None} for name in live}
+        if not any(found.values()) and not self._strict and not self._lost_in_functions(live):
+            for name in live:  # their turn is over: none of them drifts until the next one
+                self.missed.update(members[name])
+            return self._empty(step)
+        self._full_steps += full
+        suspect = False
+        for name, present in found.items():
+            self._turns[name] += 1
+            missing = {key: p for key, p in members[name].items() if key not in present}
+            suspect |= not self._has_had.isdisjoint(missing.values())
+            self._account(name, members[name], missing, step)
+            self._has_had.update(present.values())
+        self._suspects[live] = suspect
+        self._in_functions.clear()
+        if full:
+            self._refuse_silence(step)
+        return True
+
+    def _trained(self, group: str) -> dict[str, nn.Parameter]:
+        trained = self._groups[group]
+        members = {key: parameter for key, parameter in trained.items() if parameter.requires_grad}
+        if len(members) < len(trained):
+            new = self._unsaid(key for key in trained if key not in members)
+            if new:
+                logger.warning(
+                    "%d parameters of rate group %r were frozen since training began, e.g. %s: they stay as they are.",
+                    len(new), group, new[:3],
+                )  # fmt: skip
+        return members
+
+    def _name_unfrozen(self) -> None:
+        new = self._unsaid(name for name, parameter in self._others.items() if parameter.requires_grad)
         if new:
             logger.warning(
                 "%d parameters were unfrozen since training began, e.g. %s: they are in no rate group, so they get a "
@@ -88,36 +147,106 @@ class GradientCheck:
                 len(new), new[:3],
             )  # fmt: skip
 
-    def _news(self, names: Iterable[str]) -> list[str]:
-        """Those of ``names`` that were not told of before."""
-        new = [name for name in names if name not in self._told]
-        self._told.update(new)
+    def _unsaid(self, names: Iterable[str]) -> list[str]:
+        """Those of ``names`` that were not named before."""
+        new = [name for name in names if name not in self._said]
+        self._said.update(new)
         return new
 
-    def _may_be_bare(self, members: Mapping[str, nn.Parameter]) -> bool:
-        return self._tolerant and (self._bare or not self._has_had.isdisjoint(members.values()))
+    def _empty(self, step: int) -> bool:
+        self._empty_steps += 1
+        if self._empty_steps == 1:
+            logger.warning(
+                "no parameter has a gradient at step %d, so nothing moves, as in Trainer: its batch was given up, or "
+                "its gradients were taken away.", step,
+            )  # fmt: skip
+        return False
+
+    def _account(
+        self, name: str, members: Mapping[str, nn.Parameter], missing: Mapping[str, nn.Parameter], step: int
+    ) -> None:
+        """Take note of the parameters of a live group that have no gradient, and of those that have."""
+        for key in members:
+            self.missed.pop(key, None)
+        if not missing:
+            return
+        lost = [key for key, parameter in missing.items() if parameter in self._in_functions]
+        if lost:
+            raise RuntimeError(_lost_in_function(name, lost, step))
+        had = [key for key, parameter in missing.items() if parameter in self._has_had]
+        if self._strict and (had or len(missing) == len(members)):
+            raise RuntimeError(
+                f"{len(missing)} of {len(members)} parameters of rate group {name!r} got no gradient at step {step}, "
+                f"which is their turn, e.g. {(had or list(missing))[:3]}. Leave missing_gradients at 'warn' to skip "
+                "such parameters, as Trainer does."
+            )
+        first = self._misses.keys().isdisjoint(self._groups[name])
+        self._misses.update(list(missing))
+        self.missed.update(missing)
+        if first:
+            logger.warning(
+                "%d of %d parameters of rate group %r got no gradient at step %d (turn %d of the group) and stay as "
+                "they are until their next turn, as in Trainer: %s. Further cases are counted, and summed up when "
+                "training ends.",
+                len(missing), len(members), name, step, self._turns[name], _listed(list(missing)),
+            )  # fmt: skip
+
+    def _lost_in_functions(self, live: frozenset[str]) -> bool:
+        had = self._in_functions & self._has_had
+        return any(parameter in had for name in live for parameter in self._groups[name].values())
+
+    def _refuse_silence(self, step: int) -> None:
+        """Raise `RuntimeError` if all that is slow, or all that is fast, has had `TURNS` turns and no gradient."""
+        if self._planned or self._full_steps < TURNS or not self._idled:
+            return
+        for kind, names in (("slow", self._idled), ("fast", self._groups.keys() - self._idled)):
+            trained = {name for name in names if self._trained(name)}
+            if trained and trained <= self.silent:
+                raise RuntimeError(
+                    f"the {kind} rate groups {sorted(trained)} never got a gradient in {self._full_steps} full steps, "
+                    f"the last of which is step {step}: the loss does not depend on them, or their gradients are cut "
+                    "off (detach(), torch.no_grad(), reentrant activation checkpointing: use use_reentrant=False). "
+                    "Let the loss depend on them, or freeze them with requires_grad=False."
+                )
 
     def _refuse_idle(self, name: str, members: Mapping[str, nn.Parameter], step: int) -> None:
         found = [key for key, parameter in members.items() if parameter.grad is not None]
-        raise RuntimeError(
-            f"rate group {name!r} is idle at step {step}, but {len(found)} of its parameters have a gradient, e.g. "
-            f"{found[:3]}: the optimizer would move them twice. Either requires_grad was set during the step, or "
-            "gradients were zeroed in place: call zero_grad(set_to_none=True); or the model was saved or evaluated "
-            "after begin_step(step), which ends it: call begin_step(step) again before the forward pass."
-        )
-
-    def _missing(self, name: str, members: Mapping[str, nn.Parameter], step: int) -> None:
-        missing = {key: parameter for key, parameter in members.items() if parameter.grad is None}
-        lost = [key for key, parameter in missing.items() if parameter in self._has_had]
-        if lost and not self._tolerant:
+        if found:
             raise RuntimeError(
-                f"{len(lost)} parameters of rate group {name!r} got no gradient at step {step}, which is their turn, "
-                f"though they had one before, e.g. {lost[:3]}. With reentrant activation checkpointing use "
-                "use_reentrant=False; if the model skips layers at random, set missing_gradients='warn'."
+                f"rate group {name!r} is idle at step {step}, but {len(found)} of its parameters have a gradient, "
+                f"e.g. {found[:3]}: the optimizer would move them twice. Either requires_grad was set during the "
+                "step; or a backward pass ran outside of super().training_step (an adversarial one: run it at full "
+                "steps only, if trainer.multirate.is_full_step); or gradients were zeroed in place: call "
+                "zero_grad(set_to_none=True); or the model was saved or evaluated after begin_step(step), which ends "
+                "it: call begin_step(step) again before the forward pass."
             )
-        if name not in self._warned:
-            self._warned.add(name)
+
+    def summarize(self) -> None:
+        """Say how often gradients were missing, unless the first warning has said all there is to say."""
+        turns = {key: self._turns[name] for name, members in self._groups.items() for key in members}
+        again = {
+            key: count
+            for name, members in self._groups.items()
+            for key, count in self._misses.items()
+            if key in members and count > 1 and members[key] in self._has_had
+        }
+        if again:
+            often = sorted(again, key=lambda key: -again[key])
             logger.warning(
-                "%d of %d parameters of rate group %r got no gradient at step %d and stay as they are: %s",
-                len(missing), len(members), name, step, ", ".join(list(missing)[:5]),
+                "gradients were missing for %d parameters at some of their turns: %s.",
+                len(again), _listed([f"{key} at {again[key]} of {turns[key]}" for key in often]),
             )  # fmt: skip
+        if self._empty_steps > 1:
+            logger.warning("no parameter had a gradient at %d steps in all.", self._empty_steps)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+
+
+def _lost_in_function(group: str, names: list[str], step: int) -> str:
+    return (
+        f"{len(names)} parameters of rate group {group!r} got no gradient at step {step}, which is their turn, e.g. "
+        f"{names[:3]}: they run inside a function of autograd that gives none unless one of its inputs requires one, "
+        "and at a fast step nothing below does. It is reentrant activation checkpointing: use use_reentrant=False."
+    )

@@ -56,7 +56,8 @@ class Movement:
             raise ValueError(
                 f"{len(unknown)} of {len(self._names)} trainable parameters are not in the optimizer, e.g. "
                 f"{unknown[:3]}: they would never be updated. Give them to the optimizer, or freeze them with "
-                "requires_grad=False."
+                "requires_grad=False. If they were unfrozen since a trainer made its optimizer, set "
+                "trainer.optimizer = None before train()."
             )
         self._buckets = [
             self._bucket(i, rate_group, j, [p for p in groups[rate_group.name].values() if torch_group[p] == j])

@@ -25,13 +25,14 @@ RECORD_VARIABLE = "HF_MULTIRATE_RECORD"
 
 
 class ObservedMixin(ControlledMixin):
-    """Adds what was measured to all that Trainer writes; a subclass calls `_observe` behind `_control`."""
+    """Adds what was measured to all that Trainer writes; a subclass calls `_observe` when it is initialized."""
 
     multirate: Multirate
 
+    _observation: Observation | None = None
+    _warned = False
+
     def _observe(self) -> None:
-        self._observation: Observation | None = None
-        self._warned = False
         if self.multirate.active:
             self.add_callback(PhaseOnBar(self.multirate, self.callback_handler.callbacks))
 

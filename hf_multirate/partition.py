@@ -16,6 +16,10 @@ from hf_multirate.names import named
 from hf_multirate.presets import preset_names
 
 
+class FrozenError(ValueError):
+    """Rate groups do not fit a model as long as so many of its parameters are frozen."""
+
+
 class Partition(Mapping[str, tuple[str, ...]]):
     """Rate group name -> names of its parameters, in the order of ``model.named_parameters()``.
 
@@ -51,17 +55,17 @@ def assign(config: MultirateConfig, model: nn.Module) -> Partition:
     Where the config has a function ``group_of``, its word goes before patterns.
 
     Raises:
-        ValueError: nothing is trainable, a group matches nothing or only what earlier groups took, a
-            parameter is in no group, a function names a group that is not there, or the model has an adapter that
-            is frozen.
+        FrozenError: nothing is trainable, or the model has an adapter that is frozen.
+        ValueError: a group matches nothing or only what earlier groups took, a parameter is in no group, or a function
+            names a group that is not there.
     """
     parameters = named(model)
     trainable = [name for name, parameter in parameters.items() if parameter.requires_grad]
     frozen = tuple(name for name, parameter in parameters.items() if not parameter.requires_grad)
     if not trainable:
-        raise ValueError(
+        raise FrozenError(
             f"the model has no trainable parameter: all {len(frozen)} have requires_grad=False. Set requires_grad on "
-            "those to train before the trainer is made; an adapter that was loaded needs is_trainable=True."
+            "those to train before training begins; an adapter that was loaded needs is_trainable=True."
         )
     _check_adapter(model, trainable)
     owner = _named_by_function(config, {name: parameters[name] for name in trainable})
@@ -86,7 +90,7 @@ def _check_adapter(model: nn.Module, trainable: list[str]) -> None:
         return
     frozen = all(model.peft_config[name].inference_mode for name in model.active_adapters)
     if frozen and not any(f".{adapter}" in name for adapter in model.active_adapters for name in trainable):
-        raise ValueError(
+        raise FrozenError(
             f"the model has an adapter of which nothing is trainable: only {len(trainable)} parameters of its base "
             f"are, e.g. {trainable[:2]}. Load the adapter with is_trainable=True, or merge it: merge_and_unload()."
         )

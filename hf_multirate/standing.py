@@ -31,19 +31,19 @@ class Standing:
         self._model: nn.Module | None = None
         self._partition: Partition | None = None
         self._resolved = config
-        """``config`` with the blocks of the model as its groups, if it leaves them open."""
+        """``config`` with the blocks of the model as its groups, if it leaves them open, and without frozen groups."""
         self._planner: Planner | None = None
         self._costs: StepCosts | None = None
 
     @property
     def active(self) -> bool:
         """False for period 1, where training is left exactly as it is."""
-        return not self.config.trains_plainly
+        return not self._resolved.trains_plainly
 
     @property
     def prunes(self) -> bool:
         """Whether any step leaves some parameters without a gradient."""
-        return self.config.prunes
+        return self._resolved.prunes
 
     @property
     def groups(self) -> Sequence[RateGroup]:
@@ -68,6 +68,11 @@ class Standing:
         return self._partition
 
     @property
+    def settled(self) -> MultirateConfig:
+        """The configuration with the groups that there are: without those that are frozen as a whole."""
+        return self._resolved
+
+    @property
     def phase(self) -> int:
         """Position in the cycle of the step begun last; with fixed turns 0 is a full step."""
         return 0 if self.step is None else self._cycles.phase(self.step)
@@ -79,12 +84,20 @@ class Standing:
 
     @property
     def _cycles(self) -> Schedule | Stages:
-        return self.config.cycles if self._planner is None else self._planner.schedule
+        return self._resolved.cycles if self._planner is None else self._planner.schedule
 
     @property
     def full(self) -> bool:
         """Whether every group gets a gradient at the step begun last."""
         return self.step is None or self.schedule.full(self.step)
+
+    @property
+    def is_full_step(self) -> bool:
+        """Whether all trainable parameters get a gradient at the present step, the one begun last.
+
+        At fast steps ``grad`` of idle parameters is None, although their ``requires_grad`` is True.
+        """
+        return self.full
 
     @property
     def relative_cost(self) -> float:
@@ -100,5 +113,5 @@ class Standing:
         partition = self.partition
         assert self._model is not None  # assigned together with the partition
         if self.config.budget is None:
-            return describe(self.config, partition, self._model)
+            return describe(self._resolved, partition, self._model)
         return describe_plan(partition, self._model, self.config.budget, self._planner)

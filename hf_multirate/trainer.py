@@ -17,6 +17,8 @@ from hf_multirate.config import MultirateConfig
 from hf_multirate.controller import Multirate
 from hf_multirate.distributed.refusals import refuse_untested
 from hf_multirate.observed import ObservedMixin
+from hf_multirate.partition import FrozenError
+from hf_multirate.unread import skipped_backward
 from hf_multirate.validators import wrong_type
 
 
@@ -36,35 +38,51 @@ class MultirateMixin(ObservedMixin):
         **kwargs: What the other class takes.
 
     Raises:
-        ValueError: the rate groups do not fit the model.
+        ValueError: the rate groups do not fit the model, however much of it is frozen. What depends on that is settled
+            when training begins, so a frozen model can be evaluated.
         NotImplementedError: the run is distributed in a way that is not known to train right.
     """
 
     _files = "multirate"
 
     def __init__(self, *args: Any, multirate: MultirateConfig | None = None, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
         self._configured_by_arguments = multirate is None
         if _switched_off():
             multirate, self._configured_by_arguments = MultirateConfig.off(), False
-        elif multirate is None:
-            multirate = _from_arguments(self.args)
-        elif not isinstance(multirate, MultirateConfig):
+        elif multirate is not None and not isinstance(multirate, MultirateConfig):
             wrong_type("multirate", "a MultirateConfig, as MultirateConfig.from_dict() makes one", multirate)
-        self.multirate = Multirate(multirate)
-        if self.multirate.active:
-            refuse_untested(cast(Trainer, self), multirate)
-        self.multirate.assign(cast(nn.Module, self.model))
+        # The arguments are not there yet; a base class may evaluate in its constructor, or create an optimizer.
+        self.multirate = Multirate(multirate or MultirateConfig.two_rate())
         self._control(self.multirate)
+        super().__init__(*args, **kwargs)
+        self._take_over_arguments()
+        try:
+            self.multirate.assign(cast(nn.Module, self.model))
+        except FrozenError as error:
+            # It may be here to evaluate, or be thawed before it is trained: that is settled when training begins.
+            logger.info("rate groups are not settled yet: %s", error)
         self._observe()
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """As in `transformers.Trainer`; takes over arguments that a hyperparameter search has changed since."""
+        if self._training:
+            self._take_over_arguments()
+        return super().create_optimizer(*args, **kwargs)
+
+    def _take_over_arguments(self) -> None:
         if self._configured_by_arguments:
             self.multirate.config = _from_arguments(self.args)
-            if self.multirate.active:
-                refuse_untested(cast(Trainer, self), self.multirate.config)
-        return super().create_optimizer(*args, **kwargs)
+        if not self.multirate.config.trains_plainly:
+            refuse_untested(cast(Trainer, self), self.multirate.config)
+
+    def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """As in `transformers.Trainer`, with a backward pass that stops above idle groups."""
+        with skipped_backward(self.accelerator, lambda: self._training and not self.multirate.is_full_step):
+            return super().training_step(model, *args, **kwargs)
+
+    def _before_step(self) -> None:
+        # Of a step whose last micro-batch was given up, gradients are not averaged yet.
+        self.multirate.synchronize()
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """As in `transformers.Trainer`, less the backward that a step leaves out: an estimate, as theirs is."""

@@ -176,10 +176,12 @@ def test_adapter_without_a_trainable_parameter_is_named(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "adapter")
     loaded = peft.PeftModel.from_pretrained(example("bert")[0], str(tmp_path / "adapter"))
     loaded.requires_grad_(False)  # as PEFT does itself since 0.18
+    trainer = MultirateTrainer(model=loaded, args=arguments(tmp_path), train_dataset=example("bert")[1])
+    assert trainer.evaluate(example("bert")[1])["eval_loss"] > 0
     with pytest.raises(
         ValueError, match=r"no trainable parameter.*an adapter that was loaded needs is_trainable=True"
     ):
-        MultirateTrainer(model=loaded, args=arguments(tmp_path), train_dataset=example("bert")[1])
+        trainer.train()
 
 
 def test_frozen_adapter_beside_a_trainable_base_is_named(tmp_path: Path) -> None:
@@ -189,5 +191,8 @@ def test_frozen_adapter_beside_a_trainable_base_is_named(tmp_path: Path) -> None
     loaded.requires_grad_(False)
     loaded.base_model.model.bert.pooler.requires_grad_(True)
     for config in (MultirateConfig.off(), MultirateConfig.ladder([1, 2])):
+        trainer = MultirateTrainer(
+            model=loaded, args=arguments(tmp_path), train_dataset=example("bert")[1], multirate=config
+        )
         with pytest.raises(ValueError, match=r"an adapter of which nothing is trainable.*is_trainable=True"):
-            MultirateTrainer(model=loaded, args=arguments(tmp_path), multirate=config)
+            trainer.train()

@@ -98,10 +98,14 @@ def test_a_step_that_was_not_begun_is_refused_every_time() -> None:
     model = _model()
     optimizer = _adamw(model)
     with Multirate(CONFIG).attach(model, optimizer) as multirate:
+        optimizer.step()  # without a gradient there is nothing to do
+        model(next(_batches(1))).sum().backward()
         for _ in range(2):
             with pytest.raises(RuntimeError, match="without begin_step"):
                 optimizer.step()
+        optimizer.zero_grad()
         _train(multirate, model, optimizer, range(1))
+        model(next(_batches(1))).sum().backward()
         with pytest.raises(RuntimeError, match="without begin_step"):
             optimizer.step()
     optimizer.step()

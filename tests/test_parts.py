@@ -52,17 +52,20 @@ def test_boundary_is_the_first_live_parameter() -> None:
 def test_a_parameter_of_a_resumed_run_has_had_a_gradient() -> None:
     part = nn.Linear(2, 2)
     groups = {"slow": dict(part.named_parameters())}
-    resumed = GradientCheck(groups, tolerant=True, had=part.parameters())
-    resumed.check(frozenset({"slow"}), 7)
-    for check in (GradientCheck(groups, tolerant=True), GradientCheck(groups, tolerant=False, had=part.parameters())):
-        with pytest.raises(RuntimeError, match="'slow' got no gradient at step 7"):
-            check.check(frozenset({"slow"}), 7)
+    assert GradientCheck(groups).silent == {"slow"}
+    assert not GradientCheck(groups, had=part.parameters()).silent
+    part.weight.grad = torch.ones(2, 2)
+    resumed = GradientCheck(groups, strict=True, had=part.parameters())
+    with pytest.raises(
+        RuntimeError, match=r"1 of 2 parameters of rate group 'slow' got no gradient at step 7.*'bias'"
+    ):
+        resumed.check(frozenset({"slow"}), 7)
 
 
-def _check(tolerant: bool = False) -> tuple[GradientCheck, dict[str, nn.Parameter]]:
+def _check(strict: bool = False) -> tuple[GradientCheck, dict[str, nn.Parameter]]:
     members = {name: nn.Parameter(torch.ones(1)) for name in "abc"}
     groups = {"fast": {"a": members["a"]}, "slow": {"b": members["b"], "c": members["c"]}}
-    return GradientCheck(groups, tolerant=tolerant), members
+    return GradientCheck(groups, strict=strict), members
 
 
 def _give(members: dict[str, nn.Parameter], names: str) -> None:
@@ -73,8 +76,8 @@ def _give(members: dict[str, nn.Parameter], names: str) -> None:
 FULL = frozenset({"fast", "slow"})
 
 
-def test_idle_gradient_and_silent_group_are_errors() -> None:
-    check, members = _check()
+def test_idle_gradient_and_with_strict_a_silent_group_are_errors() -> None:
+    check, members = _check(strict=True)
     _give(members, "ab")
     with pytest.raises(RuntimeError, match=r"idle at step 3.*'b'"):
         check.check(frozenset({"fast"}), 3)
@@ -83,18 +86,42 @@ def test_idle_gradient_and_silent_group_are_errors() -> None:
         check.check(FULL, 5)
 
 
+@pytest.mark.parametrize("silent", ["fast", "slow"])
+def test_a_part_that_never_has_a_gradient_is_an_error_at_its_third_full_step(silent: str) -> None:
+    check, members = _check()
+    check.check(FULL, 0)  # of a batch that was given up: no turn of any group
+    for step in (1, 2, 3, 4, 5):
+        full = step in (1, 3, 5)
+        _give(members, ("bc" if full else "") if silent == "fast" else "a")
+        if step == 5:
+            with pytest.raises(
+                RuntimeError, match=rf"the {silent} rate groups \['{silent}'\] never got a gradient in 3"
+            ):
+                check.check(FULL, step)
+        else:
+            check.check(FULL if full else frozenset({"fast"}), step)
+
+
 def test_a_gradient_that_was_there_before_is_missed(caplog: pytest.LogCaptureFixture) -> None:
-    for tolerant in (False, True):
-        check, members = _check(tolerant)
+    for strict in (False, True):
+        check, members = _check(strict)
         _give(members, "abc")
         check.check(FULL, 0)
         _give(members, "ab")
-        if not tolerant:
-            with pytest.raises(RuntimeError, match=r"1 parameters.*'c'"):
+        if strict:
+            with pytest.raises(RuntimeError, match=r"1 of 2 parameters.*'c'"):
                 check.check(FULL, 5)
-        else:
-            check.check(FULL, 5)
-            assert "1 of 2 parameters" in caplog.text
+            continue
+        assert check.check(FULL, 5)
+        assert list(check.missed) == ["c"]
+        assert check.check(FULL, 10)
+        _give(members, "abc")
+        assert check.check(FULL, 15)
+        assert not check.missed
+        check.summarize()
+        found = [record.getMessage() for record in caplog.records]
+        assert "1 of 2 parameters of rate group 'slow' got no gradient at step 5 (turn 2 of the group)" in found[0]
+        assert found[1:] == ["gradients were missing for 1 parameters at some of their turns: c at 2 of 4."]
 
 
 def test_a_parameter_that_never_had_a_gradient_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -102,7 +129,8 @@ def test_a_parameter_that_never_had_a_gradient_is_named_once(caplog: pytest.LogC
     _give(members, "ab")
     for step in (0, 5):
         check.check(FULL, step)
-    assert [record.getMessage().endswith(": c") for record in caplog.records] == [True]
+    check.summarize()
+    assert [": c. Further cases" in record.getMessage() for record in caplog.records] == [True]
 
 
 def _arguments(folder: Path, **settings: object) -> MultirateConfig:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -54,6 +54,7 @@ class Account:
         self._spent = 0.0
         self._told = False
         self._counting = True
+        self._unread: set[int] = set()
         self.depths: list[float] | None = None
         """Work of a step with none of the blocks live, with the first, and so on, as a share of a full one."""
 
@@ -74,15 +75,17 @@ class Account:
         """Leave nothing on the model."""
         self._work.stop()
 
-    def count(self, names: Sequence[str], *, last: bool) -> None:
+    def count(self, names: Sequence[str], *, last: bool, unread: Collection[int] = ()) -> None:
         """What was seen so far tells the work of blocks, which have ``names``; all processes call it.
 
-        Batches may be sorted by length, so the first of them alone says little. The ``last`` time settles it.
+        Batches may be sorted by length, so the first of them alone says little. The ``last`` time settles it, but for
+        blocks that are ``unread``: backward does not come to them, so they are no work, until they are read after all.
         """
-        if not self._counting:
+        if not self._counting and set(unread) == self._unread:
             return
-        first, self.depths = self.depths is None, self._work.by_depth(self._members, self._processes)
-        self._counting = not last
+        members = [() if block in unread else names for block, names in enumerate(self._members)]
+        first, self.depths = self.depths is None, self._work.by_depth(members, self._processes)
+        self._counting, self._unread = self._counting and not last, set(unread)
         if last:
             self.close()
         if first:
@@ -158,10 +161,13 @@ class Account:
         """Full steps with which plans begin that take ``length`` steps together."""
         return 0 if last else -(-length // self._budget.plan_steps)
 
-    def warn_if_out_of_reach(self, step: int, total_steps: int | None, *, last: bool) -> None:
-        """Say once if the budget cannot be met any more; arguments are those of `left`."""
+    def warn_if_out_of_reach(self, step: int, total_steps: int | None, *, last: bool, lead: int = 0) -> None:
+        """Say once if the budget cannot be met any more; arguments are those of `left`.
+
+        The first block behind ``lead`` unread ones has period 1.
+        """
         longest, share = self._budget.longest, self._budget.share
-        slow = work_of(self.costs, self.fixed, slowest(len(self._members), longest))
+        slow = work_of(self.costs, self.fixed, (*[1] * lead, *slowest(len(self._members) - lead, longest)))
         length = self._budget.plan_steps if total_steps is None else max(1, total_steps - step)
         full = self._full_steps(length, last=last)
         least = full + slow * (length - full)
@@ -178,7 +184,12 @@ class Account:
         if self._counting:
             self._work.settle(self._processes)
         known = {"first": self._first, "spent": self._spent, "depths": self.depths, "updates": self.updates}
-        seen = {"counting": self._counting, "positions": dict(self._work.positions), "steps": self._work.steps}
+        seen = {
+            "unread": sorted(self._unread),
+            "counting": self._counting,
+            "positions": dict(self._work.positions),
+            "steps": self._work.steps,
+        }
         return known | seen
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -186,6 +197,6 @@ class Account:
         self._first, self._spent, self.depths = state["first"], state["spent"], state["depths"]
         self._work.positions, self._work.steps = dict(state["positions"]), state["steps"]
         self._work.updates = state["updates"]
-        self._counting = state["counting"]
+        self._counting, self._unread = state["counting"], set(state.get("unread", ()))
         if not self._counting:
             self.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -38,6 +38,9 @@ class Planner:
         self.account = account
         self.total_steps: int | None = None
         """The step at which training ends, where that is known."""
+        self.unread: Collection[str] = ()
+        """Names of the blocks that had no gradient so far: no module reads them, as an unused pooler."""
+        self._read: set[str] = set()
         self.signals = Signals(len(self._groups))
         self.plans: list[Plan] = []
 
@@ -117,7 +120,8 @@ class Planner:
         return len(self.plans) > 1 and len(self._groups) > 1
 
     def _plan(self, step: int, trust: Callable[[int], float]) -> None:
-        self.account.count([group.name for group in self._groups], last=self._short or len(self.plans) > 1)
+        names, unread = [group.name for group in self._groups], self._unread()
+        self.account.count(names, last=self._short or len(self.plans) > 1, unread=unread)
         self.account.spend(self.plans[-1], step)
         usual = expected(len(self._groups))
         worth = self.signals.given(usual)
@@ -128,8 +132,10 @@ class Planner:
                 "and what is usual.", step,
             )  # fmt: skip
         left = self.account.left(step, self.total_steps, last=self._short)
-        self.account.warn_if_out_of_reach(step, self.total_steps, last=self._short)
-        periods, drift = self._within(left, worth or usual, trust)
+        lead = self._lead(unread)
+        self.account.warn_if_out_of_reach(step, self.total_steps, last=self._short, lead=lead)
+        expects = [0.0 if block in unread else value for block, value in enumerate(worth or usual)]
+        periods, drift = self._within(left, expects, trust, lead)
         told = None if worth is None else tuple(worth)
         # Two full steps in a row tell what one step is worth: the plan begins with them.
         until, cycle = (None, step) if self._short else (step + self._budget.plan_steps, step + 1)
@@ -138,19 +144,32 @@ class Planner:
         self.plans.append(Plan(step, until, cycle, periods, drift, told, self._turns, seed))
         logger.info("step %d: %s", step, self.told())
 
+    def _unread(self) -> set[int]:
+        """Places of the blocks that had no gradient so far."""
+        self._read |= {group.name for group in self._groups} - set(self.unread)
+        return {block for block, group in enumerate(self._groups) if group.name not in self._read}
+
+    def _lead(self, unread: Collection[int]) -> int:
+        """Unread blocks above the first one that has gradients, which takes the first place: it has period 1."""
+        return next((block for block in range(len(self._groups)) if block not in unread), 0)
+
     def _within(
-        self, left: float, worth: Sequence[float], trust: Callable[[int], float]
+        self, left: float, worth: Sequence[float], trust: Callable[[int], float], lead: int
     ) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Periods and drift of blocks with work of at most ``left``: what drifts is paid for by gradients."""
         costs, fixed, longest = self.account.costs, self.account.fixed, self._budget.longest
-        periods = ladder(worth, costs, fixed, left, longest)
+
+        def spread(left: float) -> tuple[int, ...]:
+            return (*[1] * lead, *ladder(worth[lead:], costs[lead:], fixed, left, longest))
+
+        periods = spread(left)
         if not self._budget.drift:
             return periods, (0,) * len(periods)
         wanted = [self._drift(block, period, trust(block)) for block, period in enumerate(periods)]
         if not any(wanted):
             return periods, tuple(wanted)
         drifting = self.account.drifting(periods, wanted)
-        periods = ladder(worth, costs, fixed, left - drifting, longest)
+        periods = spread(left - drifting)
         drift = [min(steps, period - 1) for steps, period in zip(wanted, periods, strict=True)]
         if work_of(costs, fixed, periods) + self.account.drifting(periods, drift) > left:
             drift = [0] * len(drift)  # nothing is left for it
@@ -172,7 +191,9 @@ class Planner:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values; all processes call it."""
+        self._unread()
         return {
+            "read": sorted(self._read),
             "blocks": [group.name for group in self._groups],
             "first": self._first,
             "account": self.account.state_dict(),
@@ -192,7 +213,7 @@ class Planner:
                 f"the checkpoint has a plan for the blocks {state['blocks']}, the model has {names}. Resume with the "
                 "model and configuration that wrote it."
             )
-        self._first = state["first"]
+        self._first, self._read = state["first"], set(state.get("read", ()))
         self.account.load_state_dict(state["account"])
         self.signals.load_state_dict(state["signals"])
         self.plans = [Plan(**{**plan, **_tuples(plan)}) for plan in state["plans"]]

@@ -56,7 +56,8 @@ def plan(
 
 def _plan(model: nn.Module, batch: Mapping[str, Any], label: str, config: MultirateConfig, *, measure: bool) -> Plan:
     with _warnings() as messages:
-        partition = Multirate(config).assign(model).partition
+        multirate = Multirate(config).assign(model)
+        config, partition = multirate.settled, multirate.partition
         groups = partition.parameters(model)
         counts = _counts(model, batch, config, groups)
     kinds = kinds_of(config.schedule)
