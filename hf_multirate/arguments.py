@@ -89,6 +89,13 @@ class MultirateTrainingArguments(TrainingArguments):
     multirate_config: str | None = field(
         default=None, metadata={"help": "JSON file with a whole MultirateConfig, instead of the fields above."}
     )
+    multirate_record: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Whether a run leaves a record for 'hf-multirate report' (default: yes for all but standard "
+            "training)."
+        },
+    )
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Refuse bases of which this class comes first: a dataclass would take its defaults, not theirs."""

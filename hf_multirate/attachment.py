@@ -21,6 +21,7 @@ from hf_multirate.movement import Movement
 from hf_multirate.names import named
 from hf_multirate.probe import check_optimizer
 from hf_multirate.pruner import Pruner
+from hf_multirate.state_checks import check_state
 from hf_multirate.subgroups import Subgroups
 
 
@@ -101,7 +102,12 @@ class Attachment:
         return {**self.movement.state_dict(), **plan}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a `state_dict`, but for what was frozen since."""
+        """Take over a `state_dict`, but for what was frozen since.
+
+        Raises:
+            ValueError: it is no such state, or one of another model.
+        """
+        check_state(state)
         moving = {key: entries for key, entries in state.items() if key != "plan"}
         self.movement.load_state_dict(
             {key: {n: v for n, v in entries.items() if n not in self._others} for key, entries in moving.items()}

@@ -34,6 +34,8 @@ class MultirateMixin(ObservedMixin):
         *args: What the other class takes.
         multirate: The rate groups. Without it those of ``args``, if it is a `MultirateTrainingArguments`, else
             ``MultirateConfig.two_rate()``.
+        multirate_record: Whether a run leaves a record for ``hf-multirate report``. None is what ``args`` say, if it
+            is a `MultirateTrainingArguments`, else yes for all but standard training.
         **kwargs: What the other class takes.
 
     Raises:
@@ -43,7 +45,13 @@ class MultirateMixin(ObservedMixin):
 
     _files = "multirate"
 
-    def __init__(self, *args: Any, multirate: MultirateConfig | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        multirate: MultirateConfig | None = None,
+        multirate_record: bool | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self._configured_by_arguments = multirate is None
         self._loss_adds_up: bool | None = None
@@ -58,7 +66,9 @@ class MultirateMixin(ObservedMixin):
             refuse_untested(cast(Trainer, self), multirate)
         self.multirate.assign(cast(nn.Module, self.model))
         self._control(self.multirate)
-        self._observe()
+        if multirate_record is None and isinstance(self.args, MultirateTrainingArguments):
+            multirate_record = self.args.multirate_record
+        self._observe(multirate_record)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """As in `transformers.Trainer`; takes over arguments that a hyperparameter search has changed since."""
