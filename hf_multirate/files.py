@@ -57,7 +57,7 @@ def read_json(path: Path) -> Any:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ValueError(f"it cannot be read ({error.strerror})") from None
+        raise ValueError(f"it cannot be read ({error.strerror or error})") from None
     except RecursionError:
         raise ValueError("it is nested too deep") from None
     except ValueError as error:  # of the decoder of UTF-8, or of JSON

@@ -36,6 +36,8 @@ class ObservedMixin(ControlledMixin):
 
     def _observe(self, record: bool | None = None) -> None:
         """``record`` is whether a run leaves a record; None is yes for all but standard training."""
+        if record is not None and not isinstance(record, bool):
+            raise TypeError(f"multirate_record must be True, False or None, got {record!r}.")
         self._observation: Observation | None = None
         self._observed: TrainerState | None = None
         self._warned = self._unrecorded = False

@@ -66,7 +66,7 @@ def report(
         write_text(target / PAGE, page)
     except OSError as error:
         raise ValueError(
-            f"the report cannot be written into {str(target)!r} ({error.strerror}): name another folder with --out."
+            f"the report cannot be written into {str(target)!r} ({error.strerror or error}): give --out."
         ) from None
     return target / PAGE
 
