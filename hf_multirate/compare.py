@@ -35,15 +35,27 @@ def compare(script: str, arguments: Sequence[str], out: str | Path, *, anyway: b
         The page.
 
     Raises:
-        ValueError: the script is not there, ends with an error, or trains with another Trainer; or the runs differ.
+        ValueError: the script is not there, ends with an error, or trains with another Trainer; ``out`` cannot be
+            written; or the runs differ.
     """
     if not Path(script).is_file():
         raise ValueError(f"there is no script {script!r}: give a Python file that trains with MultirateTrainer.")
     folders = {side: Path(out, side).resolve() for side in SIDES}
     for side, folder in folders.items():
-        (folder / FILE).unlink(missing_ok=True)  # of an earlier comparison
+        _prepare(folder)
         _run([script, *_apart(arguments, side)], side, folder)
     return report(folders["multirate"], folders["plain"], Path(out, "report"), anyway=anyway)
+
+
+def _prepare(folder: Path) -> None:
+    """Make ``folder``, without the record of an earlier comparison."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / FILE).unlink(missing_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"no record can be written into {str(folder)!r} ({error.strerror or error}): give --out."
+        ) from None
 
 
 def _run(command: Sequence[str], side: str, folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from transformers import Trainer
 
 from hf_multirate.lease import innermost
+from hf_multirate.saved import Saved, StaleError, read_saved, write_saved
 from hf_multirate.takeover import takeover
 
 
@@ -94,12 +94,12 @@ class ControlledMixin(_Base):
         self._looped = self._resumes = False
         self._given_up: set[int] = set()
         self._begun = self._first_step = 0
-        self._resumed: tuple[int, Any] = (0, None)
+        self._resumed: Saved | None = None
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As in `transformers.Trainer`; model and optimizer are let go of at the end, also after an error."""
         self._controller.detach()
-        self._training, self._resumed, self._given_up = True, (0, None), set()
+        self._training, self._resumed, self._given_up = True, None, set()
         self._looped, self._resumes = False, bool(kwargs.get("resume_from_checkpoint") or (args and args[0]))
         self._begun = -1
         guard = register_optimizer_step_pre_hook(self._guard)
@@ -175,10 +175,11 @@ class ControlledMixin(_Base):
 
     def _attach(self) -> None:
         """Attach at the first micro-batch: only then optimizer, restored state and step are all there."""
-        skipped, drift = self._resumed
         self._controller.attach(self._model_to_control(), cast(torch.optim.Optimizer, self.optimizer))
-        if drift is not None:
-            self._controller.load_state_dict(drift)
+        skipped = 0
+        if self._resumed is not None:
+            self._resumed.hand_over(self._controller)
+            skipped = self._resumed.skipped_steps
         # A step that a gradient scaler skips, or whose batch was given up, counts for Trainer and not for the groups.
         self._first_step = self.state.global_step - skipped - len(self._given_up)
         self._begun = -1
@@ -196,35 +197,42 @@ class ControlledMixin(_Base):
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
-        if not self._controller.attached:
-            return
-        tensors = self._controller.state_dict()  # gathers shards, so all processes have a part in it
+        if not self._controller.attached or not self._controller.active:
+            return  # standard training leaves what Trainer does
+        state = self._controller.state_dict()  # gathers shards, so all processes have a part in it
         if not self.args.should_save:
             return
         skipped = self.state.global_step - self._first_step - self._controller.applied
-        state = {"skipped_steps": skipped, "config": self._controller.config.to_dict()}
-        Path(output_dir, f"{self._files}.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
-        torch.save(tensors, Path(output_dir, f"{self._files}.pt"))
+        config = self._controller.config.to_dict()
+        write_saved(Path(output_dir, f"{self._files}.json"), self.state.global_step, skipped, config, state)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None or not self._controller.active:
             return
-        path = Path(checkpoint, f"{self._files}.json")
-        if not path.is_file():
-            logger.warning(
-                "checkpoint %s has no %s: it was written without multirate training, or with save_only_model=True. "
-                "The cycle goes on at the phase of its step, and what that file holds (drift, copies) begins anew.",
-                checkpoint, path.name,
-            )  # fmt: skip
-            return
-        state = json.loads(path.read_text(encoding="utf-8"))
-        if state["config"] != self._controller.config.to_dict():
+        self._resumed = self._read(Path(checkpoint, f"{self._files}.json"))
+        config = self._controller.config.to_dict()
+        if self._resumed is not None and self._resumed.config != config:
             logger.warning(
                 "the configuration of checkpoint %s differs from the one given, which is used. In the checkpoint: %s",
-                checkpoint, state["config"],
+                checkpoint, self._resumed.config,
             )  # fmt: skip
-        tensors = path.with_suffix(".pt")
-        if not tensors.is_file():
-            raise ValueError(f"checkpoint {checkpoint!r} has a {path.name} but no {tensors.name}: it is not complete.")
-        self._resumed = (state["skipped_steps"], torch.load(tensors, map_location="cpu", weights_only=True))
+
+    def _read(self, path: Path) -> Saved | None:
+        """The state of the controller in a checkpoint; None, with a warning, if there is none that belongs to it."""
+        try:
+            saved = read_saved(path)
+        except StaleError as error:
+            logger.warning(
+                "checkpoint %s has %s and %s of another run: %s. They are ignored. The cycle goes on at the phase of "
+                "its step, and what those files hold (drift, copies) starts from scratch.",
+                path.parent, path.name, path.with_suffix(".pt").name, error,
+            )  # fmt: skip
+            return None
+        if saved is None:
+            logger.warning(
+                "checkpoint %s has no %s: it was written without multirate training, or with save_only_model=True. "
+                "The cycle goes on at the phase of its step, and what that file holds (drift, copies) starts from "
+                "scratch.", path.parent, path.name,
+            )  # fmt: skip
+        return saved

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
+from hf_multirate.state_checks import check_copies, check_copy_states
+
 
 State = dict[str, Any]
 """What an optimizer keeps about one parameter."""
@@ -98,12 +100,9 @@ class CopyStore:
         Raises:
             ValueError: it has another number of copies, or copies of another model.
         """
-        alike = all(values.keys() == self._tensors.keys() for values in saved["values"])
-        if not alike or len(saved["values"]) != len(self._values) - 1:
-            raise ValueError(
-                f"the checkpoint has {len(saved['values']) + 1} copies, of this model or another one, and here are "
-                f"{len(self._values)}: resume with the model and the periods that wrote it."
-            )
+        check_copies(saved, self._tensors, self._parameters, len(self._values))
+        known = {name: self._optimizer.state.get(p, {}) for name, p in self._parameters.items()}
+        check_copy_states(saved["states"], known)
         for mine, values in zip(self._values[1:], saved["values"], strict=True):
             for name, tensor in mine.items():
                 tensor.copy_(values[name])

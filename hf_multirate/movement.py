@@ -18,6 +18,7 @@ from hf_multirate.distributed.shards import local, shard_of, whole
 from hf_multirate.drift import DisplacementDrift, choose_rule, stretch_
 from hf_multirate.groups import RateGroup
 from hf_multirate.schedule import Schedule, Stages
+from hf_multirate.state_checks import check_movement
 from hf_multirate.trust import DriftTrust
 from hf_multirate.worth import Worth
 
@@ -188,15 +189,10 @@ class Movement:
         """Take over a `state_dict`.
 
         Raises:
-            ValueError: an entry belongs to no parameter of this model.
+            ValueError: an entry belongs to no parameter of this model, or is no drift of it.
         """
         by_name = {name: p for p, name in self._names.items()}
-        unknown = sorted({name for entries in state.values() for name in entries} - set(by_name))
-        if unknown:
-            raise ValueError(
-                f"the checkpoint has the drift of parameters that are not trained here, e.g. {unknown[:3]}. Resume "
-                "with the model and configuration that wrote it."
-            )
+        check_movement(state, by_name)
         self._displacement.velocity = {
             by_name[name]: shard_of(value, by_name[name]) for name, value in state["displacement"].items()
         }

@@ -17,7 +17,8 @@ from hf_multirate.cost import backward_costs, layers_of, step_cost
 from hf_multirate.describe import fold
 from hf_multirate.distributed import unwrapped
 from hf_multirate.names import named
-from hf_multirate.record import ARGUMENTS, CHECKED_STEPS, RunRecord, checksum
+from hf_multirate.record import CHECKED_STEPS, RunRecord, checksum
+from hf_multirate.record_check import ARGUMENTS, FROZEN
 
 
 ASIDE = "seconds_of_"
@@ -118,8 +119,9 @@ class Observation:
     def note(self, logs: Mapping[str, float], step: int) -> None:
         """An entry of Trainer's logs."""
         numbers = {key: value for key, value in logs.items() if isinstance(value, (int, float))}
-        seconds = self._seconds_before + self.elapsed
-        aside = {f"{ASIDE}{purpose}": spent for purpose, spent in self._aside().items()}
+        # Before the first step the clock is that of the run before, if there was one.
+        seconds = self._seconds_before + self.elapsed if self.begun else 0.0
+        aside = {f"{ASIDE}{purpose}": spent for purpose, spent in self._aside().items()} if self.begun else {}
         self._logs.append({**numbers, "step": step, "seconds": round(seconds, 4), **aside})
 
     def _aside(self) -> dict[str, float]:
@@ -158,7 +160,7 @@ class Observation:
             config=self._multirate.config.to_dict(),
             groups=self._groups(),
             plans=[asdict(plan) for plan in self._multirate.plans],
-            arguments={key: given[key] for key in ARGUMENTS},
+            arguments={key: given.get(key) for key in ARGUMENTS},
             data={"rows": len(rows) if has_length(rows) else None, "checksums": self._checksums},
             model=self._kind,
             blocks=self._parts,
@@ -183,6 +185,6 @@ class Observation:
         for name, parameter in named(model).items():
             block = found.setdefault(self._blocks[name], {"parameters": 0, "groups": {}})
             block["parameters"] += parameter.numel()
-            group = groups.get(name, "frozen")
+            group = groups.get(name, FROZEN)
             block["groups"][group] = block["groups"].get(group, 0) + parameter.numel()
         return found

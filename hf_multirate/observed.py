@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 from torch import nn
+from transformers import TrainerState
 
 from hf_multirate.card import card_section
 from hf_multirate.controlled import ControlledMixin
 from hf_multirate.controller import Multirate
+from hf_multirate.files import write_text
 from hf_multirate.observation import Observation
 from hf_multirate.progress import PhaseOnBar
 from hf_multirate.record import FILE, RunRecord, read_record
 from hf_multirate.shortfall import shortfall
+from hf_multirate.validators import require_bool
 
 
 logger = logging.getLogger(__name__)
 
 RECORD_VARIABLE = "HF_MULTIRATE_RECORD"
-"""Environment variable with a folder for the record, instead of ``output_dir``."""
+"""Environment variable with a folder for the record, instead of ``output_dir``; it asks for one of any run."""
 
 
 class ObservedMixin(ControlledMixin):
@@ -29,29 +35,74 @@ class ObservedMixin(ControlledMixin):
 
     multirate: Multirate
 
+    # A base class may log or evaluate in its constructor, before `_observe`.
     _observation: Observation | None = None
-    _warned = False
+    _observed: TrainerState | None = None
+    _record_wanted: bool | None = None
+    _warned = _unrecorded = False
 
-    def _observe(self) -> None:
+    def _observe(self, record: bool | None = None) -> None:
+        """``record`` is whether a run leaves a record; None is yes for all but standard training."""
+        self._record_wanted = None if record is None else require_bool("multirate_record", record)
         if self.multirate.active:
             self.add_callback(PhaseOnBar(self.multirate, self.callback_handler.callbacks))
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As in `transformers.Trainer`; a record of the run is in ``output_dir`` at the end, also after an error."""
-        self._observation, self._warned = Observation(self.multirate, self.args), False
+        self._observation, self._observed = Observation(self.multirate, self.args), None
+        self._warned = self._unrecorded = False
+        with self._never_in_the_way():
+            self._try_record_folder()
         try:
             return super().train(*args, **kwargs)
         finally:
             self._observation.finish()
             self._write_record()
 
+    @contextmanager
+    def _never_in_the_way(self) -> Iterator[None]:
+        """A context for what only a record needs: whatever goes wrong there is a warning, once in a run."""
+        try:
+            yield
+        except Exception as error:
+            if not self._unrecorded:
+                logger.warning(
+                    "the record of this run cannot be kept in %s (%s: %s). Training goes on without it.",
+                    self._record_folder(), type(error).__name__, error,
+                )  # fmt: skip
+            self._unrecorded = True
+
+    def _recorded(self) -> bool:
+        """Whether this process keeps a record of this run."""
+        asked = bool(os.environ.get(RECORD_VARIABLE)) or self._record_wanted
+        wanted = self.multirate.active if asked is None else asked
+        return wanted and self.is_world_process_zero()
+
+    def _try_record_folder(self) -> None:
+        """Write a file where the record will be, so that whoever starts a run hears of it if that is not possible."""
+        if self._recorded():
+            trial = Path(self._record_folder(), FILE)
+            trial.parent.mkdir(parents=True, exist_ok=True)
+            if trial.is_dir():
+                raise IsADirectoryError(f"{FILE} is a folder")
+            tempfile.TemporaryFile(dir=trial.parent).close()
+
+    def _observe_attempt(self) -> None:
+        """Forget what was seen of an attempt that ran out of memory: each one has a state of its own."""
+        if self._training and self._observed is not self.state:
+            if self._observed is not None:
+                self._observation = Observation(self.multirate, self.args)
+            self._observed = self.state
+
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """As in `transformers.Trainer`; the time is that of loading data."""
+        self._observe_attempt()
         if not self._training or self._observation is None:
             return super().get_batch_samples(*args, **kwargs)
         with self.multirate.telemetry.elsewhere("data"):
             samples = super().get_batch_samples(*args, **kwargs)
-        self._observation.see(samples[0])
+        with self._never_in_the_way():
+            self._observation.see(samples[0])
         return samples
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
@@ -70,6 +121,7 @@ class ObservedMixin(ControlledMixin):
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """As in `transformers.Trainer`, with what was measured of the steps behind ``loss``."""
+        self._observe_attempt()
         seen = self._observation
         if seen is not None and self._training and self.multirate.attached and self.multirate.active:
             if "loss" in logs:
@@ -95,16 +147,15 @@ class ObservedMixin(ControlledMixin):
         return os.environ.get(RECORD_VARIABLE) or cast(str, self.args.output_dir)
 
     def _record(self) -> RunRecord | None:
-        """That of the last run, in the process that writes; None before its first step."""
+        """That of the last run, in the process that writes; None before its first step, or if none was asked for."""
         seen = self._observation
-        if seen is None or not seen.begun or not self.is_world_process_zero():
-            return None
-        return seen.record(self.train_dataset)
+        return seen.record(self.train_dataset) if seen is not None and seen.begun and self._recorded() else None
 
     def _write_record(self) -> None:
-        record = self._record()
-        if record is not None:
-            record.write(self._record_folder())
+        with self._never_in_the_way():
+            record = self._record()
+            if record is not None:
+                record.write(self._record_folder())
 
     def _attach(self) -> None:
         self.multirate.total_steps = self.state.max_steps
@@ -116,19 +167,19 @@ class ObservedMixin(ControlledMixin):
     def _record_before(self) -> RunRecord | None:
         """The record of the run that is resumed, if there is one to go on with."""
         folder = self._record_folder()
-        if not Path(folder, FILE).is_file():
+        if not self._recorded() or not os.path.lexists(Path(folder, FILE)):
             return None
         try:
             return read_record(folder)
         except ValueError as error:  # no reason not to train
-            logger.warning("the record of this run begins anew: %s", error)
+            logger.warning("a new record of this run begins here, the one before cannot be used: %s", error)
             return None
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """As in `transformers.Trainer`, with a section on rate groups and speed-up."""
         super().create_model_card(*args, **kwargs)
-        record = self._record()
-        card = Path(cast(str, self.args.output_dir), "README.md")
-        if record is not None and card.is_file():
-            text = f"{card.read_text(encoding='utf-8').rstrip()}\n\n{card_section(record)}"
-            card.write_text(text, encoding="utf-8")
+        with self._never_in_the_way():
+            record = self._record()
+            card = Path(cast(str, self.args.output_dir), "README.md")
+            if record is not None and card.is_file():
+                write_text(card, f"{card.read_text(encoding='utf-8').rstrip()}\n\n{card_section(record)}")

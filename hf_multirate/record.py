@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
+import reprlib
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,17 +18,18 @@ import numpy as np
 import torch
 import transformers
 
+from hf_multirate.files import read_json, write_text
+from hf_multirate.record_check import check_record
+from hf_multirate.shapes import anything, fields
+
 
 FORMAT = 2
 FILE = "multirate_record.json"
 CHECKED_STEPS = 8
 """Steps of whose batches there are checksums."""
 
-ARGUMENTS = (
-    "seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "max_steps",
-    "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "optim", "max_grad_norm", "bf16", "fp16",
-)  # fmt: skip
-"""Arguments of Trainer that are kept, of which the first two are seeds."""
+NOT_FINITE = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
+"""How numbers that JSON does not have are written."""
 
 PLAIN = (str, bytes, int, float, bool, type(None), np.ndarray, np.generic)
 """Types of which the text is that of their value."""
@@ -53,7 +56,7 @@ class RunRecord:
     Attributes:
         config: The configuration, as `hf_multirate.MultirateConfig.from_dict` reads it.
         groups: The rate groups; with a budget those of the last plan.
-        arguments: The `ARGUMENTS` of Trainer.
+        arguments: The arguments of Trainer named in `hf_multirate.record_check.ARGUMENTS`.
         data: Rows of the training data, and checksums of the batches of the first steps.
         model: Class of the model.
         blocks: By block, in the order of the forward pass: parameters, and names of the rate groups they are in.
@@ -86,42 +89,61 @@ class RunRecord:
         """Write the record into ``folder``, whole or not at all."""
         path = Path(folder, FILE)
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(".tmp")
-        unfinished.write_text(json.dumps(vars(self), default=_plain) + "\n", encoding="utf-8")
-        unfinished.replace(path)
+        text = json.dumps(plain_values(vars(self)), allow_nan=False) + "\n"
+        write_text(path, text)
         return path
 
 
-def _plain(value: Any) -> Any:
-    """What JSON has no word for: numbers of numpy, and whatever else the arguments of a Trainer may be."""
-    return value.item() if isinstance(value, np.generic) else str(value)
+def plain_values(value: Any) -> Any:
+    """``value`` in words of JSON: NaN and the infinities as texts, whatever it does not know as its text."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, Mapping):
+        return {str(key): plain_values(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain_values(entry) for entry in value]
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else NOT_FINITE[repr(float(value))]
+    return value if isinstance(value, (str, int, bool, type(None))) else str(value)
+
+
+def _numbers(value: Any) -> Any:
+    """The inverse of `plain_values` for what is not finite."""
+    if isinstance(value, dict):
+        return {key: _numbers(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_numbers(entry) for entry in value]
+    return float(value) if isinstance(value, str) and value in NOT_FINITE.values() else value
 
 
 def read_record(folder: str | Path) -> RunRecord:
     """The record in ``folder``.
 
     Raises:
-        ValueError: there is none, it cannot be read, or it is of another version of this package.
+        ValueError: there is none, it cannot be read, it is not a record, or it is of another version of this package.
     """
     path = Path(folder, FILE)
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise ValueError(
-            f"{str(folder)!r} has no {FILE}: give the output_dir of a run of MultirateTrainer, which "
-            "writes one of plain training too (--multirate off)."
+            f"{str(folder)!r} has no {FILE}: give the output_dir of a run of MultirateTrainer. Standard training "
+            "(--multirate off) writes one if it is asked to, with --multirate_record True."
         )
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{str(path)!r} is no JSON: {error}. Train again.") from error
-    kept = values.get("format") if isinstance(values, dict) else None
-    if kept != FORMAT:
+        values = read_json(path)
+        fields({"format": anything}, others=True)(values, "the file")
+    except ValueError as error:
+        raise ValueError(f"{str(path)!r} is not a record of a run: {error}. Train again.") from None
+    if values["format"] != FORMAT:
         raise ValueError(
-            f"{str(path)!r} has format {kept!r}, this version reads {FORMAT}: use the version that wrote it."
+            f"{str(path)!r} has format {reprlib.repr(values['format'])}, this version reads {FORMAT}: use the version "
+            "that wrote it."
         )
+    values |= {key: _numbers(values[key]) for key in ("logs", "summary", "plans") if key in values}
     try:
-        return RunRecord(**values)
-    except TypeError as error:
-        raise ValueError(f"{str(path)!r} is not complete ({error}): train again.") from error
+        check_record(values)
+    except ValueError as error:
+        raise ValueError(f"{str(path)!r} is not a record of a run: {error}. Train again.") from None
+    return RunRecord(**values)
 
 
 def checksum(batches: Sequence[Any], start: int = 0) -> int:
@@ -132,8 +154,8 @@ def checksum(batches: Sequence[Any], start: int = 0) -> int:
                 start = checksum([batch[name]], zlib.crc32(str(name).encode(), start))
         elif isinstance(batch, (list, tuple)):
             start = checksum(batch, start)
-        elif isinstance(batch, torch.Tensor) and batch.layout == torch.strided and not batch.is_nested:
-            plain = batch.detach().cpu().contiguous()
+        elif isinstance(batch, torch.Tensor) and batch.layout == torch.strided and not _is_special(batch):
+            plain = batch.detach().resolve_conj().resolve_neg().cpu().contiguous()
             start = zlib.crc32(f"{plain.dtype}{tuple(plain.shape)}".encode(), start)
             start = zlib.crc32(plain.reshape(-1).view(torch.uint8).numpy().tobytes(), start)
         else:
@@ -141,3 +163,8 @@ def checksum(batches: Sequence[Any], start: int = 0) -> int:
             told = repr(batch) if isinstance(batch, PLAIN) else type(batch).__qualname__
             start = zlib.crc32(told.encode(), start)
     return start
+
+
+def _is_special(tensor: torch.Tensor) -> bool:
+    """Whether the numbers of a tensor are not simply there."""
+    return tensor.is_nested or tensor.is_quantized or tensor.is_meta

@@ -35,6 +35,8 @@ class MultirateMixin(ObservedMixin):
         *args: What the other class takes.
         multirate: The rate groups. Without it those of ``args``, if it is a `MultirateTrainingArguments`, else
             ``MultirateConfig.two_rate()``.
+        multirate_record: Whether a run leaves a record for ``hf-multirate report``. None is what ``args`` say, if it
+            is a `MultirateTrainingArguments`, else yes for all but standard training.
         **kwargs: What the other class takes.
 
     Raises:
@@ -45,7 +47,13 @@ class MultirateMixin(ObservedMixin):
 
     _files = "multirate"
 
-    def __init__(self, *args: Any, multirate: MultirateConfig | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        multirate: MultirateConfig | None = None,
+        multirate_record: bool | None = None,
+        **kwargs: Any,
+    ) -> None:
         self._configured_by_arguments = multirate is None
         if _switched_off():
             multirate, self._configured_by_arguments = MultirateConfig.off(), False
@@ -61,7 +69,9 @@ class MultirateMixin(ObservedMixin):
         except FrozenError as error:
             # It may be here to evaluate, or be thawed before it is trained: that is settled when training begins.
             logger.info("rate groups are not settled yet: %s", error)
-        self._observe()
+        if multirate_record is None and isinstance(self.args, MultirateTrainingArguments):
+            multirate_record = self.args.multirate_record
+        self._observe(multirate_record)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """As in `transformers.Trainer`; takes over arguments that a hyperparameter search has changed since."""

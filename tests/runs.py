@@ -79,6 +79,7 @@ def trainer_for(
     """
     model, rows = example(family)
     own = {"optimizers", "optimizer_cls_and_kwargs", "compute_loss_func", "callbacks", "eval_dataset", "model_init"}
+    own |= {"multirate_record"}
     kwargs = {key: rest.pop(key) for key in own & rest.keys()}
     if callable(kwargs.get("optimizers")):
         kwargs["optimizers"] = kwargs["optimizers"](model)
@@ -181,5 +182,5 @@ def recorded_pair(folder: Path) -> Path:
     for name, config in (("multirate", CONFIG), ("plain", MultirateConfig.off())):
         _, rows = example("bert")
         evaluation = {"eval_dataset": rows, "eval_strategy": "steps", "eval_steps": 4}
-        trainer_for(folder / name, config, max_steps=3 * PERIOD, **evaluation).train()
+        trainer_for(folder / name, config, max_steps=3 * PERIOD, multirate_record=True, **evaluation).train()
     return folder

@@ -149,7 +149,7 @@ class Unsized(IterableDataset):  # type: ignore[type-arg]
 
 @pytest.mark.parametrize("config", [CONFIG, MultirateConfig.off()])
 def test_a_record_of_unusual_data_and_arguments(tmp_path: Path, config: MultirateConfig) -> None:
-    trainer = trainer_for(tmp_path, config, weight_decay=np.float32(0.5), save_strategy="no")
+    trainer = trainer_for(tmp_path, config, weight_decay=np.float32(0.5), multirate_record=True)
     trainer.train_dataset = ChainDataset([Unsized(), Unsized()])
     trainer.train()
     record = json.loads((tmp_path / FILE).read_text())

@@ -157,3 +157,10 @@ def test_compare_says_why_it_cannot(tmp_path: Path, text: str | None, words: str
         script.write_text(text)
     with pytest.raises(ValueError, match=words):
         compare(str(script), [], tmp_path / "out")
+
+
+def test_compare_says_where_it_cannot_write(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("raise SystemExit(3)")
+    with pytest.raises(ValueError, match="no record can be written into"):
+        compare(str(script), [], script / "out")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import shutil
 from collections.abc import Callable
@@ -14,6 +13,7 @@ import pytest
 import torch
 from torch.optim import SGD
 
+from damage import rewrite
 from hf_multirate import MultirateConfig, RateGroup, Subset
 from runs import FIVE, assert_same, differ, history, trainer_for, weights
 
@@ -117,9 +117,7 @@ def copied(tmp_path: Path, whole: Whole) -> Callable[[str, int], Path]:
 @pytest.mark.parametrize("case", ["rmsprop-drift", "adafactor-drift"])
 def test_displacements_are_needed_between_refreshes(tmp_path: Path, whole: Whole, copied: Any, case: str) -> None:
     checkpoint = copied(case, 3)
-    kept = torch.load(checkpoint / "multirate.pt")
-    assert kept["displacement"]
-    torch.save({**kept, "displacement": {}}, checkpoint / "multirate.pt")
+    assert rewrite(checkpoint / "multirate.json", lambda state: {**state, "displacement": {}}).state["displacement"]
     assert differ(resumed(case, checkpoint, tmp_path)["weights"], whole(case)[1]["weights"])
 
 
@@ -133,9 +131,8 @@ def test_nothing_is_saved_that_the_optimizer_has(whole: Whole, case: str) -> Non
 @pytest.mark.parametrize("case", ["adamw-drift", "rmsprop-drift"])
 def test_levels_of_drift_are_needed(tmp_path: Path, whole: Whole, copied: Any, case: str) -> None:
     checkpoint = copied(case, 5)
-    kept = torch.load(checkpoint / "multirate.pt")
+    kept = rewrite(checkpoint / "multirate.json", lambda state: {**state, "level": {}}).state
     assert set(kept["level"].values()) == {6, 8}  # one refresh has looked back
-    torch.save({**kept, "level": {}}, checkpoint / "multirate.pt")
     assert differ(resumed(case, checkpoint, tmp_path)["weights"], whole(case)[1]["weights"])
 
 
@@ -149,8 +146,7 @@ def test_incomplete_checkpoint_is_refused(tmp_path: Path, copied: Any) -> None:
 @pytest.mark.parametrize("case", ["adamw-drift", "adamw-hold", "rmsprop-drift"])
 def test_another_phase_is_another_run(tmp_path: Path, whole: Whole, copied: Any, case: str) -> None:
     checkpoint = copied(case, 5)
-    state = json.loads((checkpoint / "multirate.json").read_text())
-    (checkpoint / "multirate.json").write_text(json.dumps({**state, "skipped_steps": state["skipped_steps"] + 1}))
+    rewrite(checkpoint / "multirate.json", dict, skipped_steps=1)
     got, wanted = resumed(case, checkpoint, tmp_path), whole(case)[1]
     phases = [[entry["multirate/phase"] for entry in result["history"]] for result in (got, wanted)]
     assert phases == [[0, 1, 2, 3, 0, 0, 1, 2, 3, 0, 1], [0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2]]

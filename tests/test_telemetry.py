@@ -195,7 +195,7 @@ def test_gradient_norms_are_apart_by_kind(tmp_path: Path) -> None:
 
 
 def test_plain_training_logs_nothing_more(tmp_path: Path) -> None:
-    trainer = trainer_for(tmp_path, MultirateConfig.off())
+    trainer = trainer_for(tmp_path, MultirateConfig.off(), multirate_record=True)
     trainer.train()
     assert not [key for entry in trainer.state.log_history for key in entry if key.startswith("multirate")]
     assert read_record(tmp_path).plain
@@ -281,7 +281,7 @@ def test_a_record_that_cannot_be_read_does_not_keep_a_run_from_resuming(
     (tmp_path / FILE).write_text(text)
     resumed = trainer_for(tmp_path, CONFIG, max_steps=5)
     resumed.train = lambda: MultirateTrainer.train(resumed, str(tmp_path / "checkpoint-3"))
-    assert "the record of this run begins anew" in warnings_of(resumed)
+    assert "a new record of this run begins here" in warnings_of(resumed)
     record = read_record(tmp_path)
     assert (record.start_step, record.steps["full"]) == (3, [0, 1])
 
@@ -316,7 +316,7 @@ def test_the_checksum_tells_data_apart() -> None:
 
 def test_another_order_of_the_data_is_seen(tmp_path: Path) -> None:
     for name, seed in (("one", 1), ("same", 1), ("other", 2)):
-        trainer_for(tmp_path / name, MultirateConfig.off(), data_seed=seed, max_steps=3).train()
+        trainer_for(tmp_path / name, MultirateConfig.off(), data_seed=seed, max_steps=3, multirate_record=True).train()
     sums = {name: read_record(tmp_path / name).data["checksums"] for name in ("one", "same", "other")}
     assert sums["one"] == sums["same"] != sums["other"]
 
@@ -338,9 +338,9 @@ def test_an_error_in_training_leaves_the_record_of_what_there_was(tmp_path: Path
     [
         (None, "has no multirate_record.json"),
         ("{", "is no JSON"),
-        ("{}", "has format None"),
+        ("{}", "lacks format"),
         ('{"format": 0}', "format 0"),
-        ('{"format": 2}', "is not complete"),
+        ('{"format": 2}', "lacks arguments, blocks"),
     ],
 )
 def test_a_folder_without_a_record_of_this_version_is_refused(tmp_path: Path, text: str | None, words: str) -> None:
@@ -380,7 +380,7 @@ def test_the_record_goes_where_the_environment_says(tmp_path: Path, monkeypatch:
 
 def test_the_model_card_has_a_section(tmp_path: Path) -> None:
     for name, config in (("multirate", CONFIG), ("plain", MultirateConfig.off())):
-        trainer = trainer_for(tmp_path / name, config)
+        trainer = trainer_for(tmp_path / name, config, multirate_record=True)
         trainer.train()
         trainer.create_model_card()
     card = (tmp_path / "multirate" / "README.md").read_text()

@@ -14,6 +14,7 @@ from hf_multirate.auto.signals import Signals
 from hf_multirate.config import MultirateConfig
 from hf_multirate.groups import RateGroup
 from hf_multirate.schedule import Schedule, Stages
+from hf_multirate.state_checks import check_plan
 
 
 logger = logging.getLogger(__name__)
@@ -205,15 +206,10 @@ class Planner:
         """Take over a `state_dict`.
 
         Raises:
-            ValueError: it is of other blocks.
+            ValueError: it is of other blocks, or no such state.
         """
-        names = [group.name for group in self._groups]
-        if state["blocks"] != names:
-            raise ValueError(
-                f"the checkpoint has a plan for the blocks {state['blocks']}, the model has {names}. Resume with the "
-                "model and configuration that wrote it."
-            )
-        self._first, self._read = state["first"], set(state.get("read", ()))
+        check_plan(state, [group.name for group in self._groups])
+        self._first, self._read = state["first"], set(state["read"])
         self.account.load_state_dict(state["account"])
         self.signals.load_state_dict(state["signals"])
         self.plans = [Plan(**{**plan, **_tuples(plan)}) for plan in state["plans"]]

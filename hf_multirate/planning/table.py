@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from hf_multirate.planning.values import Plan
+from hf_multirate.text import one_line
 
 
 UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
@@ -26,16 +27,15 @@ def print_plans(plans: Sequence[Plan], console: Console, *, details: bool) -> No
     """One line per setting, with ``details`` what each step and each group does, and what blocks the saving."""
     console.print(_settings(plans))
     for plan in plans:
-        label = escape(plan.label)
         if details:
             console.print(_steps(plan))
             console.print(_groups(plan))
         for blocker in plan.blockers:
-            console.print(f"[yellow]{label}:[/yellow] {escape(blocker)}", highlight=False)
+            console.print(Text.assemble((f"{one_line(plan.label)}:", "yellow"), " ", one_line(blocker)))
 
 
 def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", header_style="bold")
+    table = Table(title=Text(one_line(title)), title_justify="left", header_style="bold")
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
     return table
@@ -50,27 +50,26 @@ def _settings(plans: Sequence[Plan]) -> Table:
         sent = sum(step.per_cycle * step.communicated for step in plan.steps) / steps
         seconds = [f"{value:.2f}x" for value in (plan.speedup_measured, plan.bound_measured) if value]
         memory = [f"{short(step.memory)}B" for step in (plan.steps[0], plan.steps[-1])]
-        table.add_row(
-            escape(plan.label), f"{plan.speedup:.2f}x", f"{plan.bound:.2f}x", *seconds, *memory, f"{short(sent)}B"
-        )
+        setting = Text(one_line(plan.label))
+        table.add_row(setting, f"{plan.speedup:.2f}x", f"{plan.bound:.2f}x", *seconds, *memory, f"{short(sent)}B")
     return table
 
 
 def _steps(plan: Plan) -> Table:
     table = _table(
-        f"{escape(plan.label)}: steps of a cycle", "gradients for", "steps", "FLOPs", "seconds", "backward stops at"
+        f"{plan.label}: steps of a cycle", "gradients for", "steps", "FLOPs", "seconds", "backward stops at"
     )
     for step in plan.steps:
         seconds = "" if step.seconds is None else f"{step.seconds:.4f}"
-        edge = escape(step.boundary or "the bottom")
-        table.add_row(escape(", ".join(step.live)), str(step.per_cycle), short(step.flops), seconds, edge)
+        edge = Text(one_line(step.boundary or "the bottom"))
+        table.add_row(Text(one_line(", ".join(step.live))), str(step.per_cycle), short(step.flops), seconds, edge)
     return table
 
 
 def _groups(plan: Plan) -> Table:
     names = ("group", "period", "parameters", "forward", "activation gradients", "weight gradients")
-    table = _table(f"{escape(plan.label)}: FLOPs of a full step", *names)
+    table = _table(f"{plan.label}: FLOPs of a full step", *names)
     for group in plan.groups:
         work = [short(flops) for flops in (group.forward, group.activation_gradients, group.weight_gradients)]
-        table.add_row(escape(group.name), str(group.period), f"{group.parameters:,}", *work)
+        table.add_row(Text(one_line(group.name)), str(group.period), f"{group.parameters:,}", *work)
     return table

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import html
 import io
 import math
 import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +17,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from hf_multirate.record import RunRecord
+from hf_multirate.record_check import FROZEN
 from hf_multirate.reporting.verdict import is_metric
+from hf_multirate.text import one_line, shortened
 
 
 RUN, BASELINE = "#d9541e", "#3f83d1"
@@ -22,6 +28,12 @@ RUN, BASELINE = "#d9541e", "#3f83d1"
 SHADES = ("#d9541e", "#e89b3c", "#8f7fc4", "#3f83d1", "#3aa39b", "#9a9a9a")
 INK = "#818283"
 """Stands for the colour of text, until a page or an image has one."""
+
+DRAWN = 1e100
+"""Numbers beyond this, either way, are left out of a picture."""
+
+TALLEST, TITLE = 200.0, 80
+"""Inches of a picture, and characters of its title."""
 
 Runs = dict[str, RunRecord]
 """Label -> record; the run first."""
@@ -45,10 +57,10 @@ def charts(runs: Runs) -> dict[str, tuple[str, Figure]]:
 
 
 def _axes(x: str, y: str, height: float = 3.0) -> tuple[Figure, Axes]:
-    picture = Figure(figsize=(5.2, height), layout="constrained")
+    picture = Figure(figsize=(5.2, min(height, TALLEST)), layout="constrained")
     axes = picture.add_subplot()
     axes.set_xlabel(x)
-    axes.set_ylabel(y)
+    axes.set_ylabel(shortened(y))
     axes.spines[["top", "right"]].set_visible(False)
     return picture, axes
 
@@ -56,13 +68,25 @@ def _axes(x: str, y: str, height: float = 3.0) -> tuple[Figure, Axes]:
 def _curves(runs: Runs, key: str, against: str) -> Figure | None:
     picture, axes = _axes("step" if against == "step" else "seconds since the first step", key)
     for (label, run), colour in zip(runs.items(), (RUN, BASELINE), strict=False):
-        points = [(entry[against], entry[key]) for entry in run.logs if key in entry and "train_runtime" not in entry]
+        entries = [entry for entry in run.logs if "train_runtime" not in entry]
+        points = [(entry[against], entry[key]) for entry in entries if _can_be_drawn(entry.get(key))]
         if points:
             axes.plot(*zip(*points, strict=True), color=colour, label=label, marker="o", markersize=3, linewidth=1.6)
     if not axes.lines:
         return None
     axes.legend(frameon=False)
     return picture
+
+
+def _can_be_drawn(value: float | None) -> bool:
+    return value is not None and math.isfinite(value) and abs(value) < DRAWN
+
+
+def _legend(axes: Axes, labels: Sequence[str], **settings: Any) -> None:
+    """A legend for what has a label, in the order of ``labels``; texts are set behind it, whatever they begin with."""
+    legend = axes.legend(frameon=False, **settings)
+    for text, label in zip(legend.get_texts(), labels, strict=True):
+        text.set_text(shortened(label))
 
 
 def _steps(runs: Runs) -> Figure | None:
@@ -90,18 +114,19 @@ def _steps(runs: Runs) -> Figure | None:
 def _partition(run: RunRecord) -> Figure | None:
     periods = {group["name"]: group["period"] for group in run.groups}
     picture, axes = _axes("million parameters", "", 1.4 + 0.32 * len(run.blocks))
-    shown: set[str] = set()
-    groups = [*periods, "frozen"]
+    shown: dict[str, str] = {}
+    groups = [*periods, FROZEN]
     for row, block in enumerate(run.blocks.values()):
         left = 0.0
         for group, number in block["groups"].items():
-            told = "no gradient" if group == "frozen" else f"{group}: {_every(periods[group])}"
+            told = f"{group}: {_every(periods[group])}" if group in periods else "no gradient"
             colour = SHADES[groups.index(group) % len(SHADES)]
-            axes.barh(row, number / 1e6, left=left, color=colour, height=0.7, label="_" if group in shown else told)
-            shown.add(group)
+            axes.barh(row, number / 1e6, left=left, color=colour, height=0.7, label="_" if group in shown else "group")
+            shown.setdefault(group, told)
             left += number / 1e6
-    axes.set_yticks(range(len(run.blocks)), list(run.blocks))
-    axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0.0, 1.0))
+    axes.set_yticks(range(len(run.blocks)), [shortened(block) for block in run.blocks])
+    if shown:
+        _legend(axes, list(shown.values()), loc="lower left", bbox_to_anchor=(0.0, 1.0))
     return picture
 
 
@@ -124,34 +149,47 @@ def _plans(run: RunRecord) -> Figure | None:
     for i in range(longest.bit_length()):
         shade = colours(0.1 + 0.8 * i / max(1.0, math.log2(longest)))
         axes.barh(0, 0, color=shade, label=_every(1 << i))
-    axes.set_yticks(range(len(blocks)), blocks[::-1])
+    axes.set_yticks(range(len(blocks)), [shortened(block) for block in blocks[::-1]])
     axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=3, fontsize=8)
     return picture if run.plans else None
 
 
 def _worth(run: RunRecord) -> Figure | None:
     picture, axes = _axes("step", "decrease of the loss")
-    blocks = [block for block in run.blocks if any(f"multirate/worth/{block}" in entry for entry in run.logs)]
+    worths = {block: [entry.get(f"multirate/worth/{block}") for entry in run.logs] for block in run.blocks}
+    blocks = [block for block, values in worths.items() if any(map(_can_be_drawn, values))]
     colours = mpl.colormaps["plasma"]
     for i, block in enumerate(blocks):
         key = f"multirate/worth/{block}"
-        points = [(entry["step"], entry[key]) for entry in run.logs if key in entry]
-        axes.plot(*zip(*points, strict=True), color=colours(0.3 + 0.6 * i / len(blocks)), label=block, linewidth=1.4)
+        points = [(entry["step"], entry[key]) for entry in run.logs if _can_be_drawn(entry.get(key))]
+        axes.plot(*zip(*points, strict=True), color=colours(0.3 + 0.6 * i / len(blocks)), label="block", linewidth=1.4)
     axes.axhline(0.0, color=INK, linewidth=0.6)
     if blocks:
-        axes.legend(frameon=False, fontsize=8, ncols=2)
+        _legend(axes, blocks, fontsize=8, ncols=2)
     return picture if blocks else None
 
 
 def _styled(ink: str) -> dict[str, Any]:
     """Settings of matplotlib for text and lines in one colour."""
     names = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "legend.labelcolor")
-    return dict.fromkeys(names, ink) | {"font.size": 11.0, "svg.fonttype": "none"}
+    # A name with a dollar is no formula.
+    literal = {"text.parse_math": False, "text.usetex": False}
+    return dict.fromkeys(names, ink) | {"font.size": 11.0, "svg.fonttype": "none"} | literal
+
+
+@contextmanager
+def _drawn(ink: str) -> Iterator[None]:
+    """A context in which pictures are made and saved; letters that the font does not have are boxes in them."""
+    with mpl.rc_context(_styled(ink)), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph .* missing from", UserWarning)
+        # A picture with many blocks, or long names, may have no room for all of it.
+        warnings.filterwarnings("ignore", r"constrained_layout not applied", UserWarning)
+        yield
 
 
 def svgs(runs: Runs) -> list[tuple[str, str]]:
     """Title of each picture, and the picture for a page."""
-    with mpl.rc_context(_styled(INK)):
+    with _drawn(INK):
         return [(title, _svg(picture, name, title)) for name, (title, picture) in charts(runs).items()]
 
 
@@ -161,18 +199,25 @@ def _svg(picture: Figure, name: str, title: str) -> str:
     with mpl.rc_context({"svg.hashsalt": name}):
         picture.savefig(text, format="svg", transparent=True, metadata={"Date": None})
     found = text.getvalue()
-    found = found[found.index("<svg") :].replace(INK, "currentColor")
-    found = re.sub(r"font(-family)?:([^;\"]*?)'DejaVu Sans'[^;\"]*", r"font\1:\2sans-serif", found)
+    found = found[found.index("<svg") :]
+    # What stands between tags are names of the user's, which stay as they are.
+    found = re.sub(r"<[^>]*>", lambda tag: _own_tag(tag[0], name), found)
     found = re.sub(r'<svg ([^>]*?)width="[^"]*"', r"<svg \1", found, count=1)
     found = re.sub(r'<svg ([^>]*?)height="[^"]*"', r"<svg \1", found, count=1)
-    found = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', found)
-    found = re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", found)
-    return found.replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1)
+    return found.replace("<svg ", f'<svg role="img" aria-label="{html.escape(one_line(title))}" ', 1)
+
+
+def _own_tag(tag: str, name: str) -> str:
+    """A tag in the colours and fonts of the page, with ids that begin with ``name``."""
+    tag = tag.replace(INK, "currentColor")
+    tag = re.sub(r"font(-family)?:([^;\"]*?)'DejaVu Sans'[^;\"]*", r"font\1:\2sans-serif", tag)
+    tag = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', tag)
+    return re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", tag)
 
 
 def write_pngs(runs: Runs, folder: Path) -> None:
     """The pictures as files, dark on white."""
-    with mpl.rc_context(_styled("#222222")):
+    with _drawn("#222222"):
         for name, (title, picture) in charts(runs).items():
-            picture.suptitle(title, fontsize=11)
+            picture.suptitle(shortened(title, TITLE), fontsize=11)
             picture.savefig(folder / f"{name}.png", dpi=150, facecolor="white", metadata={"Software": None})

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from hf_multirate.card import figure, in_between
-from hf_multirate.record import RunRecord, read_record
+from hf_multirate.files import write_text
+from hf_multirate.record import RunRecord, plain_values, read_record
 from hf_multirate.reporting.verdict import sentence, verdict
 
 
@@ -43,7 +44,7 @@ def report(
 
     Raises:
         ValueError: a folder has no record of a run, or one of another version; the runs differ in what would have to
-            be equal; or matplotlib is not installed.
+            be equal; the report cannot be written; or matplotlib is not installed.
     """
     run = read_record(folder)
     other = None if baseline is None else read_record(baseline)
@@ -55,13 +56,18 @@ def report(
             "--anyway, which marks the page."
         )
     target = Path(out) if out is not None else Path(folder, "report")
-    target.mkdir(parents=True, exist_ok=True)
     runs = {"multirate": run} if other is None else {"multirate": run, "plain": other}
     if run.plain:
         runs = {"plain": run} if other is None else {"run": run, "plain": other}
-    page = _page(runs, figures, target)
-    (target / FIGURES).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    (target / PAGE).write_text(page, encoding="utf-8")
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        page = _page(runs, figures, target)
+        write_text(target / FIGURES, json.dumps(plain_values(figures), indent=2, allow_nan=False) + "\n")
+        write_text(target / PAGE, page)
+    except OSError as error:
+        raise ValueError(
+            f"the report cannot be written into {str(target)!r} ({error.strerror or error}): give --out."
+        ) from None
     return target / PAGE
 
 

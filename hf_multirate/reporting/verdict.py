@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hf_multirate.card import figure
 from hf_multirate.record import RunRecord
+from hf_multirate.text import one_line
 
 
 SAME = ("seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps", "bf16", "fp16")
@@ -80,7 +82,8 @@ def verdict(run: RunRecord, baseline: RunRecord | None) -> dict[str, Any]:
         found["baseline_seconds"] = training_seconds(baseline)
         found["baseline_seconds_full_step"] = baseline.summary["seconds_full_step"]
         found["baseline_metrics"] = metrics(baseline)
-        found["speedup_proved"] = found["baseline_seconds"] / found["seconds"]
+        spent = found["seconds"]
+        found["speedup_proved"] = found["baseline_seconds"] / spent if spent > 0 else None
         found["differences"] = differences(run, baseline)
         found["notes"] = notes(run, baseline)
     return found
@@ -92,16 +95,18 @@ def sentence(figures: dict[str, Any]) -> str:
         realised = figures["speedup_of_run"]
         told = "No step was finished." if realised is None else (
             f"The run was {realised:.2f} times as fast as its own full steps alone would have been "
-            f"({figures['speedup_predicted']:.2f} predicted)."
+            f"({figure(figures['speedup_predicted'])} predicted)."
         )  # fmt: skip
         return f"{told} Without a baseline this says nothing about accuracy, nor about plain training."
     shared = [key for key in figures["metrics"] if key in figures["baseline_metrics"]]
     wanted = [key for key in shared if key != "eval_loss"] or shared
     ends = "".join(
-        f" It ends with {key} {figures['metrics'][key]:.4g}, plain training with "
+        f" It ends with {one_line(key)} {figures['metrics'][key]:.4g}, plain training with "
         f"{figures['baseline_metrics'][key]:.4g}."
         for key in wanted[:1]
     )
+    if figures["speedup_proved"] is None:
+        return f"No step was finished.{ends}"
     return (
         f"Training took {figures['seconds']:.1f} seconds, plain training {figures['baseline_seconds']:.1f}: "
         f"{figures['speedup_proved']:.2f} times as fast.{ends}"
