@@ -16,6 +16,7 @@ from hf_multirate.chunks import predicts_next, split
 from hf_multirate.config import MultirateConfig
 from hf_multirate.cost import layers_of, predicted_speedup, relative_costs
 from hf_multirate.distributed import GradSync, choose, is_compiled, unwrapped
+from hf_multirate.hooks import OwnHook
 from hf_multirate.lease import innermost, lease, release, require_free
 from hf_multirate.names import named
 from hf_multirate.onlookers import on_look
@@ -50,6 +51,7 @@ class Multirate(Standing):
         self._optimizer: Optimizer | None = None
         self._live: tuple[int, ...] | None = None
         self._hooks: list[Any] = []
+        self._looks: list[Any] = []
         self._open = ExitStack()
         self._inside = self._split = False
 
@@ -100,22 +102,36 @@ class Multirate(Standing):
         self.applied, self.step, self._live = 0, None, None
         self._optimizer = optimizer
         self._hooks = [
-            optimizer.register_step_pre_hook(self._before_optimizer_step),
-            optimizer.register_step_post_hook(self._after_optimizer_step),
-            *on_look(model, self._open.close),
+            optimizer.register_step_pre_hook(OwnHook(self._before_optimizer_step, optimizer)),
+            optimizer.register_step_post_hook(OwnHook(self._after_optimizer_step, optimizer)),
         ]
+        self._looks = on_look(model, self._open.close)
         lease(optimizer, model)
         return self
 
     def detach(self) -> None:
         """Leave model and optimizer as they were found; does nothing when not attached."""
         self._open.close()
+        self._look_away()
         for hook in self._hooks:
             hook.remove()
         if self._optimizer is not None and self._model is not None:
             release(self._optimizer, self._model)
             self._attachment.close()
         self._hooks, self._optimizer, self._live = [], None, None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy or a pickle is that of a controller that has let go of its model and optimizer."""
+        kept = {name: value for name, value in vars(self).items() if name != "_attachment"}
+        free: dict[str, Any] = {
+            "_optimizer": None,
+            "_live": None,
+            "_hooks": [],
+            "_looks": [],
+            "_open": ExitStack(),
+            "_inside": False,
+        }
+        return kept | free
 
     def __enter__(self) -> Multirate:
         return self
@@ -146,12 +162,15 @@ class Multirate(Standing):
             self._attachment.shared.require_wrapper()
             self._open.close()
             self.select(step)
+        if not self._looks and self._model is not None:
+            self._looks = on_look(self._model, self._open.close)
         if not self._inside:
             self._open.enter_context(self.micro_batch())
 
     def select(self, step: int) -> None:
         """Choose the live groups of ``step`` without pruning anything: see `micro_batch`."""
         self._require_attached("begin_step()")
+        self._look_away()  # nothing is open beyond a micro-batch
         if step < 0:
             raise ValueError(f"a step index counts from 0, got {step}.")
         if self._planner is not None:
@@ -219,7 +238,14 @@ class Multirate(Standing):
                 f"refresh_chunks is {self.config.refresh_chunks}, but no batch was split: run forward and backward "
                 "for each of split(batch), as in its documentation, or leave refresh_chunks at 1."
             )
+        self._look_away()
         self._attachment.before_step(self.step, self._live, (*args[1:], *kwargs.values()))
+
+    def _look_away(self) -> None:
+        """Leave no hook on the model: nothing of it is changed now that anybody could see."""
+        for look in self._looks:
+            look.remove()
+        self._looks = []
 
     def _after_optimizer_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         del args, kwargs
