@@ -31,7 +31,8 @@ _known: WeakKeyDictionary[type, bool | None] = WeakKeyDictionary()
 
 def only_noise(module: nn.Module) -> bool:
     """Whether evaluation mode takes noise away from the forward pass of ``module`` itself and changes nothing else."""
-    if "forward" in vars(module):  # of somebody else, put on this one module
+    # A forward of somebody else, put on this one module. cuDNN has no backward of a recurrent layer in eval mode.
+    if "forward" in vars(module) or isinstance(module, nn.RNNBase):
         return False
     verdicts = {_verdict(kind) for kind in type(module).__mro__ if kind not in (nn.Module, object)}
     return True in verdicts and False not in verdicts
