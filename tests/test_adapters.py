@@ -197,7 +197,7 @@ def test_frozen_adapter_beside_a_trainable_base_is_named(tmp_path: Path) -> None
 TUNERS: dict[str, dict[str, Any]] = {
     "AdamssConfig": {}, "BOFTConfig": {"boft_block_size": 4}, "C3AConfig": {"block_size": 8}, "DeloraConfig": {},
     "FourierFTConfig": {"n_frequency": 20}, "GloraConfig": {}, "GraloraConfig": {"r": 4, "gralora_k": 2},
-    "HRAConfig": {}, "HiraConfig": {}, "LoHaConfig": {"module_dropout": 0.2}, "LoKrConfig": {}, "MissConfig": {},
+    "HRAConfig": {}, "HiraConfig": {}, "LoHaConfig": {"module_dropout": 0.2}, "LoKrConfig": {}, "MissConfig": {"r": 4},
     "OFTConfig": {"oft_block_size": 8}, "RandLoraConfig": {"r": 4}, "RoadConfig": {"group_size": 8},
     "ShiraConfig": {"r": 2}, "VeraConfig": {"r": 4},
 }  # fmt: skip
@@ -247,7 +247,7 @@ class Sums(MultirateTrainer):
 @pytest.mark.skipif(not FIVE, reason="the method that gradients are seen in is of transformers 5")
 def test_adalora_allocates_ranks_at_fast_steps(tmp_path: Path) -> None:
     model, rows = example("bert")
-    settings = {"total_step": 12, "tinit": 4, "tfinal": 2, "deltaT": 1, "init_r": 4, "target_r": 2}
+    settings = {"total_step": 40, "tinit": 4, "tfinal": 2, "deltaT": 1, "init_r": 4, "target_r": 2}
     config = peft.AdaLoraConfig(task_type="SEQ_CLS", target_modules=["query", "value"], **settings)
     trainer = Allocates(
         model=peft.get_peft_model(model, config),
