@@ -1,30 +1,65 @@
-"""AdaLoRA of PEFT wants the gradients of all its adapters at every step."""
+"""Let AdaLoRA allocate ranks at fast steps, where idle adapters have no gradient."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
 
-from hf_multirate.config import MultirateConfig
 
+class SensitivityOfLive:
+    """``RankAllocator.update_ipt`` of PEFT for parameters with a gradient; others keep the importance that they had.
 
-def refuse_adalora(model: nn.Module, config: MultirateConfig, partition: Mapping[str, Sequence[str]]) -> None:
-    """Refuse AdaLoRA where some of its adapters have no gradient at fast steps.
+    A copy or a pickle of the allocator has the method that it had before.
 
-    Raises:
-        NotImplementedError: that is so. ``update_and_allocate`` multiplies each adapter by its gradient.
+    Args:
+        allocator: The rank allocator, which has this as its own ``update_ipt`` until `close`.
     """
-    peft: Any = sys.modules.get("peft")  # slow to import, and without it there is no such model
-    if peft is None or not config.prunes or not any(isinstance(part, peft.AdaLoraModel) for part in model.modules()):
-        return
-    idle = [group for group in config.groups if group.gradient_period > 1 or config.budget is not None]
-    slow = [name for group in idle for name in partition[group.name] if "lora_" in name]
-    if slow:
-        raise NotImplementedError(
-            "AdaLoRA needs the gradients of all its adapters at every step, for update_and_allocate() to rank them, "
-            f"and {len(slow)} adapters would have none at fast steps, e.g. {slow[:2]}. Put all adapters into a group "
-            "with period 1 (the pattern 'lora_'), or use another adapter, such as LoRA."
-        )
+
+    def __init__(self, allocator: Any) -> None:
+        self._allocator = allocator
+        self._before = vars(allocator).get("update_ipt")
+        self._update = allocator.update_ipt
+        vars(allocator)["update_ipt"] = self
+
+    def __call__(self, model: nn.Module) -> None:
+        """Update the importance of parameters of ``model``."""
+        self._update(_WithGradient(model))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """See `object.__reduce__`."""
+        if self._before is None:
+            return getattr, (self._allocator, "update_ipt")
+        return operator.getitem, ([self._before], 0)
+
+    def close(self) -> None:
+        """Leave the allocator as it was."""
+        own = vars(self._allocator)
+        if own.get("update_ipt") is not self:
+            return
+        if self._before is None:
+            del own["update_ipt"]
+        else:
+            own["update_ipt"] = self._before
+
+
+class _WithGradient:
+    """A view of the parameters that have a gradient."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        for name, parameter in self._model.named_parameters():
+            if parameter.grad is not None:
+                yield name, parameter
+
+
+def allocators_of(model: nn.Module) -> list[Any]:
+    """Rank allocators of AdaLoRA in ``model``."""
+    from peft import AdaLoraModel
+
+    found = (vars(part).get("rankallocator") for part in model.modules() if isinstance(part, AdaLoraModel))
+    return [allocator for allocator in found if allocator is not None]

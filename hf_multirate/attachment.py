@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from hf_multirate.adalora import SensitivityOfLive, allocators_of
 from hf_multirate.auto.account import Account
 from hf_multirate.auto.planner import Planner
 from hf_multirate.auto.work import CountedWork
@@ -78,6 +79,7 @@ class Attachment:
             had=had,
             others=others,
         )
+        self._sensitivities = [SensitivityOfLive(allocator) for allocator in allocators_of(model) if config.prunes]
 
     def _planner(
         self, model: nn.Module, groups: Mapping[str, Mapping[str, nn.Parameter]], sync: GradSync, *, compiled: bool
@@ -104,6 +106,8 @@ class Attachment:
         """Leave nothing on the model, and keep nothing of it."""
         self._idle_pass.close()
         self._check.summarize()
+        for sensitivity in self._sensitivities:
+            sensitivity.close()
         if self.planner is not None:
             self.planner.account.close()
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -17,9 +18,35 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from hf_multirate.hooks import OwnHook, last_hooks, tensors_in
+
+
+MARKING = "make_inputs_require_grad"
+"""How the names of hooks that mark the output of embeddings begin."""
+
+LIBRARIES = ("accelerate", "peft", "sentence_transformers", "torch", "transformers", "trl")
+"""Packages of which no forward hook on embeddings adds a tensor that needs a gradient, but for parameters."""
 
 FUNCTION = "_gradient_checkpointing_func"
 """Where transformers keeps what a module calls to recompute its activations."""
+
+
+class _WithoutReentrance(functools.partial[Any]):
+    """A checkpointing function with ``use_reentrant=False``; a copy or a pickle of it is what it was made of."""
+
+    before: functools.partial[Any]
+
+    @classmethod
+    def of(cls, before: functools.partial[Any]) -> _WithoutReentrance:
+        """That of ``before``."""
+        made = cls(before.func, *before.args, **{**before.keywords, "use_reentrant": False})
+        made.before = before
+        return made
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """See `object.__reduce__`."""
+        reduced: tuple[Any, ...] = self.before.__reduce__()  # type: ignore[assignment]
+        return reduced
 
 
 @contextmanager
@@ -37,12 +64,11 @@ def without_reentrance(model: nn.Module, modules: Sequence[nn.Module], *, hooked
     def switch(*_: Any) -> None:
         for module in reentrant(modules):
             before = vars(module)[FUNCTION]
-            keywords = {**before.keywords, "use_reentrant": False}
-            vars(module)[FUNCTION] = functools.partial(before.func, *before.args, **keywords)
+            vars(module)[FUNCTION] = _WithoutReentrance.of(before)
             changed[module] = (before, vars(module)[FUNCTION])
 
     switch()
-    handle = model.register_forward_pre_hook(switch) if hooked and modules else None
+    handle = model.register_forward_pre_hook(OwnHook(switch, model)) if hooked and modules else None
     try:
         yield
     finally:
@@ -87,19 +113,66 @@ def _input_embeddings(model: PreTrainedModel) -> nn.Module | None:
     return found
 
 
+@contextmanager
+def without_marks(model: nn.Module, modules: Sequence[nn.Module], *, renewed: bool = True) -> Iterator[None]:
+    """Cut the marks that activation checkpointing puts on outputs of ``modules``: see `cut_mark`.
+
+    An output that requires a gradient before any hook has seen it is left alone: a tensor that the module was given,
+    or made itself, is to have one.
+
+    Args:
+        model: The model that they are in.
+        modules: What `markable` has found.
+        renewed: See `hf_multirate.hooks.last_hooks`.
+    """
+    wanted: dict[nn.Module, bool] = {}
+
+    def note(module: nn.Module, args: Any, output: Any) -> None:
+        del args
+        wanted[module] = any(tensor.requires_grad for tensor in tensors_in(output))
+
+    def cut(module: nn.Module, args: Any, output: Any) -> Any:
+        return output if wanted.get(module) else cut_mark(module, args, output)
+
+    handles = [module.register_forward_hook(OwnHook(note, module), prepend=True) for module in modules]
+    try:
+        with last_hooks(model, [(module, cut) for module in modules], renewed=renewed):
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def cut_mark(module: nn.Module, args: Any, output: Any) -> Any:
-    """A forward hook that detaches an output which requires a gradient only because somebody marked it.
+    """A forward hook that detaches an output which requires a gradient only because checkpointing has marked it.
 
     Activation checkpointing in transformers registers a hook that marks the output of the input embeddings,
     ``enable_input_require_grads``; another hook may have added noise to it since (NEFTune). With everything below
-    the boundary idle the mark has no use, and backward would run down to it. An output that a parameter has a part
-    in is left alone: somebody upstream is live.
+    the boundary idle the mark has no use, and backward would run down to it.
+
+    Any other hook may have added a tensor of the user, such as a perturbation to be learnt, or keeps the output for
+    its gradient. Then the output is left alone, and so is one that a parameter has a part in: somebody upstream is
+    live.
     """
-    del module, args
-    if not isinstance(output, torch.Tensor) or not output.requires_grad:
+    del args
+    if not isinstance(output, torch.Tensor) or not output.requires_grad or not _marked_only(module):
         return output
     # A graph that is being compiled cannot be looked at. A parameter that loses its gradient there is missed later.
     return output.detach() if torch.compiler.is_compiling() or not _depends_on_parameter(output) else output
+
+
+def _marked_only(module: nn.Module) -> bool:
+    """Whether all forward hooks on ``module`` are of libraries that mark outputs, or leave them as they are."""
+    return all(isinstance(hook, OwnHook) or _is_known(hook) for hook in module._forward_hooks.values())
+
+
+def _is_known(hook: Any) -> bool:
+    while isinstance(hook, functools.partial):
+        hook = hook.func
+    if not isinstance(hook, (FunctionType, MethodType)):
+        return False
+    # Scripts have copies of the hook of transformers and PEFT, by its name.
+    return hook.__name__.startswith(MARKING) or hook.__module__.partition(".")[0] in LIBRARIES
 
 
 def _depends_on_parameter(output: torch.Tensor) -> bool:

@@ -10,13 +10,13 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from hf_multirate.adalora import refuse_adalora
 from hf_multirate.advice import warn_of_lost_steps, warn_of_tied_head
 from hf_multirate.attachment import Attachment
 from hf_multirate.auto.blocks import resolved
 from hf_multirate.config import MultirateConfig
 from hf_multirate.cost import StepCosts, layers_of
 from hf_multirate.distributed import GradSync, choose, is_compiled, unwrapped
+from hf_multirate.hooks import OwnHook
 from hf_multirate.layer_drop import drops_layers
 from hf_multirate.lease import innermost, lease, release, require_free
 from hf_multirate.names import named
@@ -58,6 +58,7 @@ class Multirate(Standing):
         self._optimizer: Optimizer | None = None
         self._live: tuple[int, ...] | None = None
         self._hooks: list[Any] = []
+        self._looks: list[Any] = []
         self._open = ExitStack()
         self._inside = self._moves = False
         self._said: set[str] = set()
@@ -103,7 +104,6 @@ class Multirate(Standing):
         self.assign(model)
         self._say(left_out(self.config, self._resolved))
         self._say(drops_layers(model) if self.prunes else None)
-        refuse_adalora(model, self._resolved, self.partition)
         groups = self.partition.parameters(model)
         self._attachment = Attachment(self._resolved, model, optimizer, groups, sync, compiled=compiled)
         self._planner = self._attachment.planner
@@ -115,10 +115,10 @@ class Multirate(Standing):
         self.applied, self.step, self._live = 0, None, None
         self._optimizer = optimizer
         self._hooks = [
-            optimizer.register_step_pre_hook(self._before_optimizer_step),
-            optimizer.register_step_post_hook(self._after_optimizer_step),
-            *on_look(model, self._open.close),
+            optimizer.register_step_pre_hook(OwnHook(self._before_optimizer_step, optimizer)),
+            optimizer.register_step_post_hook(OwnHook(self._after_optimizer_step, optimizer)),
         ]
+        self._looks = on_look(model, self._open.close)
         lease(optimizer, model)
         return self
 
@@ -130,12 +130,26 @@ class Multirate(Standing):
     def detach(self) -> None:
         """Leave model and optimizer as they were found; does nothing when not attached."""
         self._open.close()
+        self._look_away()
         for hook in self._hooks:
             hook.remove()
         if self._optimizer is not None and self._model is not None:
             release(self._optimizer, self._model)
             self._attachment.close()
         self._hooks, self._optimizer, self._live = [], None, None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy or a pickle is that of a controller that has let go of its model and optimizer."""
+        kept = {name: value for name, value in vars(self).items() if name != "_attachment"}
+        free: dict[str, Any] = {
+            "_optimizer": None,
+            "_live": None,
+            "_hooks": [],
+            "_looks": [],
+            "_open": ExitStack(),
+            "_inside": False,
+        }
+        return kept | free
 
     def __enter__(self) -> Multirate:
         return self
@@ -174,6 +188,8 @@ class Multirate(Standing):
             self._attachment.shared.require_wrapper()
             self._open.close()
             self.select(step)
+        if not self._looks and self._model is not None:
+            self._looks = on_look(self._model, self._open.close)
         if not self._inside:
             self._open.enter_context(self.micro_batch())
 
@@ -181,6 +197,7 @@ class Multirate(Standing):
         """Choose the live groups of ``step`` without pruning anything: see `micro_batch`."""
         self._require_attached("begin_step()")
         step = require_step(step)
+        self._look_away()  # nothing is open beyond a micro-batch
         if self._planner is not None:
             total = self.total_steps
             self._planner.total_steps = None if total is None else require_int("total_steps", total, least=0)
@@ -224,7 +241,14 @@ class Multirate(Standing):
             if not self._attachment.has_gradients:
                 return  # of a batch that was given up: nothing moves
             raise RuntimeError("optimizer.step() without begin_step(step): which groups were live is not known.")
+        self._look_away()
         self._moves = self._attachment.before_step(self.step, self._live, (*args[1:], *kwargs.values()))
+
+    def _look_away(self) -> None:
+        """Leave no hook on the model: nothing of it is changed now that anybody could see."""
+        for look in self._looks:
+            look.remove()
+        self._looks = []
 
     def _after_optimizer_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         del args, kwargs

@@ -15,6 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from hf_multirate.copy_store import CopyStore
+from hf_multirate.hooks import OwnHook
 from hf_multirate.lease import innermost, lease, release, require_free
 from hf_multirate.onlookers import on_look
 from hf_multirate.probe import check_optimizer, require_rates
@@ -53,6 +54,7 @@ class AveragedCopies:
         self._optimizer: Optimizer | None = None
         self._store: CopyStore | None = None
         self._hooks: list[Any] = []
+        self._looks: list[Any] = []
         self._rates: list[Any] = []
 
     def attach(self, model: nn.Module, optimizer: Optimizer) -> AveragedCopies:
@@ -74,10 +76,10 @@ class AveragedCopies:
         self._optimizer = optimizer
         self.applied, self.step, self._begun = 0, None, False
         self._hooks = [
-            optimizer.register_step_pre_hook(self._before_optimizer_step),
-            optimizer.register_step_post_hook(self._after_optimizer_step),
-            *on_look(model, self._show_fastest, self._show_begun),
+            optimizer.register_step_pre_hook(OwnHook(self._before_optimizer_step, optimizer)),
+            optimizer.register_step_post_hook(OwnHook(self._after_optimizer_step, optimizer)),
         ]
+        self._looks = on_look(model, self._show_fastest, self._show_begun)
         lease(optimizer, model)
         self._model = model
         return self
@@ -88,10 +90,16 @@ class AveragedCopies:
             return
         self._store.show(0)
         self._restore_rates()
-        for hook in self._hooks:
+        for hook in [*self._hooks, *self._looks]:
             hook.remove()
         release(self._optimizer, self._model)
-        self._hooks, self._optimizer, self._store = [], None, None
+        self._hooks, self._looks, self._optimizer, self._store = [], [], None, None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy or a pickle is that of a controller that has let go of its model and optimizer."""
+        kept = {name: value for name, value in vars(self).items() if name != "_model"}
+        free: dict[str, Any] = {"_optimizer": None, "_store": None, "_hooks": [], "_looks": [], "_rates": []}
+        return kept | free | {"_begun": False, "_inside": False}
 
     def __enter__(self) -> AveragedCopies:
         return self
@@ -140,6 +148,8 @@ class AveragedCopies:
         """Choose the copy of ``step`` without showing it: see `micro_batch`."""
         self._attached_store("begin_step()")
         self.step, self._begun = require_step(step), True
+        if not self._looks:
+            self._looks = on_look(self._model, self._show_fastest, self._show_begun)
 
     def _show_fastest(self) -> None:
         # Trainer asks for a copy by a context, and may look at it there: a reference model does.
@@ -183,6 +193,9 @@ class AveragedCopies:
             return
         store, self._begun = self._attached_store("step()"), False
         store.show(0)
+        for look in self._looks:
+            look.remove()
+        self._looks = []
         # A gradient scaler leaves this note for optimizers that skip a step by themselves, such as fused AdamW.
         overflow = vars(optimizer).get("found_inf")
         if overflow is not None and overflow.item():

@@ -3,11 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
+
+
+class OwnHook:
+    """A hook of this package on a module or an optimizer of the user.
+
+    A copy or a pickle of the module has a method of the standard library in its place, which does nothing: it keeps
+    nothing alive, and is read without this package.
+
+    Args:
+        function: What to call.
+        owner: What the hook is on. A shallow copy of it shares its hooks, and is left alone.
+        copied: Called before a copy or a pickle is made.
+    """
+
+    def __init__(
+        self, function: Callable[..., Any], owner: object = None, *, copied: Callable[[], None] | None = None
+    ) -> None:
+        self._function, self._owner, self._copied = function, owner, copied
+
+    def __call__(self, *args: Any) -> Any:
+        """Call the function, if the first argument is the owner."""
+        if self._owner is not None and args[0] is not self._owner:
+            return None
+        return self._function(*args)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """See `object.__reduce__`."""
+        if self._copied is not None:
+            self._copied()
+        return getattr, (nullcontext(), "__exit__")
 
 
 @contextmanager
@@ -28,10 +58,10 @@ def last_hooks(
     def renew(*_: Any) -> None:
         for handle in handles:
             handle.remove()
-        handles[:] = [module.register_forward_hook(hook) for module, hook in wanted]
+        handles[:] = [module.register_forward_hook(OwnHook(hook, module)) for module, hook in wanted]
 
     renew()
-    renewal = model.register_forward_pre_hook(renew) if renewed and hooks else None
+    renewal = model.register_forward_pre_hook(OwnHook(renew, model)) if renewed and hooks else None
     try:
         yield
     finally:
@@ -48,8 +78,6 @@ def around_forward(
 ) -> Iterator[None]:
     """While open, each of ``modules`` is changed for the duration of its own forward pass, also if that fails.
 
-    A copy that is made of a module meanwhile has these hooks too, on which they do nothing.
-
     Args:
         modules: The modules.
         change: Changes a module that is about to run on some inputs, and returns what takes that back; None if it
@@ -61,7 +89,7 @@ def around_forward(
     undo: dict[nn.Module, Callable[[], None]] = {}
 
     def enter(module: nn.Module, args: Any, kwargs: Any = None) -> None:
-        if module in own and module not in undo:
+        if module not in undo:
             take_back = change(module, (args, kwargs))
             if take_back is not None:
                 undo[module] = take_back
@@ -76,8 +104,9 @@ def around_forward(
     outside = convert is not None
     handles: list[Any] = []
     for module in own:
-        handles.append(module.register_forward_pre_hook(enter, with_kwargs=outside))
-        handles.append(module.register_forward_hook(leave, prepend=outside, always_call=outside))
+        before, after = OwnHook(enter, module), OwnHook(leave, module)
+        handles.append(module.register_forward_pre_hook(before, with_kwargs=outside))
+        handles.append(module.register_forward_hook(after, prepend=outside, always_call=outside))
     try:
         yield
     finally:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import functools
+import operator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -32,7 +34,7 @@ class IdlePass:
         self._freezes = config.idle_buffers == "freeze"
         self._precision = None if config.idle_dtype is None else LowPrecision(DTYPES[config.idle_dtype])
         self._compiles = config.idle_compile
-        self._forwards: dict[nn.Module, Callable[..., Any]] = {}
+        self._forwards: dict[nn.Module, _Compiled] = {}
         asked = [f"idle_dtype={config.idle_dtype!r}"] if config.idle_dtype else []
         asked += ["idle_compile=True"] if config.idle_compile else []
         if asked and compiled:
@@ -86,7 +88,7 @@ class IdlePass:
         before = [vars(module).get("forward") for module in modules]
         for module in modules:
             if module not in self._forwards:
-                self._forwards[module] = torch.compile(module.forward)
+                self._forwards[module] = _Compiled(module)
             vars(module)["forward"] = self._forwards[module]
         try:
             yield
@@ -96,3 +98,21 @@ class IdlePass:
                     del vars(module)["forward"]
                 else:
                     vars(module)["forward"] = forward
+
+
+class _Compiled:
+    """The ``forward`` of a module, compiled; a copy or a pickle of the module has the one that it had before."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._before = vars(module).get("forward")
+        functools.update_wrapper(self, module.forward)  # others may ask for its signature
+        self._forward = torch.compile(module.forward)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._forward(*args, **kwargs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._before is None:
+            return getattr, (self._module, "forward")  # that of its class, of the copy
+        return operator.getitem, ([self._before], 0)

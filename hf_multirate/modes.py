@@ -1,4 +1,4 @@
-"""Run idle modules as what they are at a fast-only step, an inference pass: without dropout, or without a trace.
+"""Run idle modules as what they are at a fast step, an inference pass: without dropout, or without a trace.
 
 That is cheaper, and what the fast part learns from has less noise in it.
 """
@@ -11,35 +11,36 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from hf_multirate.hooks import around_forward
+from hf_multirate.noise import only_noise
 
 
 def evaluating(modules: Iterable[nn.Module]) -> AbstractContextManager[None]:
-    """Put each of ``modules``, with all inside it, into eval mode for the duration of its own forward pass.
+    """Take dropout, and noise like it, away from ``modules`` and all inside them during their own forward passes.
 
-    Batch norm is left as it is: with running statistics that are updated at full steps only, the fast part would see
-    features of another scale at each kind of step.
+    Parts of which the mode decides about noise alone are in eval mode then. All others stay in training mode: those
+    with running statistics, so that they see every batch as in standard training, and those with other outputs.
 
     Modes are set around each forward pass, so that a loop may call ``model.train()`` while the context is open, as
     Trainer does. The flags are set one by one and given back exactly, because modules of a user may be in eval mode
     for good, or override ``train()``.
     """
-    return around_forward(modules, _evaluate)
+    noisy = {module: [part for part in module.modules() if only_noise(part)] for module in modules}
 
+    def evaluate(module: nn.Module, inputs: Any) -> Callable[[], None]:
+        del inputs
+        switched = [part for part in noisy[module] if part.training]
+        for part in switched:
+            part.training = False
 
-def _evaluate(module: nn.Module, inputs: Any) -> Callable[[], None]:
-    del inputs
-    modes = {part: part.training for part in module.modules()}
-    for part in modes:
-        part.training = part.training and isinstance(part, _NormBase)
+        def take_back() -> None:
+            for part in switched:
+                part.training = True
 
-    def take_back() -> None:
-        for part, mode in modes.items():
-            part.training = mode
+        return take_back
 
-    return take_back
+    return around_forward(noisy, evaluate)
 
 
 @contextmanager

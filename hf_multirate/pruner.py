@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from hf_multirate import advice
-from hf_multirate.checkpointing import checkpointing_modules, cut_mark, markable, without_reentrance
-from hf_multirate.hooks import last_hooks
+from hf_multirate.checkpointing import checkpointing_modules, markable, without_marks, without_reentrance
 from hf_multirate.idle_pass import IdlePass
 from hf_multirate.pruning import idle, idle_modules, kept_idle, recorded
 
@@ -90,10 +89,10 @@ class Pruner:
         with ExitStack() as stack:
             stack.enter_context(idle(found.parameters))
             stack.enter_context(without_reentrance(self._model, self._checkpointing, hooked=not self._compiled))
-            cuts = [(module, cut_mark) for module in found.markable]
-            stack.enter_context(last_hooks(self._model, cuts, renewed=not self._compiled))
+            stack.enter_context(without_marks(self._model, found.markable, renewed=not self._compiled))
             if not self._compiled:  # a graph cannot change flags
-                stack.enter_context(kept_idle(self._model, found.parameters))
+                trained = [p for p, flag in zip(found.parameters, found.trained, strict=True) if flag]
+                stack.enter_context(kept_idle(self._model, trained))
             # Hooks that come and go would have a compiled model compiled once more.
             if not found.inspected and not self._compiled:
                 stack.callback(self._inspect, live, stack.enter_context(recorded(self._model, found.modules)))

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from hf_multirate.hooks import last_hooks, tensors_in
+from hf_multirate.hooks import OwnHook, last_hooks, tensors_in
 
 
 @contextmanager
@@ -34,22 +34,35 @@ def kept_idle(model: nn.Module, parameters: Sequence[nn.Parameter]) -> Iterator[
     """Switch ``requires_grad`` off again before each forward pass of ``model``.
 
     PEFT switches it on for all adapters whenever it leaves ``disable_adapter()``, as trainers of TRL do for the
-    log-probabilities of a reference within a step.
+    log-probabilities of a reference within a step. It is on, too, in a copy of the model that is made between passes.
     """
     kept = list(parameters)
+    inside = False
 
-    def switch_off(module: nn.Module, args: Any) -> None:
-        del module, args
+    def switch_off(*_: Any) -> None:
+        nonlocal inside
+        inside = True
         for parameter in kept:
             if parameter.requires_grad:
                 parameter.requires_grad_(False)
 
-    handle = model.register_forward_pre_hook(switch_off)
+    def leave(*_: Any) -> None:
+        nonlocal inside
+        inside = False
+
+    def switch_on() -> None:
+        if not inside:
+            for parameter in kept:
+                parameter.requires_grad_(True)
+
+    before, after = OwnHook(switch_off, model, copied=switch_on), OwnHook(leave, model)
+    handles = [model.register_forward_pre_hook(before), model.register_forward_hook(after, always_call=True)]
     try:
         yield
     finally:
         kept.clear()  # a hook before this one may close the context, and torch runs this one all the same
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager

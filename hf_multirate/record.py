@@ -149,22 +149,42 @@ def read_record(folder: str | Path) -> RunRecord:
 def checksum(batches: Sequence[Any], start: int = 0) -> int:
     """CRC-32 of what is in ``batches``, by name of input, going on from ``start``; of an unknown object its type."""
     for batch in batches:
-        if isinstance(batch, Mapping):
-            for name in sorted(batch, key=str):
-                start = checksum([batch[name]], zlib.crc32(str(name).encode(), start))
-        elif isinstance(batch, (list, tuple)):
-            start = checksum(batch, start)
-        elif isinstance(batch, torch.Tensor) and batch.layout == torch.strided and not _is_special(batch):
-            plain = batch.detach().resolve_conj().resolve_neg().cpu().contiguous()
-            start = zlib.crc32(f"{plain.dtype}{tuple(plain.shape)}".encode(), start)
-            start = zlib.crc32(plain.reshape(-1).view(torch.uint8).numpy().tobytes(), start)
-        else:
-            # What an object prints may be where it is in memory, which differs from run to run.
-            told = repr(batch) if isinstance(batch, PLAIN) else type(batch).__qualname__
-            start = zlib.crc32(told.encode(), start)
+        try:
+            start = _checksum_of(batch, start)
+        except Exception:  # a record stops no training, whatever a batch consists of
+            start = zlib.crc32(type(batch).__qualname__.encode(), start)
     return start
 
 
-def _is_special(tensor: torch.Tensor) -> bool:
-    """Whether the numbers of a tensor are not simply there."""
-    return tensor.is_nested or tensor.is_quantized or tensor.is_meta
+def _checksum_of(batch: Any, start: int) -> int:
+    if isinstance(batch, Mapping):
+        for name in sorted(batch, key=str):
+            start = checksum([batch[name]], zlib.crc32(str(name).encode(), start))
+        return start
+    if isinstance(batch, (list, tuple)):
+        return checksum(batch, start)
+    if isinstance(batch, torch.Tensor):
+        parts = _dense_parts(batch.detach())
+        for part in parts:
+            plain = part.cpu().resolve_conj().resolve_neg().contiguous()
+            start = zlib.crc32(f"{plain.dtype}{tuple(plain.shape)}".encode(), start)
+            start = zlib.crc32(plain.reshape(-1).view(torch.uint8).numpy().tobytes(), start)
+        return start
+    if isinstance(batch, np.ndarray) and not batch.dtype.hasobject:  # its text leaves out most of a large one
+        start = zlib.crc32(f"{batch.dtype}{batch.shape}".encode(), start)
+        return zlib.crc32(np.ascontiguousarray(batch).tobytes(), start)
+    # What an object prints may be where it is in memory, which differs from run to run.
+    told = repr(batch) if isinstance(batch, PLAIN) else type(batch).__qualname__
+    return zlib.crc32(told.encode(), start)
+
+
+def _dense_parts(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """Strided tensors that hold the values of ``tensor``."""
+    if tensor.is_nested:
+        return list(tensor.unbind())
+    if tensor.is_quantized:
+        return [tensor.int_repr()]
+    if tensor.layout == torch.sparse_coo:
+        whole = tensor.coalesce()
+        return [whole.indices(), whole.values()]
+    return [tensor.to_dense() if tensor.layout != torch.strided else tensor]

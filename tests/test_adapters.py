@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from hf_multirate import MultirateConfig, MultirateTrainer, RateGroup
-from runs import Watched, arguments, assert_same, differ, example, weights
+from runs import FIVE, Watched, arguments, assert_same, differ, example, weights
 
 
 # peft reads the old name of a property of transformers.
@@ -196,3 +196,88 @@ def test_frozen_adapter_beside_a_trainable_base_is_named(tmp_path: Path) -> None
         )
         with pytest.raises(ValueError, match=r"an adapter of which nothing is trainable.*is_trainable=True"):
             trainer.train()
+
+
+# Tuners of newer PEFT, by the name of their configuration: settings beside the modules.
+TUNERS: dict[str, dict[str, Any]] = {
+    "AdamssConfig": {}, "BOFTConfig": {"boft_block_size": 4}, "C3AConfig": {"block_size": 8}, "DeloraConfig": {},
+    "FourierFTConfig": {"n_frequency": 20}, "GloraConfig": {}, "GraloraConfig": {"r": 4, "gralora_k": 2},
+    "HRAConfig": {}, "HiraConfig": {}, "LoHaConfig": {"module_dropout": 0.2}, "LoKrConfig": {}, "MissConfig": {"r": 4},
+    "OFTConfig": {"oft_block_size": 8}, "RandLoraConfig": {"r": 4}, "RoadConfig": {"group_size": 8},
+    "ShiraConfig": {"r": 2}, "VeraConfig": {"r": 4},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("tuner", [name for name in TUNERS if name in dir(peft)])
+@pytest.mark.filterwarnings("ignore")  # of tuners about their settings
+def test_tuners_of_peft_train_upper_and_lower_adapters(tmp_path: Path, tuner: str) -> None:
+    model, rows = example("bert")
+    config = getattr(peft, tuner)(task_type="SEQ_CLS", target_modules=["query", "value"], **TUNERS[tuner])
+    trainer = MultirateTrainer(
+        model=peft.get_peft_model(model, config),
+        args=arguments(tmp_path, max_steps=2 * PERIOD),
+        train_dataset=rows,
+        multirate=MultirateConfig.two_rate("last:1", PERIOD, missing_gradients="warn"),
+    )
+    before = weights(trainer)
+    trainer.train()
+    moved = differ(weights(trainer), before)
+    for group in ("fast", "slow"):
+        assert moved & set(trainer.multirate.partition[group])
+    assert moved <= {name for names in trainer.multirate.partition.values() for name in names} | set(
+        dict(trainer.model.named_buffers())
+    )
+
+
+class Allocates(MultirateTrainer):
+    """Allocates ranks at every step, as the documentation of AdaLoRA has it."""
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        norm = super()._clip_grad_norm(model)
+        self.model.base_model.update_and_allocate(self.state.global_step)
+        return norm
+
+
+class Sums(MultirateTrainer):
+    """Adds the loss of MonteCLoRA, which reads what its samplers have kept of their last forward pass."""
+
+    def compute_loss(self, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        loss = super().compute_loss(model, *args, **kwargs)
+        for module in model.modules():
+            if type(module).__name__ == "MontecloraSampler":
+                loss = loss + sum(module.get_variational_loss())
+        return loss
+
+
+@pytest.mark.skipif(not FIVE, reason="the method that gradients are seen in is of transformers 5")
+def test_adalora_allocates_ranks_at_fast_steps(tmp_path: Path) -> None:
+    model, rows = example("bert")
+    settings = {"total_step": 40, "tinit": 4, "tfinal": 2, "deltaT": 1, "init_r": 4, "target_r": 2}
+    config = peft.AdaLoraConfig(task_type="SEQ_CLS", target_modules=["query", "value"], **settings)
+    trainer = Allocates(
+        model=peft.get_peft_model(model, config),
+        args=arguments(tmp_path, max_steps=12),
+        train_dataset=rows,
+        multirate=MultirateConfig.two_rate("last:1", PERIOD, missing_gradients="warn"),
+    )
+    allocator = trainer.model.base_model.rankallocator
+    trainer.train()
+    assert "update_ipt" not in vars(allocator)
+    known = {name for name in allocator.exp_avg_ipt if allocator.exp_avg_ipt[name].abs().sum() > 0}
+    for layer in range(4):
+        assert any(f"layer.{layer}." in name for name in known)
+
+
+@pytest.mark.skipif("MontecloraConfig" not in dir(peft), reason="MonteCLoRA is of newer PEFT")
+@pytest.mark.parametrize("idle", ["drift", "hold"])
+def test_a_loss_on_what_an_adapter_has_kept_of_its_forward_pass(tmp_path: Path, idle: str) -> None:
+    model, rows = example("bert")
+    lora = peft.LoraConfig(task_type="SEQ_CLS", **LORA, monteclora_config=peft.MontecloraConfig(num_samples=2))
+    trainer = Sums(
+        model=peft.get_peft_model(model, lora),
+        args=arguments(tmp_path),
+        train_dataset=rows,
+        multirate=MultirateConfig.two_rate("last:1", PERIOD, idle),
+    )
+    trainer.train()
+    assert trainer.state.global_step == 6

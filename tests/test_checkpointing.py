@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from counted import Counted, saving
 from hf_multirate import Multirate, MultirateConfig, MultirateTrainer, RateGroup
-from hf_multirate.checkpointing import cut_mark, reentrant
+from hf_multirate.checkpointing import cut_mark, reentrant, without_marks
 from hf_multirate.hooks import last_hooks
 from runs import CONFIG, PERIOD, assert_same, example, history, trainer_for, weights
 
@@ -137,3 +137,94 @@ def test_a_live_parameter_added_to_the_embeddings_is_not_cut_off() -> None:
     with last_hooks(table, [(table, cut_mark)]):
         table(torch.tensor([1])).sum().backward()
     assert prompt.grad is not None
+
+
+class Perturbation:
+    """A tensor of the user that requires a gradient, and the forward hooks that bring it in."""
+
+    def __init__(self) -> None:
+        self.leaf: torch.Tensor | None = None
+
+    def added(self, module: nn.Module, args: Any, output: Any) -> Any:
+        """As latent adversarial training does."""
+        self.leaf = torch.zeros(1, 1, 16, requires_grad=True) if self.leaf is None else self.leaf
+        return (output[0] + self.leaf, *output[1:]) if isinstance(output, tuple) else output + self.leaf
+
+    def instead(self, module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
+        """As attacks on the embeddings of a batch do."""
+        self.leaf = output.detach().requires_grad_()
+        return self.leaf
+
+    def marked(self, module: nn.Module, args: Any, output: torch.Tensor) -> None:
+        """As saliency maps do."""
+        self.leaf = output
+        output.requires_grad_()
+        output.retain_grad()
+
+
+PLACES = {
+    "tokens": "bert.embeddings.word_embeddings",
+    "positions": "bert.embeddings.position_embeddings",
+    "embeddings": "bert.embeddings",
+    "block": "bert.encoder.layer.1",
+    "tokens of GPT-2": "transformer.wte",
+    "patches": "vit.embeddings.patch_embeddings",
+}
+
+
+@pytest.mark.parametrize("settings", [{}, CHECKPOINTING, REENTRANT], ids=["", "checkpointing", "reentrant"])
+@pytest.mark.parametrize(
+    ("place", "how"),
+    [*((place, "added") for place in PLACES), ("tokens", "instead"), ("tokens", "marked"), ("patches", "instead")],
+)
+def test_a_tensor_of_the_user_has_its_gradient_at_every_step(
+    tmp_path: Path, place: str, how: str, settings: dict[str, Any]
+) -> None:
+    family = {"transformer": "gpt2-lm", "vit": "vit"}.get(PLACES[place].partition(".")[0], "bert")
+    if family == "vit" and settings is REENTRANT:
+        pytest.skip("in a reentrant checkpoint of images standard training too would lose gradients")
+    tensor, seen = Perturbation(), []
+
+    class Learns(MultirateTrainer):
+        def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+            loss = super().training_step(*args, **kwargs)
+            grad = tensor.leaf.grad
+            seen.append(grad is not None and bool(grad.abs().sum() > 0))
+            tensor.leaf.grad = None
+            return loss
+
+    noise = {"neftune_noise_alpha": 5.0} if family == "gpt2-lm" else {}
+    config = MultirateConfig.two_rate("last:1", PERIOD, missing_gradients="warn")
+    trainer = trainer_for(tmp_path, config, family, kind=Learns, **noise, **settings)
+    trainer.model.get_submodule(PLACES[place]).register_forward_hook(getattr(tensor, how))
+    trainer.train()
+    assert seen == [True] * 6
+
+
+@pytest.mark.parametrize("settings", [{}, CHECKPOINTING], ids=["", "checkpointing"])
+def test_inputs_of_the_user_have_their_gradient_at_every_step(tmp_path: Path, settings: dict[str, Any]) -> None:
+    seen = []
+
+    class Saliency(MultirateTrainer):
+        def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+            pixels = inputs["pixel_values"].requires_grad_()
+            loss = super().compute_loss(model, inputs, *args, **kwargs)
+            (gradient,) = torch.autograd.grad(loss, pixels, retain_graph=True)
+            seen.append(bool(gradient.abs().sum() > 0))
+            return loss
+
+    trainer_for(tmp_path, CONFIG, "vit", kind=Saliency, **settings).train()
+    assert seen == [True] * 6
+
+
+def test_a_mark_of_a_script_with_the_name_of_the_usual_one_is_cut() -> None:
+    def make_inputs_require_grad(module: nn.Module, args: Any, output: torch.Tensor) -> None:
+        output.requires_grad_(True)
+
+    table = nn.Embedding(5, 3)
+    table.weight.requires_grad_(False)
+    table.register_forward_hook(make_inputs_require_grad)
+    with without_marks(table, [table]):
+        assert not table(torch.tensor([1])).requires_grad
+    assert table(torch.tensor([1])).requires_grad
+    assert len(table._forward_hooks) == 1

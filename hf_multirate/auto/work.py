@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from hf_multirate.cost import Layer, layers_of, step_cost
+from hf_multirate.hooks import OwnHook
 from hf_multirate.names import canonical, named
 
 
@@ -63,10 +64,12 @@ class CountedWork:
         for name, module in self._model.named_modules():
             matrices = [p for p in module.parameters(recurse=False) if p.dim() > 1]
             if matrices and not isinstance(module, nn.Embedding):
-                self._hooks.append(module.register_forward_hook(self._noting(canonical(name), matrices[0].dim())))
+                noting = OwnHook(self._noting(canonical(name), matrices[0].dim()), module)
+                self._hooks.append(module.register_forward_hook(noting))
         # The hook of a model that is one matrix comes before the one that ends its pass.
-        self._hooks.append(self._model.register_forward_pre_hook(self._enter))
-        self._hooks.append(self._model.register_forward_hook(self._leave, always_call=True))
+        enter, leave = OwnHook(self._enter, self._model), OwnHook(self._leave, self._model)
+        self._hooks.append(self._model.register_forward_pre_hook(enter))
+        self._hooks.append(self._model.register_forward_hook(leave, always_call=True))
 
     def next_pass(self) -> None:
         """A micro-batch begins."""

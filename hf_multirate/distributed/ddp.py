@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from hf_multirate.distributed.buckets import Average
 from hf_multirate.distributed.refusals import refuse
 from hf_multirate.distributed.sync import GradSync
+from hf_multirate.hooks import OwnHook
 
 
 WIRE: dict[Any, torch.dtype | None] = {
@@ -114,7 +115,10 @@ def _reducer_rests(ddp: DistributedDataParallel) -> Iterator[None]:
         # Buffers are broadcast before the forward pass that follows one with synchronisation, as that one would be.
         ddp.require_forward_param_sync = ddp.require_backward_grad_sync
 
-    handles = [ddp.register_forward_pre_hook(before), ddp.register_forward_hook(after, always_call=True)]
+    handles = [
+        ddp.register_forward_pre_hook(OwnHook(before, ddp)),
+        ddp.register_forward_hook(OwnHook(after, ddp), always_call=True),
+    ]
     try:
         yield
     finally:
