@@ -15,6 +15,7 @@ from hf_multirate.auto.work import CountedWork
 from hf_multirate.config import MultirateConfig
 from hf_multirate.distributed import GradSync
 from hf_multirate.distributed.step import SharedStep
+from hf_multirate.forecast import Forecast
 from hf_multirate.gradient_check import GradientCheck
 from hf_multirate.idle_pass import IdlePass
 from hf_multirate.movement import Movement
@@ -62,7 +63,8 @@ class Attachment:
         self.movement = Movement(config, optimizer, groups, signals)
         self._subgroups = Subgroups(config, optimizer, groups)
         self._idle_pass = IdlePass(config, type(optimizer), compiled=compiled, sharded=sync.shards)
-        self._pruner = Pruner(model, groups, self._idle_pass, compiled=compiled)
+        self.forecast = Forecast(model, groups, config)
+        self._pruner = Pruner(model, groups, self._idle_pass, compiled=compiled, forecast=self.forecast)
         had = [p for members in groups.values() for p in members.values() if optimizer.state.get(p)]
         tolerant = config.missing_gradients == "warn"
         bare = tolerant and config.budget is not None

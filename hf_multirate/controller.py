@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from hf_multirate.advice import warn_of_lost_steps, warn_of_tied_head
+from hf_multirate.advice import warn_of_lost_steps, warn_of_tied_head, warn_of_towers
 from hf_multirate.attachment import Attachment
 from hf_multirate.auto.blocks import resolved
 from hf_multirate.chunks import predicts_next, split
@@ -52,6 +52,7 @@ class Multirate(Standing):
         self._hooks: list[Any] = []
         self._open = ExitStack()
         self._inside = self._split = False
+        self._corrections = 0
 
     def assign(self, model: nn.Module) -> Multirate:
         """Find out which parameter of ``model`` is in which rate group, without touching either.
@@ -64,6 +65,7 @@ class Multirate(Standing):
         self._partition = assign(self._resolved, model)
         self._model = model
         if first:
+            warn_of_towers(self._resolved, model)
             warn_of_tied_head(self._resolved, self._partition, model)
             warn_of_lost_steps(self._resolved, self._partition, named(model))
         return self
@@ -97,7 +99,7 @@ class Multirate(Standing):
         budget = self.config.budget
         promised = predicted_speedup(self._costs) if budget is None else 1.0 / budget.share
         self.telemetry = Telemetry(promised, worth=self._attachment.movement.worth)
-        self.applied, self.step, self._live = 0, None, None
+        self.applied, self.step, self._live, self._corrections = 0, None, None, 0
         self._optimizer = optimizer
         self._hooks = [
             optimizer.register_step_pre_hook(self._before_optimizer_step),
@@ -230,9 +232,19 @@ class Multirate(Standing):
         if overflow is None or not overflow.item():
             self._attachment.after_step(self.step, self._live)
             self.applied += 1
+            self._correct_costs()
             self.telemetry.stop(full=self.full, predicted_cost=self.relative_cost)
         self._live = None
         self._attachment.shared.end()
+
+    def _correct_costs(self) -> None:
+        """Take over what the forecast has found out at the first step of a kind."""
+        corrected = self._attachment.forecast.corrected
+        if self.config.budget is None and len(corrected) > self._corrections:
+            assert self._model is not None  # attached
+            self._corrections = len(corrected)
+            self._costs = relative_costs(self._resolved, self.partition, layers_of(self._model), corrected)
+            self.telemetry.speedup_predicted = predicted_speedup(self._costs)
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
         """What a checkpoint needs besides model and optimizer, by parameter name; call it while attached."""

@@ -2,43 +2,61 @@
 
 A weight matrix costs one unit per entry in the forward pass, one for the gradient of its input and
 one for its own gradient. Embedding tables are looked up for next to nothing. The order of the
-forward pass is taken to be the order in which modules were registered, which holds for the models
-of transformers up to details; convolutions at different resolutions make the estimate coarse.
+forward pass is taken to be that of the levels of a stack, and else the order in which modules were
+registered, which holds for the models of transformers up to details: the first fast step shows
+where it does not, see `hf_multirate.forecast`. Convolutions at different resolutions make the
+estimate coarse.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from torch import nn
 
 from hf_multirate.config import MultirateConfig
+from hf_multirate.levels import levels_of
 from hf_multirate.names import named
+from hf_multirate.stacks import find_stack
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A module with parameters of its own: their names, which of them are matrices, and its work in a forward pass."""
+    """A module with parameters of its own: their names, which of them are matrices, and its work in a forward pass.
 
+    A parameter that is tied is named by the first of its modules only.
+    """
+
+    module: nn.Module
     parameters: tuple[str, ...]
     matrices: frozenset[str]
     forward: float
 
 
 def layers_of(model: nn.Module) -> list[Layer]:
-    """The modules of ``model`` that own parameters, in order of registration; a tied one counts where it is first."""
+    """The modules of ``model`` that own parameters, in the order of the forward pass as far as it is known."""
     parameters = named(model)
     names = {id(parameter): name for name, parameter in parameters.items()}
     layers = []
-    for module in model.modules():
+    for module in _in_order(model):
         own = list(module.parameters(recurse=False))
         fresh = tuple(names.pop(id(parameter)) for parameter in own if id(parameter) in names)
         if own:
             work = 0 if isinstance(module, nn.Embedding) else sum(p.numel() for p in own if p.dim() > 1)
             matrices = frozenset(name for name in fresh if parameters[name].dim() > 1)
-            layers.append(Layer(fresh, matrices, float(work)))
+            layers.append(Layer(module, fresh, matrices, float(work)))
     return layers
+
+
+def _in_order(model: nn.Module) -> list[nn.Module]:
+    """From the bottom of the stack to the top; the order of registration within a level, and without a stack."""
+    modules = list(model.modules())
+    try:
+        levels = levels_of(model, find_stack(model))
+    except ValueError:  # it has none
+        return modules
+    return sorted(modules, key=lambda module: -levels[module])
 
 
 def step_cost(layers: Sequence[Layer], live: Set[str]) -> float:
@@ -73,15 +91,28 @@ def boundary(layers: Sequence[Layer], live: Set[str]) -> str | None:
 
 
 def relative_costs(
-    config: MultirateConfig, partition: Mapping[str, Sequence[str]], layers: Sequence[Layer]
+    config: MultirateConfig,
+    partition: Mapping[str, Collection[str]],
+    layers: Sequence[Layer],
+    corrected: Mapping[frozenset[str], float] | None = None,
 ) -> list[float]:
-    """Cost of each step of one cycle, as a share of a full step."""
-    everything = {name for names in partition.values() for name in names}
-    full = step_cost(layers, everything)
+    """Cost of each step of one cycle, as a share of a full step.
+
+    Args:
+        config: The rate groups.
+        partition: Rate group name -> names of its parameters.
+        layers: Those of the model.
+        corrected: Names of live groups -> cost of a step, where that is known better.
+    """
+    known = dict(corrected or {})
+    full = step_cost(layers, {name for names in partition.values() for name in names})
     costs = []
     for groups in config.schedule.lives:
-        live = {name for i in groups for name in partition[config.groups[i].name]}
-        costs.append(step_cost(layers, live) / full if full else 1.0)
+        live = frozenset(config.groups[i].name for i in groups)
+        if live not in known:
+            names = {name for group in live for name in partition[group]}
+            known[live] = step_cost(layers, names) / full if full else 1.0
+        costs.append(known[live])
     return costs
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from hf_multirate.config import MultirateConfig
-from hf_multirate.groups import PRESETS, RateGroup, parse_preset
+from hf_multirate.groups import PRESETS, RateGroup, parse_preset, place_in
 from hf_multirate.names import named
 from hf_multirate.presets import preset_names
 
@@ -112,7 +112,7 @@ def _named_by_function(config: MultirateConfig, trainable: Mapping[str, nn.Param
 def _matches(group: RateGroup, model: nn.Module, trainable: list[str]) -> list[str]:
     preset = parse_preset(group.patterns[0]) if group.patterns else None
     if preset is not None:
-        members = preset_names(*preset, model)
+        members = preset_names(*preset, model, place_in(group.patterns[0]))
         return [name for name in trainable if name in members]
     patterns = [re.compile(pattern) for pattern in group.patterns]
     return [name for name in trainable if any(pattern.search(name) for pattern in patterns)]

@@ -132,8 +132,7 @@ class CountedWork:
 
 def _used(model: nn.Module, layers: Sequence[Layer], positions: Mapping[str, float]) -> list[Layer]:
     """``layers`` with their work times the positions of their module: of one that was not seen, those around it."""
-    owning = [name for name, part in model.named_modules() if any(True for _ in part.parameters(recurse=False))]
-    names = [canonical(name) for name in owning]
+    names = {module: canonical(name) for name, module in model.named_modules()}
     usual = sum(positions.values()) / len(positions) if positions else UNSEEN
 
     def at(name: str) -> float:
@@ -141,7 +140,7 @@ def _used(model: nn.Module, layers: Sequence[Layer], positions: Mapping[str, flo
             name = name.rpartition(".")[0]
         return positions.get(name, usual)
 
-    return [replace(layer, forward=layer.forward * at(name)) for name, layer in zip(names, layers, strict=True)]
+    return [replace(layer, forward=layer.forward * at(names[layer.module])) for layer in layers]
 
 
 def _mean(positions: Mapping[str, float], processes: dist.ProcessGroup | None) -> dict[str, float]:
