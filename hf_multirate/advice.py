@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from hf_multirate.config import MultirateConfig
+from hf_multirate.cost import boundary, layers_of
 from hf_multirate.groups import parse_preset, place_in
 from hf_multirate.names import canonical, named
 from hf_multirate.stacks import find_stack, rivals
@@ -26,10 +27,11 @@ def warn_of_tied_head(config: MultirateConfig, partition: Mapping[str, Sequence[
     periods = {name: group.gradient_period for group in config.groups for name in partition[group.name]}
     owners = {group.name: group for group in config.groups}
     group_of = {name: owners[key] for key, names in partition.items() for name in names}
-    for name, other in _tied_to_embedding(model):
-        if name not in periods:
-            continue
-        if periods[name] == 1 and config.schedule.cycle > 1:
+    tied = [pair for pair in _tied_to_embedding(model) if pair[0] in periods]
+    # In a decoder that is fast as a whole nothing runs down to the embedding for its own sake.
+    lowest = boundary(layers_of(model), {key for key in periods if periods[key] == 1}) if tied else None
+    for name, other in tied:
+        if periods[name] == 1 and config.schedule.cycle > 1 and name == lowest:
             logger.warning(
                 "%r is an embedding tied to %r and in the fast rate group %r: backward runs down to it at every step. "
                 "Leave it to a slow group to save that time.", name, other, group_of[name].name,

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
+from itertools import accumulate
 
 from torch import nn
 
@@ -66,6 +67,20 @@ def step_cost(layers: Sequence[Layer], live: Set[str]) -> float:
     first live layer, the boundary. The gradient of a bias is a sum, which counts for nothing.
     """
     return sum(layer.forward + backward for layer, backward in _backward(layers, live))
+
+
+def costs_by_depth(layers: Sequence[Layer], groups: Sequence[Collection[str]]) -> list[float]:
+    """`step_cost` with none of ``groups`` live, with the first, with the first two, and so on, in one pass."""
+    place = {name: i for i, names in enumerate(groups, 1) for name in names}
+    never = len(groups) + 1
+    added = [0.0] * (never + 1)
+    below = never  # the first group with a parameter in a layer before
+    for layer in layers:
+        added[0] += layer.forward
+        added[min((place.get(name, never) for name in layer.matrices), default=never)] += layer.forward
+        added[below] += layer.forward
+        below = min([below, *(place.get(name, never) for name in layer.parameters)])
+    return list(accumulate(added[:never]))
 
 
 def backward_costs(layers: Sequence[Layer], blocks: Mapping[str, str]) -> dict[str, float]:

@@ -93,6 +93,8 @@ class Forecast:
             before = self._speedup(layers)
             self.corrected[live] = seen
             figures += f", corrected {seen:.2f}{self._change(before, layers)}"
+        if not material:  # a norm that runs after the fast part costs nothing
+            recorded = [name for name in recorded if self._has_matrix(name)]
         if recorded:
             lowest, above = self._lowest(layers, passage, names, recorded)
             logger.warning(not_a_suffix(recorded, above, lowest, figures))
@@ -102,6 +104,9 @@ class Forecast:
                 "backward of fast steps was predicted from the order in which modules were registered, but they run "
                 "in another order: with %s live it stops at %r. %s.", sorted(live), lowest, figures.capitalize(),
             )  # fmt: skip
+
+    def _has_matrix(self, name: str) -> bool:
+        return any(parameter.dim() > 1 for parameter in self._model.get_submodule(name).parameters())
 
     def _speedup(self, layers: Sequence[Layer]) -> float | None:
         if self._config is None or self._config.budget is not None:

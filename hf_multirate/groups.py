@@ -164,6 +164,8 @@ def _check_patterns(name: str, patterns: tuple[str, ...]) -> None:
                     "preset alone, or regular expressions only."
                 )
             continue
+        if _is_literal(pattern):
+            continue
         try:
             re.compile(pattern)
         except re.error as error:
@@ -171,3 +173,9 @@ def _check_patterns(name: str, patterns: tuple[str, ...]) -> None:
                 f"pattern {pattern!r} of rate group {name!r} is not a regular expression: {error}. "
                 f"Escape special characters, or use a preset ({PRESETS})."
             ) from error
+
+
+def _is_literal(pattern: str) -> bool:
+    """Whether a pattern is one whole name: there are thousands of them where every block is a group."""
+    inner = pattern[1:-1]
+    return pattern == f"^{inner}$" and re.escape(re.sub(r"\\(.)", r"\1", inner)) == inner

@@ -8,14 +8,14 @@ from typing import Any
 
 from torch import nn
 
-from hf_multirate.stacks import CLOSE, Stack, ancestors, containers, interleaved, parents_of
+from hf_multirate.stacks import CLOSE, LATER, Stack, ancestors, containers, interleaved, parents_of
 
 
-ABOVE = r"(^|_)(\w*head|heads|classifiers?|score|scorer|logits?|qa_outputs|predict\w*|decoder)(_|$)"
+ABOVE = r"(^|_)(\w*head|heads|classifiers?|score|scorer|logits?|qa_outputs|predict\w*|decoder|final)(_|$)"
 """In names of modules that run after a stack although they were registered before it."""
 
-LATER = r"(^|_)(decoder|language_model|llm|lm|generator)(_|$)"
-"""In names of towers that run after another tower, rather than beside it."""
+FEEDS = r"(visual|vision|image|audio|speech|multi_?modal|mm)_.*(proj|connector|adapter|resampler)"
+"""In names of modules that take another modality into the stack, wherever they were registered."""
 
 Edge = tuple[nn.Module, str]
 """A module and the name of one of its children."""
@@ -98,15 +98,25 @@ def _siblings(parent: nn.Module, path: set[nn.Module], stacks: set[nn.Module], s
         takes = _is_input(name, child)
         if i < first:
             found[name] = bool(re.search(ABOVE, name.lower())) and not takes
+        elif _runs_later(name, children[first][0]):
+            found[name] = not fed
         elif any(part in stacks for part in child.modules()):
             # A tower is only passed over: CLIP's projections do follow the other tower.
-            found[name] = not fed and (_runs_later(name, children[first][0]) or not (takes or _large(child, size)))
+            found[name] = not (fed or takes or _large(child, size))
         else:
             # A bare embedding feeds the bottom of the stack, and what is registered behind it serves it
             # (DeBERTa's rel_embeddings, LayerNorm, conv).
-            fed = fed or takes
-            found[name] = not fed
+            fed = fed or any(isinstance(part, nn.Embedding) for part in child.modules())
+            found[name] = not (fed or takes or _feeds(name, [name for name, _ in children], children[first][0]))
     return found
+
+
+def _feeds(name: str, siblings: Sequence[str], stack: str) -> bool:
+    """Whether a module takes another modality into the stack; CLIP projects both of its towers, which is no input."""
+    pair = any("text" in sibling and "proj" in sibling for sibling in siblings)
+    return (
+        bool(re.search(FEEDS, name.lower())) and not pair and not re.search(r"visi|visual|image|audio", stack.lower())
+    )
 
 
 def _runs_later(name: str, before: str) -> bool:

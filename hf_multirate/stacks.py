@@ -18,6 +18,9 @@ MATRIX = 2
 INTERLEAVED = r"norm|embed|attention|attn|ffn|mlp|sample"
 """In names of lists that share the numbers of the blocks: SegFormer has norms so, XLM all parts of a layer."""
 
+LATER = r"(^|_)(decoder|language_model|llm|lm|generator)(_|$)"
+"""In names of towers that run after another tower, rather than beside it."""
+
 CLOSE = 0.5
 """Share of the largest stack from which on another stack is of comparable size."""
 
@@ -42,8 +45,9 @@ class Stack:
 def find_stack(model: nn.Module, place: str | None = None) -> Stack:
     """The stack with the most trainable parameters.
 
-    Of equally large ones the last registered counts: a decoder comes after its encoder. Blocks may be of several
-    classes. A container of whole models or a pipeline with one large part is no stack, but what it contains may be.
+    Of stacks of comparable size that of a decoder or language model goes before others, and of equally large ones the
+    last registered. Blocks may be of several classes. A container of whole models or a pipeline with one large part is
+    no stack, but what it contains may be.
 
     Args:
         model: The model.
@@ -59,7 +63,22 @@ def find_stack(model: nn.Module, place: str | None = None) -> Stack:
             f"{inside} has no stack: no ModuleList or Sequential of two or more modules with parameters; "
             "name the fast parameters with a regular expression instead"
         )
-    return max(reversed(found), key=lambda stack: stack.size)
+    largest = max(reversed(found), key=lambda stack: stack.size)
+    inner = set(largest.module.modules())
+    later = [
+        stack
+        for stack in found
+        if stack.size >= CLOSE * largest.size and stack.module not in inner and _is_later(stack.path, largest.path)
+        if largest.module not in set(stack.module.modules())
+    ]
+    return max(reversed(later), key=lambda stack: stack.size) if later else largest
+
+
+def _is_later(one: str, other: str) -> bool:
+    """Whether a stack is in a tower that runs after that of the ``other``, as far as names show."""
+    names, others = one.split("."), other.split(".")
+    own = next((pair for pair in zip(names, others, strict=False) if pair[0] != pair[1]), None)
+    return own is not None and bool(re.search(LATER, own[0])) and not re.search(LATER, own[1])
 
 
 def rivals(model: nn.Module, stack: Stack) -> list[Stack]:

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from hf_multirate.cost import Layer, layers_of, step_cost
+from hf_multirate.cost import Layer, costs_by_depth, layers_of
 from hf_multirate.names import canonical, named
 
 
@@ -121,11 +121,9 @@ class CountedWork:
         positions = {name: value / max(1, self.steps) for name, value in self.positions.items()}
         sizes = {name: parameter.numel() for name, parameter in named(self._model).items()}
         layers = _used(self._model, layers_of(self._model), positions)
-        found, live = [step_cost(layers, set())], set[str]()
         updates = [UPDATE * sum(sizes[name] for name in names) for names in groups]
-        for updated, names in zip(accumulate(updates), groups, strict=True):
-            live |= set(names)
-            found.append(step_cost(layers, live) + updated)
+        totals = accumulate(updates, initial=0.0)
+        found = [cost + updated for cost, updated in zip(costs_by_depth(layers, groups), totals, strict=True)]
         self.updates = [work / found[-1] for work in updates]
         return [work / found[-1] for work in found]
 
