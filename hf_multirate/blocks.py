@@ -9,7 +9,7 @@ from hf_multirate.presets import parameter_levels
 
 
 BELOW, ABOVE = "embeddings", "head"
-"""Blocks of what lies below a stack of like blocks, and of what is above it."""
+"""Blocks of what lies below the stack, and of what is above it."""
 
 
 def blocks_of(model: nn.Module) -> dict[str, str]:
@@ -21,7 +21,7 @@ def blocks_of(model: nn.Module) -> dict[str, str]:
 def owners_of(model: nn.Module) -> dict[nn.Parameter, str]:
     """Parameter -> its block, blocks in order from the top down: the head, those of the stack, what lies below.
 
-    A model without a stack of like blocks has its children instead, taken to be registered in forward order.
+    A model without a stack has its children instead, taken to be registered in forward order.
     """
     try:
         return _by_stack(model)

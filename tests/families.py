@@ -548,7 +548,7 @@ OTHERS: dict[str, Family] = {
         large_image,
         {
             "decoder_hidden_size": 16,
-            "decoder_num_hidden_layers": 2,
+            "decoder_num_hidden_layers": 4,
             "decoder_num_attention_heads": 2,
             "decoder_intermediate_size": 32,
             "image_size": 64,

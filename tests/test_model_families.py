@@ -35,8 +35,11 @@ EXPECTED: dict[str, list[str]] = json.loads(Path(__file__).with_suffix(".json").
 LESS = 0.75
 """Activations of a fast step, at most, as a share of those of a full one."""
 
-CORRECTED = {"clap", "lxmert"}
-"""Families whose first fast step shows that the prediction was wrong: they register modules out of order."""
+TOLD = {("lxmert", "depth"), ("lxmert", "last"), ("lxmert", "ladder"), ("zamba", "ladder")}
+"""Where the first fast step shows that backward goes through idle modules.
+
+LXMERT registers layers for images behind those that read them, and layers of Zamba share a transformer.
+"""
 
 QUICK = ("xlm", "mbart", "jamba", "t5_deep_encoder", "segformer", "git", "llava")
 
@@ -84,8 +87,8 @@ def check(family: str, kind: str, caplog: pytest.LogCaptureFixture) -> None:
             optimizer.zero_grad()
             kept.append(size)
     assert kept[1] < LESS * kept[0]
-    corrected = "corrected" in caplog.text or "backward runs through" in caplog.text
-    assert corrected == (family in CORRECTED)
+    told = "corrected" in caplog.text or "backward runs through" in caplog.text
+    assert told == ((family, kind) in TOLD)
 
 
 @pytest.mark.parametrize("family", QUICK)
