@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
 
 from hf_multirate.config import MultirateConfig
-from hf_multirate.cost import layers_of, step_cost
+from hf_multirate.cost import boundary, layers_of
+from hf_multirate.groups import parse_preset, place_in
 from hf_multirate.names import canonical, named
+from hf_multirate.stacks import find_stack, rivals
 
 
 logger = logging.getLogger(__name__)
@@ -25,10 +27,11 @@ def warn_of_tied_head(config: MultirateConfig, partition: Mapping[str, Sequence[
     periods = {name: group.gradient_period for group in config.groups for name in partition[group.name]}
     owners = {group.name: group for group in config.groups}
     group_of = {name: owners[key] for key, names in partition.items() for name in names}
-    for name, other in _tied_to_embedding(model):
-        if name not in periods:
-            continue
-        if periods[name] == 1 and config.schedule.cycle > 1:
+    tied = [pair for pair in _tied_to_embedding(model) if pair[0] in periods]
+    # In a decoder that is fast as a whole nothing runs down to the embedding for its own sake.
+    lowest = boundary(layers_of(model), {key for key in periods if periods[key] == 1}) if tied else None
+    for name, other in tied:
+        if periods[name] == 1 and config.schedule.cycle > 1 and name == lowest:
             logger.warning(
                 "%r is an embedding tied to %r and in the fast rate group %r: backward runs down to it at every step. "
                 "Leave it to a slow group to save that time.", name, other, group_of[name].name,
@@ -39,6 +42,28 @@ def warn_of_tied_head(config: MultirateConfig, partition: Mapping[str, Sequence[
                 "A fast group that matches %r would send backward to the bottom at every step instead.",
                 other, name, group_of[name].name, periods[name], name,
             )  # fmt: skip
+
+
+def warn_of_towers(config: MultirateConfig, model: nn.Module) -> None:
+    """Say which of several stacks of comparable size a preset is about, unless it names one."""
+    presets = [group.patterns[0] for group in config.groups if group.patterns and parse_preset(group.patterns[0])]
+    unnamed = [preset for preset in presets if preset != "head" and place_in(preset) is None]
+    if not unnamed:
+        return
+    stack = find_stack(model)
+    others = [other for other in rivals(model, stack) if not _follow(other.path, stack.path)]
+    if others:
+        logger.warning(
+            "%r is taken for the blocks of %r, %s parameters, and not %s: name another one as in %r.",
+            unnamed[0], stack.path, f"{stack.size:,}",
+            ", ".join(f"those of {other.path!r}, {other.size:,}" for other in others),
+            f"{unnamed[0]}@{others[0].path}",
+        )  # fmt: skip
+
+
+def _follow(one: str, other: str) -> bool:
+    """Whether these are the stacks of an encoder and its decoder, which leave no choice."""
+    return "encoder" in one and "decoder" in other and "decoder" not in one
 
 
 def warn_of_lost_steps(
@@ -73,17 +98,24 @@ def _tied_to_embedding(model: nn.Module) -> list[tuple[str, str]]:
     return pairs
 
 
-def not_a_suffix(model: nn.Module, recorded: Sequence[str], live: Set[str]) -> str:
-    """What to say when autograd recorded idle modules ``recorded`` although only ``live`` need a gradient."""
-    layers = layers_of(model)
-    names = {name for layer in layers for name in layer.parameters}
-    full = step_cost(layers, names)
-    shown = ", ".join(recorded[:3])
+def not_a_suffix(recorded: Sequence[str], above: Sequence[str], lowest: str | None, figures: str) -> str:
+    """The warning that autograd recorded idle modules.
+
+    Args:
+        recorded: Names of the idle modules.
+        above: Those of them that run after ``lowest``.
+        lowest: Name of the live module that runs first.
+        figures: Predicted and seen cost.
+    """
+    what = f"backward runs through {len(recorded)} idle modules at fast-only steps"
+    if above:
+        return (
+            f"{what}: {', '.join(above[:3])} are slow but lie above {lowest!r}, which is fast, so the time of their "
+            f"backward is not saved ({figures}). Name them in the fast group as well, or leave {lowest!r} out of it: "
+            "the fast group is best a suffix of the forward pass, as 'head' and 'last:N' are."
+        )
     return (
-        f"backward runs through {len(recorded)} idle modules at fast-only steps, e.g. {shown}: something below them "
-        "needs a gradient, so the time of their backward is not saved (predicted cost of this "
-        f"step {step_cost(layers, live) / full:.2f} of a full one). "
-        "Make the fast group a suffix of the forward pass ('head', 'last:N'). If it is one, the model or a hook marks "
-        "an input as requiring a gradient: with a checkpoint of your own use use_reentrant=False; with Wav2Vec2 call "
-        "freeze_feature_encoder()."
+        f"{what}, e.g. {', '.join(recorded[:3])}: an input of theirs requires a gradient although all below is idle, "
+        f"so the time of their backward is not saved ({figures}). The model or a hook marks that input: with a "
+        "checkpoint of your own use use_reentrant=False; with Wav2Vec2 call freeze_feature_encoder()."
     )

@@ -14,8 +14,10 @@ from hf_multirate.auto.account import Account
 from hf_multirate.auto.planner import Planner
 from hf_multirate.auto.work import CountedWork
 from hf_multirate.config import MultirateConfig
+from hf_multirate.cost import StepCosts, layers_of
 from hf_multirate.distributed import GradSync
 from hf_multirate.distributed.step import SharedStep
+from hf_multirate.forecast import Forecast
 from hf_multirate.gradient_check import GradientCheck
 from hf_multirate.idle_pass import IdlePass
 from hf_multirate.movement import Movement
@@ -65,7 +67,9 @@ class Attachment:
         self.movement = Movement(config, optimizer, groups, signals)
         self._subgroups = Subgroups(config, optimizer, groups)
         self._idle_pass = IdlePass(config, type(optimizer), compiled=compiled, sharded=sync.shards)
-        self._pruner = Pruner(model, groups, self._idle_pass, compiled=compiled)
+        self.costs = StepCosts([group.name for group in config.groups], groups, layers_of(model))
+        forecast = Forecast(model, groups, self.costs, None if config.budget is not None else config.schedule)
+        self._pruner = Pruner(model, groups, self._idle_pass, compiled=compiled, forecast=forecast)
         had = [p for members in groups.values() for p in members.values() if optimizer.state.get(p)]
         self._parameters = {name: parameter for members in groups.values() for name, parameter in members.items()}
         known = set(self._parameters.values())

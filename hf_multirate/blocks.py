@@ -5,11 +5,11 @@ from __future__ import annotations
 from torch import nn
 
 from hf_multirate.names import named
-from hf_multirate.presets import block_paths, stack_of, top
+from hf_multirate.presets import parameter_levels
 
 
 BELOW, ABOVE = "embeddings", "head"
-"""Blocks of what lies below a stack of like blocks, and of what is above it."""
+"""Blocks of what lies below the stack, and of what is above it."""
 
 
 def blocks_of(model: nn.Module) -> dict[str, str]:
@@ -21,7 +21,7 @@ def blocks_of(model: nn.Module) -> dict[str, str]:
 def owners_of(model: nn.Module) -> dict[nn.Parameter, str]:
     """Parameter -> its block, blocks in order from the top down: the head, those of the stack, what lies below.
 
-    A model without a stack of like blocks has its children instead, taken to be registered in forward order.
+    A model without a stack has its children instead, taken to be registered in forward order.
     """
     try:
         return _by_stack(model)
@@ -30,15 +30,11 @@ def owners_of(model: nn.Module) -> dict[nn.Parameter, str]:
 
 
 def _by_stack(model: nn.Module) -> dict[nn.Parameter, str]:
-    path, number = stack_of(model)
-    paths = block_paths(model.get_submodule(path))
-    last = set(model.get_submodule(path).get_submodule(paths[-1]).parameters())
-    head = top(model, 1) - last
-    owners = {p: ABOVE for p in model.parameters() if p in head}
-    for count in range(1, number + 1):
-        for parameter in top(model, count):
-            owners.setdefault(parameter, f"block_{paths[-count]}")
-    return {**owners, **{p: BELOW for p in model.parameters() if p not in owners}}
+    stack, levels = parameter_levels(model)
+    blocks = [f"block_{name}" for name in reversed(stack.blocks)]
+    names = [ABOVE, *blocks, BELOW]
+    # Sorting keeps the order of registration within a block.
+    return {parameter: names[level] for parameter, level in sorted(levels.items(), key=lambda item: item[1])}
 
 
 def _by_child(model: nn.Module) -> dict[nn.Parameter, str]:

@@ -10,11 +10,10 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from hf_multirate.advice import warn_of_lost_steps, warn_of_tied_head
+from hf_multirate.advice import warn_of_lost_steps, warn_of_tied_head, warn_of_towers
 from hf_multirate.attachment import Attachment
 from hf_multirate.auto.blocks import resolved
 from hf_multirate.config import MultirateConfig
-from hf_multirate.cost import StepCosts, layers_of
 from hf_multirate.distributed import GradSync, choose, is_compiled, unwrapped
 from hf_multirate.hooks import OwnHook
 from hf_multirate.layer_drop import drops_layers
@@ -62,6 +61,7 @@ class Multirate(Standing):
         self._open = ExitStack()
         self._inside = self._moves = False
         self._said: set[str] = set()
+        self._corrections = 0
 
     def assign(self, model: nn.Module) -> Multirate:
         """Find out which parameter of ``model`` is in which rate group, without touching either.
@@ -75,6 +75,7 @@ class Multirate(Standing):
         self._resolved, self._partition = settle(resolved(self.config, model), model)
         self._model = model
         if first:
+            warn_of_towers(self._resolved, model)
             warn_of_tied_head(self._resolved, self._partition, model)
             warn_of_lost_steps(self._resolved, self._partition, named(model))
         return self
@@ -107,12 +108,12 @@ class Multirate(Standing):
         groups = self.partition.parameters(model)
         self._attachment = Attachment(self._resolved, model, optimizer, groups, sync, compiled=compiled)
         self._planner = self._attachment.planner
-        self._costs = StepCosts([group.name for group in self._resolved.groups], self.partition, layers_of(model))
+        self._costs = self._attachment.costs
         budget = self.config.budget
         kinds = self._resolved.schedule.kinds
         promised = self._costs.speedup(kinds) if budget is None else 1.0 / budget.share
         self.telemetry = Telemetry(promised, worth=self._attachment.movement.worth)
-        self.applied, self.step, self._live = 0, None, None
+        self.applied, self.step, self._live, self._corrections = 0, None, None, 0
         self._optimizer = optimizer
         self._hooks = [
             optimizer.register_step_pre_hook(OwnHook(self._before_optimizer_step, optimizer)),
@@ -263,9 +264,17 @@ class Multirate(Standing):
             if self._moves:
                 self._attachment.after_step(self.step, self._live)
             self.applied += 1
+            self._correct_costs()
             self.telemetry.stop(full=self.full, predicted_cost=self.relative_cost)
         self._live = None
         self._attachment.shared.end()
+
+    def _correct_costs(self) -> None:
+        """Take over what was seen of backward at the first step of a kind."""
+        costs = self._attachment.costs
+        if self.config.budget is None and costs.corrections > self._corrections:
+            self._corrections = costs.corrections
+            self.telemetry.speedup_predicted = costs.speedup(self._resolved.schedule.kinds)
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
         """What a checkpoint needs besides model and optimizer, by parameter name; call it while attached."""

@@ -20,7 +20,10 @@ from hf_multirate.validators import (
 
 
 IDLE_RULES = ("drift", "hold", "zero")
-PRESETS = "'head', 'last:N' (N >= 1 blocks), 'depth:F' (0 < F <= 1), 'part:I/N' (1 <= I <= N)"
+PRESETS = (
+    "'head', 'last:N' (N >= 1 blocks), 'depth:F' (0 < F <= 1), 'part:I/N' (1 <= I <= N), or one of the last three "
+    "within a module, as in 'last:N@text_model'"
+)
 COUNT = "[1-9][0-9]{0,8}"
 """A number of blocks or parts in a preset."""
 
@@ -30,7 +33,8 @@ PresetValue = int | float | tuple[int, int] | None
 def parse_preset(text: str) -> tuple[str, PresetValue] | None:
     """Kind and value of a preset, or None if ``text`` is a regular expression.
 
-    A colon never occurs in a parameter name, so ``word:value`` is always meant as a preset.
+    A colon never occurs in a parameter name, so ``word:value`` is always meant as a preset. ``word:value@module`` is
+    the preset within the stack of that module: see `place_in`.
 
     >>> parse_preset("last:2"), parse_preset("head"), parse_preset("classifier")
     (('last', 2), ('head', None), None)
@@ -40,10 +44,10 @@ def parse_preset(text: str) -> tuple[str, PresetValue] | None:
     """
     if text == "head":
         return "head", None
-    match = re.fullmatch(r"(\w+):(.*)", text, re.DOTALL)
+    match = re.fullmatch(r"(\w+):(.*?)(@.+)?", text, re.DOTALL)
     if match is None:
         return None
-    kind, value = match.groups()
+    kind, value = match[1], match[2]
     if kind == "last" and re.fullmatch(COUNT, value):
         return "last", int(value)
     if kind == "depth" and re.fullmatch(r"[0-9]*\.?[0-9]+", value) and 0 < float(value) <= 1:
@@ -54,6 +58,15 @@ def parse_preset(text: str) -> tuple[str, PresetValue] | None:
     if kind == "ladder":
         raise ValueError(f"{shown(text)} is several rate groups at once: use MultirateConfig.ladder([...]).")
     raise ValueError(f"unknown preset {shown(text)}: use {PRESETS}, or a regular expression without a colon.")
+
+
+def place_in(preset: str) -> str | None:
+    """Name of the module whose stack a preset is about, or None for the largest stack of the model.
+
+    >>> place_in("last:2@text_model"), place_in("last:2")
+    ('text_model', None)
+    """
+    return preset.partition("@")[2] or None
 
 
 def parse_ladder(text: str) -> list[int] | None:
@@ -79,7 +92,8 @@ class RateGroup:
     Attributes:
         name: How the group is called in tables, logs and errors.
         patterns: Regular expressions searched in parameter names, or one preset: ``head``, ``last:N``, ``depth:F``,
-            ``part:I/N``. None of them if the configuration has a function that names the group.
+            ``part:I/N``; ``last:N@text_model`` is about the stack in a module of that name. None of them if the
+            configuration has a function that names the group.
         period: Optimizer steps between two gradients of the group; 1 is every step.
         idle: What the group does at a step without a gradient. ``drift`` moves it along its last update at every
             step; ``hold`` makes the whole move of the cycle, ``period`` times the learning rate, at the refresh and
@@ -179,6 +193,8 @@ def _patterns(group: str, given: Any) -> tuple[str, ...]:
 def _check_expression(group: str, pattern: str) -> None:
     if not pattern:
         raise ValueError(f"rate group {group!r} has an empty pattern '': use '.*' for all parameters.")
+    if _is_literal(pattern):
+        return
     try:
         re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:
@@ -186,3 +202,9 @@ def _check_expression(group: str, pattern: str) -> None:
             f"pattern {shown(pattern)} of rate group {group!r} is not a regular expression: {error}. "
             f"Escape special characters, or use a preset ({PRESETS})."
         ) from error
+
+
+def _is_literal(pattern: str) -> bool:
+    """Whether a pattern is one whole name: there are thousands of them where every block is a group."""
+    inner = pattern[1:-1]
+    return pattern == f"^{inner}$" and re.escape(re.sub(r"\\(.)", r"\1", inner)) == inner

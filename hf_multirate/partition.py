@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from hf_multirate.config import MultirateConfig
-from hf_multirate.groups import PRESETS, RateGroup, parse_preset
+from hf_multirate.groups import PRESETS, RateGroup, parse_preset, place_in
 from hf_multirate.names import named
 from hf_multirate.presets import preset_names
 
@@ -69,8 +69,11 @@ def assign(config: MultirateConfig, model: nn.Module) -> Partition:
         )
     _check_adapter(model, trainable)
     owner = _named_by_function(config, {name: parameters[name] for name in trainable})
+    literal = {f"^{re.escape(name)}$": name for name in trainable}
     for group in config.groups:
-        matched = _matches(group, model, trainable) + [name for name in trainable if owner.get(name) == group.name]
+        matched = _matches(group, model, trainable, literal) + [
+            name for name in trainable if owner.get(name) == group.name
+        ]
         for name in matched:
             owner.setdefault(name, group.name)
         _check_not_empty(group, matched, owner, trainable)
@@ -80,8 +83,10 @@ def assign(config: MultirateConfig, model: nn.Module) -> Partition:
             f"{len(left_over)} trainable parameters are in no rate group, e.g. {left_over[:3]}. Add a last group with "
             "the pattern '.*', or freeze them with requires_grad=False."
         )
-    names = {group.name: tuple(name for name in trainable if owner[name] == group.name) for group in config.groups}
-    return Partition(names, frozen)
+    names: dict[str, list[str]] = {group.name: [] for group in config.groups}
+    for name in trainable:
+        names[owner[name]].append(name)
+    return Partition({group: tuple(members) for group, members in names.items()}, frozen)
 
 
 def _check_adapter(model: nn.Module, trainable: list[str]) -> None:
@@ -113,11 +118,13 @@ def _named_by_function(config: MultirateConfig, trainable: Mapping[str, nn.Param
     return owner
 
 
-def _matches(group: RateGroup, model: nn.Module, trainable: list[str]) -> list[str]:
+def _matches(group: RateGroup, model: nn.Module, trainable: list[str], literal: Mapping[str, str]) -> list[str]:
     preset = parse_preset(group.patterns[0]) if group.patterns else None
     if preset is not None:
-        members = preset_names(*preset, model)
+        members = preset_names(*preset, model, place_in(group.patterns[0]))
         return [name for name in trainable if name in members]
+    if group.patterns and all(pattern in literal for pattern in group.patterns):
+        return [literal[pattern] for pattern in group.patterns]  # hundreds of blocks, whose names are known
     patterns = [re.compile(pattern) for pattern in group.patterns]
     return [name for name in trainable if any(pattern.search(name) for pattern in patterns)]
 

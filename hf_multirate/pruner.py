@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from torch import nn
 
-from hf_multirate import advice
 from hf_multirate.checkpointing import checkpointing_modules, markable, without_marks, without_reentrance
+from hf_multirate.cost import StepCosts, layers_of
+from hf_multirate.forecast import Forecast
 from hf_multirate.idle_pass import IdlePass
 from hf_multirate.pruning import idle, idle_modules, kept_idle, recorded
-
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -37,6 +34,7 @@ class Pruner:
         groups: Rate group name -> parameter name -> parameter.
         idle_pass: How modules of idle parameters, without a live one, run forward.
         compiled: Whether ``torch.compile`` traces the model: then nothing is watched.
+        forecast: Compares what is seen of a step with its prediction; None makes one for single steps.
     """
 
     def __init__(
@@ -46,6 +44,7 @@ class Pruner:
         idle_pass: IdlePass,
         *,
         compiled: bool = False,
+        forecast: Forecast | None = None,
     ) -> None:
         self._model = model
         self._compiled = compiled
@@ -53,13 +52,16 @@ class Pruner:
         self._groups = groups
         self._idle: dict[frozenset[str], _Idle] = {}
         self._checkpointing = checkpointing_modules(model)
+        if forecast is None:
+            forecast = Forecast(model, groups, StepCosts(list(groups), groups, layers_of(model)))
+        self._forecast = forecast
 
     @contextmanager
     def pruned(self, live: frozenset[str], *, cuts: bool = True) -> Iterator[None]:
         """While it is open only the groups named in ``live`` require a gradient.
 
-        The first micro-batch of each set of live groups is watched: if autograd records a module that has
-        no live parameter, the live part is no suffix of the forward pass, which a warning says once.
+        The first micro-batch of each set of live groups is watched: if backward does not stop where it was predicted
+        to, a warning says so once.
 
         Args:
             live: Names of the live groups.
@@ -95,7 +97,7 @@ class Pruner:
                 stack.enter_context(kept_idle(self._model, trained))
             # Hooks that come and go would have a compiled model compiled once more.
             if not found.inspected and not self._compiled:
-                stack.callback(self._inspect, live, stack.enter_context(recorded(self._model, found.modules)))
+                stack.enter_context(self._inspected(live, found))
             yield
 
     def _what_idles(self, live: frozenset[str]) -> _Idle:
@@ -117,8 +119,11 @@ class Pruner:
         modules = [(name, part) for name, part in found if any(id(p) in identities for p in part.parameters())]
         return _Idle(parameters, trained, modules, markable(self._model, (module for _, module in found)))
 
-    def _inspect(self, live: frozenset[str], names: list[str]) -> None:
-        self._idle[live].inspected = True
-        if names:
-            keys = {key for group in live for key in self._groups[group]}
-            logger.warning(advice.not_a_suffix(self._model, names, keys))
+    @contextmanager
+    def _inspected(self, live: frozenset[str], found: _Idle) -> Iterator[None]:
+        """Watch the forward pass of a micro-batch; one that fails is not counted."""
+        with recorded(self._model, found.modules) as names, self._forecast.watched() as passage:
+            yield
+        if passage.turns:
+            self._idle[live].inspected = True
+            self._forecast.check(live, names, passage)

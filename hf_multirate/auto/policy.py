@@ -71,7 +71,8 @@ def ladder(
         saved = sum(costs_below[cut] / (1 << i) for i, cut in zip(doublings, cuts, strict=True))
         if fixed + costs_below[0] - saved <= budget:
             loss = sum(worth_below[cut] * more for cut, more in zip(cuts, losses, strict=True))
-            best = min(best, (loss, _periods(cuts, number)))
+            if loss <= best[0]:
+                best = min(best, (loss, _periods(cuts, number)))
     return best[1]
 
 

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from hf_multirate.cost import Layer, layers_of, step_cost
+from hf_multirate.cost import Layer, costs_by_depth, layers_of
 from hf_multirate.hooks import OwnHook
 from hf_multirate.names import canonical, named
 
@@ -124,19 +124,16 @@ class CountedWork:
         positions = {name: value / max(1, self.steps) for name, value in self.positions.items()}
         sizes = {name: parameter.numel() for name, parameter in named(self._model).items()}
         layers = _used(self._model, layers_of(self._model), positions)
-        found, live = [step_cost(layers, set())], set[str]()
         updates = [UPDATE * sum(sizes[name] for name in names) for names in groups]
-        for updated, names in zip(accumulate(updates), groups, strict=True):
-            live |= set(names)
-            found.append(step_cost(layers, live) + updated)
+        totals = accumulate(updates, initial=0.0)
+        found = [cost + updated for cost, updated in zip(costs_by_depth(layers, groups), totals, strict=True)]
         self.updates = [work / found[-1] for work in updates]
         return [work / found[-1] for work in found]
 
 
 def _used(model: nn.Module, layers: Sequence[Layer], positions: Mapping[str, float]) -> list[Layer]:
     """``layers`` with their work times the positions of their module: of one that was not seen, those around it."""
-    owning = [name for name, part in model.named_modules() if any(True for _ in part.parameters(recurse=False))]
-    names = [canonical(name) for name in owning]
+    names = {module: canonical(name) for name, module in model.named_modules()}
     usual = sum(positions.values()) / len(positions) if positions else UNSEEN
 
     def at(name: str) -> float:
@@ -144,7 +141,7 @@ def _used(model: nn.Module, layers: Sequence[Layer], positions: Mapping[str, flo
             name = name.rpartition(".")[0]
         return positions.get(name, usual)
 
-    return [replace(layer, forward=layer.forward * at(name)) for name, layer in zip(names, layers, strict=True)]
+    return [replace(layer, forward=layer.forward * at(names[layer.module])) for layer in layers]
 
 
 def _mean(positions: Mapping[str, float], processes: dist.ProcessGroup | None) -> dict[str, float]:
