@@ -22,6 +22,16 @@ from hf_multirate.trust import DriftTrust
 from hf_multirate.worth import Worth
 
 
+def changes_weights(config: MultirateConfig) -> bool:
+    """Whether weights are changed by anything but the optimizer: drift, longer steps or subsets held at zero."""
+    if config.budget is not None and config.budget.drift:
+        return True
+    return any(
+        group.idle == "zero" or group.lr_scale != 1.0 or (group.period > 1 and group.drift_steps != 0)
+        for group in config.groups
+    )
+
+
 class Movement:
     """Makes live groups take their step and idle ones drift; called right before and after ``optimizer.step()``.
 
