@@ -21,6 +21,7 @@ from hf_multirate.names import named
 from hf_multirate.onlookers import on_look
 from hf_multirate.partition import assign
 from hf_multirate.standing import Standing
+from hf_multirate.step_hooks import StepHooks
 from hf_multirate.telemetry import Telemetry
 
 
@@ -99,11 +100,8 @@ class Multirate(Standing):
         self.telemetry = Telemetry(promised, worth=self._attachment.movement.worth)
         self.applied, self.step, self._live = 0, None, None
         self._optimizer = optimizer
-        self._hooks = [
-            optimizer.register_step_pre_hook(self._before_optimizer_step),
-            optimizer.register_step_post_hook(self._after_optimizer_step),
-            *on_look(model, self._open.close),
-        ]
+        self._steps = StepHooks(optimizer, self._before_optimizer_step, self._after_optimizer_step)
+        self._hooks = [self._steps, *on_look(model, self._open.close)]
         lease(optimizer, model)
         return self
 
@@ -172,6 +170,7 @@ class Multirate(Standing):
             yield
             return
         self._inside = True
+        self._steps.reset()
         try:
             with self._attachment.micro_batch(self.step, self._live, last=last):
                 yield

@@ -18,6 +18,7 @@ from hf_multirate.copy_store import CopyStore
 from hf_multirate.lease import innermost, lease, release, require_free
 from hf_multirate.onlookers import on_look
 from hf_multirate.probe import check_optimizer, require_rates
+from hf_multirate.step_hooks import StepHooks
 from hf_multirate.turns import CopiesConfig
 
 
@@ -69,11 +70,8 @@ class AveragedCopies:
         self._store = CopyStore(model, optimizer, len(self.config.periods))
         self._optimizer = optimizer
         self.applied, self.step, self._begun = 0, None, False
-        self._hooks = [
-            optimizer.register_step_pre_hook(self._before_optimizer_step),
-            optimizer.register_step_post_hook(self._after_optimizer_step),
-            *on_look(model, self._show_fastest, self._show_begun),
-        ]
+        self._steps = StepHooks(optimizer, self._before_optimizer_step, self._after_optimizer_step)
+        self._hooks = [self._steps, *on_look(model, self._show_fastest, self._show_begun)]
         lease(optimizer, model)
         self._model = model
         return self
@@ -129,6 +127,7 @@ class AveragedCopies:
         if step < 0:
             raise ValueError(f"a step index counts from 0, got {step}.")
         self.step, self._begun = step, True
+        self._steps.reset()
 
     def _show_fastest(self) -> None:
         # Trainer asks for a copy by a context, and may look at it there: a reference model does.

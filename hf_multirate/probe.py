@@ -20,6 +20,10 @@ DURING_BACKWARD = (
     "does not move parameters in step(): it updates them during backward, where nothing can follow, or reaches them "
     f"through a global variable. {INSTEAD}"
 )
+SOME_STEPS = (
+    "moves parameters at some calls of step() only, as one that accumulates gradients itself: which gradients count "
+    f"is not known. Use gradient_accumulation_steps and an optimizer that moves at every step. {INSTEAD}"
+)
 CHANGE = 16.0
 """What is added to the weights of a copy, to see whether it is still there some steps later."""
 
@@ -92,8 +96,17 @@ def _first_step(optimizer: Optimizer, name: str) -> Trial:
             f"optimizer {name} {_wants(optimizer)} ({type(error).__name__}: {error}). {INSTEAD}"
         ) from error
     if trial.unmoved():
-        raise ValueError(f"optimizer {name} {DURING_BACKWARD}")
+        raise ValueError(f"optimizer {name} {SOME_STEPS if _moves_later(trial) else DURING_BACKWARD}")
     return trial
+
+
+def _moves_later(trial: Trial) -> bool:
+    try:
+        for _ in range(ROUNDS):
+            trial.step([parameter for group in trial.groups for parameter in group])
+    except Exception:  # it was to be refused anyway
+        return False
+    return not trial.unmoved()
 
 
 def _wants(optimizer: Optimizer) -> str:
