@@ -66,21 +66,19 @@ class AdamDrift:
 
     def basis(self, parameters: Sequence[Tensor], group: Mapping[str, Any]) -> Basis:
         """See `hf_multirate.drift.DriftRule`."""
-        objects: list[object] = list(parameters)
-        layouts, counts = [], []
+        second = "max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"
+        objects: list[object] = [*parameters]
+        values: list[Any] = [[float(beta) for beta in group["betas"]], group["eps"], self._decay(group)]
         for parameter in parameters:
-            state = self._optimizer.state.get(parameter) or {}
-            moments = [state.get(key) for key in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")]
-            objects += [*moments, state.get("step")]
-            layouts.append([(t.dtype, t.is_contiguous()) for t in (parameter, *moments) if t is not None])
-            if state:
-                counts.append(state["step"])
-        near = _fetched([count for count in counts if count.device.type == "cpu"])
-        # To fetch the others would wait for their device: only whether they were written to is known.
-        far = [count._version for count in counts if count.device.type != "cpu"]
-        betas = [float(beta) for beta in group["betas"]]
-        settings = [betas, float(group["eps"]), self._decay(group), group["amsgrad"]]
-        return Basis(objects, [settings, layouts, near, far])
+            values += (parameter.dtype, parameter.is_contiguous())
+            if state := self._optimizer.state.get(parameter):
+                count = state["step"]
+                objects += (state["exp_avg"], state["exp_avg_sq"], state.get(second), count)
+                # To fetch it from elsewhere would wait for the device: only whether it was written to is known.
+                values.append(count.item() if count.is_cpu else count._version)
+            else:
+                objects.append(None)
+        return Basis(objects, values)
 
     def course(
         self, parameters: Sequence[Tensor], group: Mapping[str, Any], factors: Mapping[Tensor, float]
