@@ -55,7 +55,9 @@ class Attachment:
     ) -> None:
         self._config = config
         if not config.trains_plainly:
-            check_optimizer(optimizer, idles=config.prunes, changes=changes_weights(config))
+            zeroes = any(group.idle == "zero" for group in config.groups)
+            changes = changes_weights(config)
+            check_optimizer(optimizer, idles=config.prunes, changes=changes, exchanges=zeroes)
         self.shared = SharedStep(config, sync, groups)
         self.planner = self._planner(model, groups, sync, compiled=compiled)
         signals = None if self.planner is None else self.planner.signals

@@ -66,7 +66,7 @@ class AveragedCopies:
             raise RuntimeError("these copies are attached already: call detach() first.")
         require_free(optimizer, model)
         require_rates(optimizer, "a copy cannot take longer ones")
-        check_optimizer(optimizer, idles=False, changes=True)
+        check_optimizer(optimizer, idles=False, changes=True, exchanges=True)
         self._store = CopyStore(model, optimizer, len(self.config.periods))
         self._optimizer = optimizer
         self.applied, self.step, self._begun = 0, None, False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -50,7 +51,7 @@ class Movement:
         ``signals`` take in what gradients are worth, for whoever decides on periods.
 
         Raises:
-            ValueError: the optimizer does not hold a parameter.
+            ValueError: the optimizer does not hold a parameter, or holds it twice.
         """
         self._optimizer = optimizer
         self._schedule: Schedule | Stages = config.schedule
@@ -59,6 +60,13 @@ class Movement:
         self._displacement = DisplacementDrift()
         self._names: dict[Tensor, str] = {p: name for members in groups.values() for name, p in members.items()}
         self._appraisal = Appraisal(optimizer, self._names, signals, of_drift=self._plans_drift)
+        counts = Counter(p for group in optimizer.param_groups for p in group["params"])
+        twice = [name for p, name in self._names.items() if counts[p] > 1]
+        if twice:
+            raise ValueError(
+                f"{len(twice)} parameters are in more than one group of the optimizer, e.g. {twice[:3]}: which "
+                "learning rate they drift by is not known. Give each parameter to one group."
+            )
         torch_group = {p: i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
         unknown = [name for p, name in self._names.items() if p not in torch_group]
         if unknown:

@@ -28,7 +28,9 @@ CHANGE = 16.0
 """What is added to the weights of a copy, to see whether it is still there some steps later."""
 
 
-def check_optimizer(optimizer: Optimizer, *, idles: bool = True, changes: bool = False) -> None:
+def check_optimizer(
+    optimizer: Optimizer, *, idles: bool = True, changes: bool = False, exchanges: bool = False
+) -> None:
     """Step a copy of ``optimizer`` with all gradients, and with some of them missing.
 
     The copy has small copies of the parameters, see `hf_multirate.replica`. The optimizer is not stepped, and nothing
@@ -38,6 +40,7 @@ def check_optimizer(optimizer: Optimizer, *, idles: bool = True, changes: bool =
         optimizer: The optimizer.
         idles: Whether there will be parameters without a gradient, which it then has to leave alone.
         changes: Whether weights will be changed by something else than the optimizer.
+        exchanges: Whether its state will be changed too.
 
     Raises:
         ValueError: the optimizer moves parameters without a gradient or fails where one is missing, undoes changes of
@@ -60,6 +63,11 @@ def check_optimizer(optimizer: Optimizer, *, idles: bool = True, changes: bool =
             _check_idle(trial, name)
         if changes:
             _check_changes(trial, name)
+        if exchanges and not trial.keeps_state():
+            raise ValueError(
+                f"optimizer {name} keeps its state in optimizers that it holds, where idle='zero' and copies of the "
+                f"model cannot exchange it. {INSTEAD}"
+            )
 
 
 def require_rates(optimizer: Optimizer, otherwise: str) -> None:

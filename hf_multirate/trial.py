@@ -70,6 +70,12 @@ class Trial:
         """Whether all parameters of a group are where they started."""
         return any(group and all(torch.equal(p, self._start[p]) for p in group) for group in self.groups)
 
+    def keeps_state(self) -> bool:
+        """Whether all state is in one dictionary of the optimizer, and none in optimizers that it holds."""
+        own = self._replica.optimizer.state
+        others = [optimizer.state for optimizer in self._replica.optimizers]
+        return self._replica.optimizer.state is own and all(state is own or not state for state in others)
+
     def samples(self) -> list[list[nn.Parameter]]:
         """Some parameters of each kind: alike in number of dimensions and in the settings of their group."""
         kinds: dict[tuple[str, int], list[nn.Parameter]] = {}
