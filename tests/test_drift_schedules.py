@@ -48,22 +48,22 @@ def momentum(optimizer: Optimizer, step: int) -> None:
 
 
 def count(optimizer: Optimizer, step: int) -> None:
-    for state in optimizer.state.values() if step == 5 else ():
+    for state in optimizer.state.values() if step == 6 else ():
         state["step"].fill_(1.0)
 
 
 def cleared(optimizer: Optimizer, step: int) -> None:
-    for state in optimizer.state.values() if step == 5 else ():
+    for state in optimizer.state.values() if step == 6 else ():
         state.clear()
 
 
 def replaced(optimizer: Optimizer, step: int) -> None:
-    for state in optimizer.state.values() if step == 5 else ():
+    for state in optimizer.state.values() if step == 6 else ():
         state |= {"exp_avg": 0.5 * state["exp_avg"], "exp_avg_sq": 2 * state["exp_avg_sq"]}
 
 
 def new_data(optimizer: Optimizer, step: int) -> None:
-    for group in optimizer.param_groups if step == 5 else ():
+    for group in optimizer.param_groups if step == 6 else ():
         for parameter in group["params"]:
             parameter.data = 0.9 * parameter.data
 
@@ -106,7 +106,7 @@ def test_resumed_is_uninterrupted(tmp_path: Path, case: str) -> None:
 
     whole = trainer(tmp_path)
     whole.train()
-    for step in (3, 6):  # before and after the change, in mid-cycle
+    for step in (3, 6):  # long before a change, and right before it in mid-cycle
         again = trainer(tmp_path / "again")
         again.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
         assert_same(weights(again), weights(whole), f"from {step}")
