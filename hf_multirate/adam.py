@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import AdamW, Optimizer
 
+from hf_multirate.basis import Basis
 from hf_multirate.distributed.shards import local
-from hf_multirate.sampling import extrapolation, sample, width
+from hf_multirate.sampling import extrapolation, real, sample, width
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class AdamDrift:
 
     Decoupled weight decay acts at every drift step, at the current learning rate. Nothing is kept. On a CPU the
     fused step of torch moves a parameter in one pass over memory; elsewhere the root of the second moment is a
-    temporary the size of the parameters.
+    temporary the size of the parameters. Of complex numbers, real and imaginary part are parameters of their own, as
+    in the optimizer.
     """
 
     needs_snapshot = False
@@ -54,13 +56,35 @@ class AdamDrift:
 
     def _moments(self, parameter: Tensor, group: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         state = self._optimizer.state[parameter]
-        return local(state["exp_avg"]), local(state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"])
+        # There is no maximum yet where amsgrad was turned on since the last gradient.
+        largest = state.get("max_exp_avg_sq") if group["amsgrad"] else None
+        return local(state["exp_avg"]), local(state["exp_avg_sq"] if largest is None else largest)
+
+    def _decay(self, group: Mapping[str, Any]) -> float:
+        decoupled = isinstance(self._optimizer, AdamW) or group.get("decoupled_weight_decay")
+        return float(group["weight_decay"]) if decoupled else 0.0
+
+    def basis(self, parameters: Sequence[Tensor], group: Mapping[str, Any]) -> Basis:
+        """See `hf_multirate.drift.DriftRule`."""
+        second = "max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"
+        objects: list[object] = [*parameters]
+        values: list[Any] = [[float(beta) for beta in group["betas"]], group["eps"], self._decay(group)]
+        for parameter in parameters:
+            values += (parameter.dtype, parameter.is_contiguous())
+            if state := self._optimizer.state.get(parameter):
+                count = state["step"]
+                objects += (state["exp_avg"], state["exp_avg_sq"], state.get(second), count)
+                # To fetch it from elsewhere would wait for the device: only whether it was written to is known.
+                values.append(count.item() if count.is_cpu else count._version)
+            else:
+                objects.append(None)
+        return Basis(objects, values)
 
     def course(
         self, parameters: Sequence[Tensor], group: Mapping[str, Any], factors: Mapping[Tensor, float]
     ) -> Callable[[float], None]:
         """See `hf_multirate.drift.DriftRule`."""
-        decay = float(group["weight_decay"]) if group.get("decoupled_weight_decay") else 0.0
+        decay = self._decay(group)
         batches = []
         for count, members in self._by_count(parameters).items():
             epsilon, c = _corrections(count, group)
@@ -90,6 +114,7 @@ class AdamDrift:
             moments = [self._moments(parameter, group) for parameter in members]
             first, second = ([sample(pair[i], w) for pair, w in zip(moments, widths, strict=True)] for i in (0, 1))
             gradients = [sample(local(p.grad), w) for p, w in zip(members, widths, strict=True) if p.grad is not None]
+            first, second, gradients = map(_as_real, (first, second, gradients))
             updates = list(torch._foreach_sqrt(second))
             torch._foreach_add_(updates, epsilon)
             updates = list(torch._foreach_div(first, updates))
@@ -139,6 +164,10 @@ def _plain(tensor: Tensor) -> bool:
     return simple and tensor.dtype != torch.float64  # whose rounding is as fine as what the moment gains
 
 
+def _as_real(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [real(tensor) for tensor in tensors]
+
+
 def _advance(batch: _Batch, rate: float) -> None:
     """Shrink by ``1 - rate decay`` and add ``rate length first / (sqrt(second) + epsilon)``.
 
@@ -154,8 +183,9 @@ def _advance(batch: _Batch, rate: float) -> None:
             eps=batch.epsilon, amsgrad=False, maximize=False,
         )  # fmt: skip
         return
+    targets, first, second = map(_as_real, (batch.targets, batch.first, batch.second))
     if batch.decay:
-        torch._foreach_mul_(batch.targets, 1.0 - rate * batch.decay)
-    denominators = list(torch._foreach_sqrt(batch.second))
+        torch._foreach_mul_(targets, 1.0 - rate * batch.decay)
+    denominators = list(torch._foreach_sqrt(second))
     torch._foreach_add_(denominators, batch.epsilon)
-    torch._foreach_addcdiv_(batch.targets, batch.first, denominators, rate * batch.length)
+    torch._foreach_addcdiv_(targets, first, denominators, rate * batch.length)

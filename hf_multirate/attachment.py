@@ -20,7 +20,7 @@ from hf_multirate.distributed.step import SharedStep
 from hf_multirate.forecast import Forecast
 from hf_multirate.gradient_check import GradientCheck
 from hf_multirate.idle_pass import IdlePass
-from hf_multirate.movement import Movement
+from hf_multirate.movement import Movement, changes_weights
 from hf_multirate.names import named
 from hf_multirate.probe import check_optimizer
 from hf_multirate.pruner import Pruner
@@ -60,7 +60,9 @@ class Attachment:
     ) -> None:
         self._config = config
         if not config.trains_plainly:
-            check_optimizer(optimizer, idles=config.prunes)
+            zeroes = any(group.idle == "zero" for group in config.groups)
+            changes = changes_weights(config)
+            check_optimizer(optimizer, idles=config.prunes, changes=changes, exchanges=zeroes)
         self.shared = SharedStep(config, sync, groups)
         self.planner = self._planner(model, groups, sync, compiled=compiled)
         signals = None if self.planner is None else self.planner.signals

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from hf_multirate.basis import Basis
 from hf_multirate.distributed.shards import total
 from hf_multirate.drift import DriftRule
 from hf_multirate.groups import RateGroup
@@ -26,11 +27,9 @@ class Bucket:
     trust: DriftTrust
     before: list[Tensor] = field(default_factory=list)
     course: Callable[[float], None] | None = None
-    """What drifts the parameters until their next step."""
-    state: object = None
-    """The state of the optimizer that the course was set in: loading another one replaces it."""
-    adrift: list[bool] = field(default_factory=list)
-    """Which of the parameters the course is for: one that was frozen since training began stays where it is."""
+    """What drifts the parameters until their next step, or until its basis changes."""
+    basis: Basis | None = None
+    """What the course was made from."""
     levels: dict[Tensor, int] = field(default_factory=dict)
 
     def slopes(self, stepped: Sequence[nn.Parameter], group: Mapping[str, Any], scale: float) -> dict[Tensor, float]:

@@ -15,13 +15,13 @@ from hf_multirate.attachment import Attachment
 from hf_multirate.auto.blocks import resolved
 from hf_multirate.config import MultirateConfig
 from hf_multirate.distributed import GradSync, choose, is_compiled, unwrapped
-from hf_multirate.hooks import OwnHook
 from hf_multirate.layer_drop import drops_layers
 from hf_multirate.lease import innermost, lease, release, require_free
 from hf_multirate.names import named
 from hf_multirate.onlookers import on_look
 from hf_multirate.settling import left_out, settle
 from hf_multirate.standing import Standing
+from hf_multirate.step_hooks import StepHooks
 from hf_multirate.telemetry import Telemetry
 from hf_multirate.validators import require_int, require_model, require_step, wrong_type
 
@@ -57,6 +57,7 @@ class Multirate(Standing):
         self._optimizer: Optimizer | None = None
         self._live: tuple[int, ...] | None = None
         self._hooks: list[Any] = []
+        self._steps: StepHooks | None = None
         self._looks: list[Any] = []
         self._open = ExitStack()
         self._inside = self._moves = False
@@ -115,10 +116,8 @@ class Multirate(Standing):
         self.telemetry = Telemetry(promised, worth=self._attachment.movement.worth)
         self.applied, self.step, self._live, self._corrections = 0, None, None, 0
         self._optimizer = optimizer
-        self._hooks = [
-            optimizer.register_step_pre_hook(OwnHook(self._before_optimizer_step, optimizer)),
-            optimizer.register_step_post_hook(OwnHook(self._after_optimizer_step, optimizer)),
-        ]
+        self._steps = StepHooks(optimizer, self._before_optimizer_step, self._after_optimizer_step)
+        self._hooks = [self._steps]
         self._looks = on_look(model, self._open.close)
         lease(optimizer, model)
         return self
@@ -147,6 +146,7 @@ class Multirate(Standing):
             "_live": None,
             "_hooks": [],
             "_looks": [],
+            "_steps": None,
             "_open": ExitStack(),
             "_inside": False,
         }
@@ -218,6 +218,8 @@ class Multirate(Standing):
             yield
             return
         self._inside = True
+        if self._steps is not None:
+            self._steps.reset()
         try:
             with self._attachment.micro_batch(self.step, self._live, last=last):
                 yield

@@ -15,10 +15,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 from hf_multirate.copy_store import CopyStore
-from hf_multirate.hooks import OwnHook
 from hf_multirate.lease import innermost, lease, release, require_free
 from hf_multirate.onlookers import on_look
 from hf_multirate.probe import check_optimizer, require_rates
+from hf_multirate.step_hooks import StepHooks
 from hf_multirate.turns import CopiesConfig
 from hf_multirate.validators import require_model, require_step, wrong_type
 
@@ -54,6 +54,7 @@ class AveragedCopies:
         self._optimizer: Optimizer | None = None
         self._store: CopyStore | None = None
         self._hooks: list[Any] = []
+        self._steps: StepHooks | None = None
         self._looks: list[Any] = []
         self._rates: list[Any] = []
 
@@ -71,14 +72,12 @@ class AveragedCopies:
             raise RuntimeError("these copies are attached already: call detach() first.")
         require_free(optimizer, model)
         require_rates(optimizer, "a copy cannot take longer ones")
-        check_optimizer(optimizer, idles=False)
+        check_optimizer(optimizer, idles=False, changes=True, exchanges=True)
         self._store = CopyStore(model, optimizer, len(self.config.periods))
         self._optimizer = optimizer
         self.applied, self.step, self._begun = 0, None, False
-        self._hooks = [
-            optimizer.register_step_pre_hook(OwnHook(self._before_optimizer_step, optimizer)),
-            optimizer.register_step_post_hook(OwnHook(self._after_optimizer_step, optimizer)),
-        ]
+        self._steps = StepHooks(optimizer, self._before_optimizer_step, self._after_optimizer_step)
+        self._hooks = [self._steps]
         self._looks = on_look(model, self._show_fastest, self._show_begun)
         lease(optimizer, model)
         self._model = model
@@ -98,7 +97,14 @@ class AveragedCopies:
     def __getstate__(self) -> dict[str, Any]:
         """A copy or a pickle is that of a controller that has let go of its model and optimizer."""
         kept = {name: value for name, value in vars(self).items() if name != "_model"}
-        free: dict[str, Any] = {"_optimizer": None, "_store": None, "_hooks": [], "_looks": [], "_rates": []}
+        free: dict[str, Any] = {
+            "_optimizer": None,
+            "_store": None,
+            "_hooks": [],
+            "_looks": [],
+            "_steps": None,
+            "_rates": [],
+        }
         return kept | free | {"_begun": False, "_inside": False}
 
     def __enter__(self) -> AveragedCopies:
@@ -148,6 +154,8 @@ class AveragedCopies:
         """Choose the copy of ``step`` without showing it: see `micro_batch`."""
         self._attached_store("begin_step()")
         self.step, self._begun = require_step(step), True
+        if self._steps is not None:
+            self._steps.reset()
         if not self._looks:
             self._looks = on_look(self._model, self._show_fastest, self._show_begun)
 

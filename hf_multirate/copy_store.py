@@ -64,7 +64,7 @@ class CopyStore:
         `hf_multirate.CopiesConfig`.
         """
         for name, tensor in self._tensors.items():
-            if name in self._buffers and (buffers == "keep" or not tensor.is_floating_point()):
+            if name in self._buffers and (buffers == "keep" or not _is_continuous(tensor)):
                 continue
             others = [self._values[copy][name] for copy in merged[1:]]
             for other in others:
@@ -122,11 +122,15 @@ def _moved(state: Mapping[str, Any], parameter: Tensor) -> State:
     }
 
 
+def _is_continuous(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
 def _average_states(states: Sequence[State], parameter: Tensor) -> None:
     for key, value in states[0].items():
         # A count of steps has the shape of a parameter that is a scalar.
         alike = key != "step" and isinstance(value, Tensor) and value.shape == parameter.shape
-        if alike and value.is_floating_point() and all(key in state for state in states):
+        if alike and _is_continuous(value) and all(key in state for state in states):
             mean = torch.stack([state[key] for state in states]).mean(0)
             for state in states:
                 state[key].copy_(mean)

@@ -18,8 +18,9 @@ from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from hf_multirate.adam import AdamDrift, sign
+from hf_multirate.basis import Basis
 from hf_multirate.distributed.shards import local
-from hf_multirate.sampling import extrapolation, sample, width
+from hf_multirate.sampling import extrapolation, real, sample, width
 
 
 class DriftRule(Protocol):
@@ -33,9 +34,12 @@ class DriftRule(Protocol):
     ) -> Callable[[float], None]:
         """What moves each of ``parameters`` by its factor times its last update, at a given learning rate.
 
-        It holds until the parameters take their next step, and does not ask the device for anything. A parameter
-        without an update stays.
+        It holds until the parameters take their next step or their `basis` changes, and does not ask the device for
+        anything. A parameter without an update stays.
         """
+
+    def basis(self, parameters: Sequence[Tensor], group: Mapping[str, Any]) -> Basis:
+        """What a `course` is made from: settings may follow a schedule, and state may be replaced."""
 
     def slopes(self, parameters: Sequence[Tensor], group: Mapping[str, Any]) -> list[Tensor | None]:
         """Inner product of each gradient with the last update: negative where the update still goes downhill.
@@ -70,6 +74,11 @@ class SGDDrift:
         """See `DriftRule`."""
         return _course({p: b for p in parameters if (b := self._buffer(p)) is not None}, factors, -1.0)
 
+    def basis(self, parameters: Sequence[Tensor], group: Mapping[str, Any]) -> Basis:
+        """See `DriftRule`."""
+        buffers = [self._optimizer.state.get(p, {}).get("momentum_buffer") for p in parameters]
+        return Basis([*parameters, *buffers], [])
+
     def slopes(self, parameters: Sequence[Tensor], group: Mapping[str, Any]) -> list[Tensor | None]:
         """See `DriftRule`."""
         return [_dot(p, self._buffer(p), -sign(group)) for p in parameters]
@@ -97,6 +106,10 @@ class DisplacementDrift:
         """See `DriftRule`."""
         return _course({p: self.velocity[p] for p in parameters if p in self.velocity}, factors, 1.0)
 
+    def basis(self, parameters: Sequence[Tensor], group: Mapping[str, Any]) -> Basis:
+        """See `DriftRule`."""
+        return Basis([*parameters, *map(self.velocity.get, parameters)], [])
+
     def slopes(self, parameters: Sequence[Tensor], group: Mapping[str, Any]) -> list[Tensor | None]:
         """See `DriftRule`."""
         return [_dot(p, self.velocity.get(p), sign(group)) for p in parameters]
@@ -105,12 +118,16 @@ class DisplacementDrift:
         """See `DriftRule`."""
         rate = float(group["lr"])
         if rate == 0:
-            for parameter in parameters:
-                self.velocity.pop(parameter, None)
+            self.forget(parameters)
             return
         velocities = torch._foreach_sub([local(parameter) for parameter in parameters], list(before))
         torch._foreach_mul_(velocities, 1.0 / rate)
         self.velocity.update(zip(parameters, velocities, strict=True))
+
+    def forget(self, parameters: Sequence[Tensor]) -> None:
+        """Drop the displacements of ``parameters``."""
+        for parameter in parameters:
+            self.velocity.pop(parameter, None)
 
 
 def _course(updates: Mapping[Tensor, Tensor], factors: Mapping[Tensor, float], sign: float) -> Callable[[float], None]:
@@ -132,7 +149,7 @@ def _dot(parameter: Tensor, update: Tensor | None, sign: float) -> Tensor | None
     if update is None or parameter.grad is None:
         return None
     columns = width(parameter)
-    product = sample(local(parameter.grad), columns) * sample(update, columns)
+    product = real(sample(local(parameter.grad), columns)) * real(sample(update, columns))
     return sign * extrapolation(parameter) * product.sum(dtype=torch.float32)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from weakref import WeakSet
 
+from accelerate.optimizer import AcceleratedOptimizer
 from torch import nn
 from torch.optim import Optimizer
 
@@ -12,15 +13,34 @@ _leased: WeakSet[Optimizer | nn.Module] = WeakSet()
 
 
 def innermost(optimizer: Optimizer) -> Optimizer:
-    """The torch optimizer itself, without the wrapper of Accelerate.
+    """The optimizer itself, without the wrapper of Accelerate; any other that holds optimizers is one by itself.
 
     Raises:
         TypeError: it is no torch optimizer.
+        ValueError: its class has not called ``Optimizer.__init__``, and a scheduler has replaced its ``step``.
     """
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"attach() takes one torch optimizer, got {type(optimizer).__name__}.")
-    wrapped = vars(optimizer).get("optimizer")  # Accelerate's wrapper is an optimizer that holds one
-    return innermost(wrapped) if isinstance(wrapped, Optimizer) else optimizer
+    if isinstance(optimizer, AcceleratedOptimizer):
+        return innermost(optimizer.optimizer)
+    if "_optimizer_step_pre_hooks" not in vars(optimizer):
+        _add_hooks(optimizer)
+    return optimizer
+
+
+def _add_hooks(optimizer: Optimizer) -> None:
+    """Make room for step hooks, as ``Optimizer.__init__`` does: some wrappers of optimizers do not call it."""
+    if "step" in vars(optimizer):
+        name = type(optimizer).__name__
+        raise ValueError(
+            f"optimizer {name} has no step hooks, since {name}.__init__ does not call Optimizer.__init__. Call "
+            "super().__init__(params, defaults) in it, or make its scheduler after attach()."
+        )
+    try:
+        _ = optimizer.defaults
+    except AttributeError:
+        optimizer.defaults = {}
+    Optimizer.__setstate__(optimizer, {})
 
 
 def require_free(optimizer: Optimizer, model: nn.Module) -> None:

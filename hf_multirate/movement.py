@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import compress
 from typing import Any
 
 import torch
@@ -15,12 +15,22 @@ from hf_multirate.auto.signals import Signals
 from hf_multirate.bucket import Bucket
 from hf_multirate.config import MultirateConfig
 from hf_multirate.distributed.shards import local, shard_of, whole
-from hf_multirate.drift import DisplacementDrift, choose_rule, stretch_
+from hf_multirate.drift import DisplacementDrift, DriftRule, SGDDrift, choose_rule, stretch_
 from hf_multirate.groups import RateGroup
 from hf_multirate.schedule import Schedule, Stages
 from hf_multirate.state_checks import check_movement
 from hf_multirate.trust import DriftTrust
 from hf_multirate.worth import Worth
+
+
+def changes_weights(config: MultirateConfig) -> bool:
+    """Whether weights are changed by anything but the optimizer: drift, longer steps or subsets held at zero."""
+    if config.budget is not None and config.budget.drift:
+        return True
+    return any(
+        group.idle == "zero" or group.lr_scale != 1.0 or (group.period > 1 and group.drift_steps != 0)
+        for group in config.groups
+    )
 
 
 class Movement:
@@ -42,7 +52,7 @@ class Movement:
         ``signals`` take in what gradients are worth, for whoever decides on periods.
 
         Raises:
-            ValueError: the optimizer does not hold a parameter.
+            ValueError: the optimizer does not hold a parameter, or holds it twice.
         """
         self._optimizer = optimizer
         self._schedule: Schedule | Stages = config.schedule
@@ -51,6 +61,13 @@ class Movement:
         self._displacement = DisplacementDrift()
         self._names: dict[Tensor, str] = {p: name for members in groups.values() for name, p in members.items()}
         self._appraisal = Appraisal(optimizer, self._names, signals, of_drift=self._plans_drift)
+        counts = Counter(p for group in optimizer.param_groups for p in group["params"])
+        twice = [name for p, name in self._names.items() if counts[p] > 1]
+        if twice:
+            raise ValueError(
+                f"{len(twice)} parameters are in more than one group of the optimizer, e.g. {twice[:3]}: which "
+                "learning rate they drift by is not known. Give each parameter to one group."
+            )
         torch_group = {p: i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
         unknown = [name for p, name in self._names.items() if p not in torch_group]
         if unknown:
@@ -68,12 +85,15 @@ class Movement:
         self._buckets = [bucket for bucket in self._buckets if bucket.parameters]
 
     def _bucket(self, index: int, group: RateGroup, torch_group: int, parameters: list[nn.Parameter]) -> Bucket:
-        rule = choose_rule(self._optimizer, self._optimizer.param_groups[torch_group], self._displacement)
+        rule = self._rule(torch_group)
         drifts = group.idle == "drift" and group.drift_steps != 0 and (group.period > 1 or self._plans_drift)
         constant = self._drift_scale
         if constant is None and (not drifts or type(self._optimizer) is SGD):
             constant = 1.0
         return Bucket(index, group, torch_group, parameters, rule, DriftTrust(parameters, constant))
+
+    def _rule(self, torch_group: int) -> DriftRule:
+        return choose_rule(self._optimizer, self._optimizer.param_groups[torch_group], self._displacement)
 
     @property
     def worth(self) -> Worth:
@@ -122,6 +142,7 @@ class Movement:
             looks_back = self._to_look_back(bucket, step)
             slopes = self._appraisal.appraise(bucket, stepped, wanted=looks_back)
             bucket.levels = bucket.trust.look_back(slopes) if looks_back else {}
+            bucket.rule = self._rule(bucket.torch_group)  # a schedule may turn momentum on or off
             if self._to_keep(bucket, step) or self._stretch(bucket, step) != 1.0:
                 bucket.before = [local(parameter).clone() for parameter in stepped]
 
@@ -137,6 +158,8 @@ class Movement:
                 continue
             bucket.course = None
             bucket.trust.set(bucket.levels)
+            if bucket.rule is not self._displacement:
+                self._displacement.forget(bucket.parameters)
             if bucket.before:
                 stepped = [parameter for parameter in bucket.parameters if parameter.grad is not None]
                 if self._to_keep(bucket, step):
@@ -152,11 +175,10 @@ class Movement:
                 yield from bucket.parameters
 
     def _drift(self, bucket: Bucket, group: Mapping[str, Any]) -> None:
-        adrift = [parameter.requires_grad for parameter in bucket.parameters]
-        if bucket.course is None or bucket.state is not self._optimizer.state or bucket.adrift != adrift:
-            moving = list(compress(bucket.parameters, adrift))
-            bucket.course = bucket.rule.course(moving, group, bucket.trust.factors)
-            bucket.state, bucket.adrift = self._optimizer.state, adrift
+        moving = [parameter for parameter in bucket.parameters if parameter.requires_grad]  # some may be frozen by now
+        basis = bucket.rule.basis(moving, group)
+        if bucket.course is None or not basis.same(bucket.basis):
+            bucket.course, bucket.basis = bucket.rule.course(moving, group, bucket.trust.factors), basis
         bucket.course(float(group["lr"]) * bucket.rate_group.lr_scale)
 
     def trust(self, index: int) -> float:
@@ -199,5 +221,15 @@ class Movement:
         levels = {by_name[name]: level for name, level in state["level"].items()}
         for bucket in self._buckets:
             bucket.course = None
+            bucket.rule = self._rule_of_last_step(bucket)
             if bucket.trust.adapts:
                 bucket.trust.set({p: levels[p] for p in bucket.parameters if p in levels})
+
+    def _rule_of_last_step(self, bucket: Bucket) -> DriftRule:
+        """What `state_dict` and the optimizer hold says it: a schedule may have turned momentum on or off since."""
+        if any(parameter in self._displacement.velocity for parameter in bucket.parameters):
+            return self._displacement
+        states = [self._optimizer.state.get(parameter, {}) for parameter in bucket.parameters]
+        if type(self._optimizer) is SGD and any(state.get("momentum_buffer") is not None for state in states):
+            return SGDDrift(self._optimizer)
+        return self._rule(bucket.torch_group)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -32,3 +33,8 @@ def extrapolation(parameter: Tensor) -> float:
     """Elements of ``parameter`` for each that is looked at."""
     columns = width(parameter)
     return parameter.numel() / (parameter.shape[0] * columns) if columns else 1.0
+
+
+def real(tensor: Tensor) -> Tensor:
+    """A view of ``tensor`` with real and imaginary parts in a dimension of their own, if it is complex."""
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor

@@ -94,7 +94,7 @@ class _Sent:
         present = torch.tensor([p.grad is not None for p in parameters], device=pieces[0].device)
         flat = torch.cat([*(piece.reshape(-1) for piece in pieces), present.to(pieces[0].dtype)])
         # Divided first, as in DDP: a sum of many half-precision gradients could overflow.
-        self._flat = flat.to(wire or flat.dtype).div_(group.size())
+        self._flat = flat.to(flat.dtype if wire is None or flat.is_complex() else wire).div_(group.size())
         self._work = dist.all_reduce(self._flat, group=group, async_op=True)
 
     @torch.no_grad()
