@@ -13,6 +13,13 @@ from hf_multirate.groups import parse_ladder
 
 SWITCH = ("on", "off")
 MODES = (*SWITCH, "auto")
+LOGS = ("brief", "all")
+
+
+def require_log(value: Any) -> None:
+    """Raise `ValueError` if ``value`` is no setting of the logs."""
+    if value not in LOGS:
+        raise ValueError(f"multirate_log must be one of {LOGS}, got {value!r}.")
 
 
 @dataclass
@@ -86,6 +93,13 @@ class MultirateTrainingArguments(TrainingArguments):
             "weights differ (default: 0, never)."
         },
     )
+    multirate_log: str = field(
+        default="brief",
+        metadata={
+            "help": "Figures beside each logged loss: 'brief' for a few, 'all' for those of each block too. The "
+            "record of a run has all of them."
+        },
+    )
     multirate_config: str | None = field(
         default=None, metadata={"help": "JSON file with a whole MultirateConfig, instead of the fields above."}
     )
@@ -106,6 +120,7 @@ class MultirateTrainingArguments(TrainingArguments):
         if isinstance(self.multirate, bool):  # what YAML makes of on and off
             self.multirate = "on" if self.multirate else "off"
         super().__post_init__()  # type: ignore[no-untyped-call]  # transformers annotates no __post_init__
+        require_log(self.multirate_log)
         self.to_multirate_config()
 
     def to_multirate_config(self) -> MultirateConfig:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import TrainingArguments
 from transformers.trainer_utils import has_length
@@ -18,10 +18,59 @@ from hf_multirate.describe import fold
 from hf_multirate.distributed import unwrapped
 from hf_multirate.names import named
 from hf_multirate.record import ARGUMENTS, CHECKED_STEPS, RunRecord, checksum
+from hf_multirate.shortfall import enough
 
 
 ASIDE = "seconds_of_"
 """Prefix, in entries of the logs, of what took time and was no part of a step."""
+
+PREFIX = "multirate/"
+"""Prefix of all figures in the logs."""
+
+INVALID, LEVELS = re.compile(r"[^\w\-. ]", re.ASCII), 2
+"""Characters that some dashboard refuses in a part of a key, and the slashes of a key: before a name and its block."""
+
+SPEEDUP = f"{PREFIX}speedup_realised"
+
+BRIEF = frozenset(
+    {SPEEDUP}
+    | {f"{PREFIX}{key}" for key in ("seconds_full_step", "seconds_fast_step", "speedup_predicted", "grad_norm_full")}
+)
+"""Figures in the logs by default: what a step costs, what the run gains, and a norm to compare with other runs.
+
+With the phase, which is logged beside ``loss`` and ``grad_norm``, these are six.
+"""
+
+
+class _Mean:
+    """Running mean of tensors: one sum on their device, so nothing grows and the host never waits for the device."""
+
+    def __init__(self) -> None:
+        self._sum: Tensor | None = None
+        self._number = 0
+
+    def add(self, value: Tensor) -> None:
+        """One more value."""
+        value = value.detach().float()
+        self._sum = value if self._sum is None else self._sum + value
+        self._number += 1
+
+    def take(self) -> float | None:
+        """The mean of the values since the last call, or None if there are none."""
+        mean = None if self._sum is None else (self._sum / self._number).item()
+        self._sum, self._number = None, 0
+        return mean
+
+
+def _with_valid_keys(figures: Mapping[str, float]) -> dict[str, float]:
+    """``figures`` under keys that all dashboards take: MLflow ends a run at other characters."""
+    found: dict[str, float] = {}
+    for key, value in figures.items():
+        valid = "/".join(INVALID.sub("_", part) for part in key.split("/", LEVELS))
+        while valid in found:  # two names of modules may differ in such a character alone
+            valid += "_"
+        found[valid] = value
+    return found
 
 
 class Observation:
@@ -35,7 +84,7 @@ class Observation:
     def __init__(self, multirate: Multirate, args: TrainingArguments) -> None:
         self._multirate = multirate
         self._args = args
-        self._norms: dict[bool, list[Tensor]] = {True: [], False: []}
+        self._norms = {True: _Mean(), False: _Mean()}
         self._logs: list[dict[str, float]] = []
         self._checksums: list[int] = []
         self._start_step = 0
@@ -79,10 +128,10 @@ class Observation:
     def add_norm(self, norm: Any) -> None:
         """The norm of all gradients of a step, before they were clipped."""
         if self._multirate.active and isinstance(norm, Tensor):
-            self._norms[self._multirate.full].append(norm.detach())
+            self._norms[self._multirate.full].add(norm)
 
     def figures(self) -> dict[str, float]:
-        """For the logs: of the run so far, and of gradients since they were last asked for."""
+        """All figures of the run so far, and of gradients since the last call."""
         telemetry = self._multirate.telemetry
         numbers = {full: telemetry.counted(full=full) for full in (True, False)}
         found: dict[str, float | None] = {
@@ -93,10 +142,15 @@ class Observation:
             "full_share": numbers[True] / max(1, sum(numbers.values())),
         }
         for kind, full in (("full", True), ("fast", False)):
-            if self._norms[full]:
-                found[f"grad_norm_{kind}"] = torch.stack(self._norms[full]).float().mean().item()
-                self._norms[full].clear()
-        return {f"multirate/{key}": value for key, value in (found | self._worth()).items() if value is not None}
+            found[f"grad_norm_{kind}"] = self._norms[full].take()
+        return {f"{PREFIX}{key}": value for key, value in (found | self._worth()).items() if value is not None}
+
+    def shown(self, figures: Mapping[str, float], log: str) -> dict[str, float]:
+        """The part of ``figures`` for Trainer's logs: ``log`` is ``"brief"`` or ``"all"``."""
+        if log == "all":
+            return _with_valid_keys(figures)
+        kept = BRIEF if enough(self._multirate.telemetry) else BRIEF - {SPEEDUP}
+        return {key: value for key, value in figures.items() if key in kept}
 
     def _worth(self) -> dict[str, float]:
         unit = self._seconds_per_unit()

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import Seq2SeqTrainer, Trainer, TrainingArguments
 
-from hf_multirate.arguments import SWITCH, MultirateTrainingArguments
+from hf_multirate.arguments import SWITCH, MultirateTrainingArguments, require_log
 from hf_multirate.chunks import adds_up, scaled_backward
 from hf_multirate.config import MultirateConfig
 from hf_multirate.controller import Multirate
@@ -34,17 +34,24 @@ class MultirateMixin(ObservedMixin):
         *args: What the other class takes.
         multirate: The rate groups. Without it those of ``args``, if it is a `MultirateTrainingArguments`, else
             ``MultirateConfig.two_rate()``.
+        multirate_log: ``"brief"`` for a few figures beside each logged loss, ``"all"`` for all of them. Without it
+            that of ``args``, if it is a `MultirateTrainingArguments`, else ``"brief"``.
         **kwargs: What the other class takes.
 
     Raises:
-        ValueError: the rate groups do not fit the model.
+        ValueError: the rate groups do not fit the model, or ``multirate_log`` is something else.
         NotImplementedError: the run is distributed in a way that is not known to train right.
     """
 
     _files = "multirate"
 
-    def __init__(self, *args: Any, multirate: MultirateConfig | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, multirate: MultirateConfig | None = None, multirate_log: str | None = None, **kwargs: Any
+    ) -> None:
+        if multirate_log is not None:
+            require_log(multirate_log)
         super().__init__(*args, **kwargs)
+        self.multirate_log = multirate_log
         self._configured_by_arguments = multirate is None
         self._loss_adds_up: bool | None = None
         if _switched_off():
