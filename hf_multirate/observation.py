@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -16,6 +15,7 @@ from hf_multirate.controller import Multirate
 from hf_multirate.cost import backward_costs, layers_of, step_cost
 from hf_multirate.describe import fold
 from hf_multirate.distributed import unwrapped
+from hf_multirate.figures import PREFIX, Detailed, Mean, brief, with_valid_keys
 from hf_multirate.names import named
 from hf_multirate.record import ARGUMENTS, CHECKED_STEPS, RunRecord, checksum
 from hf_multirate.shortfall import enough
@@ -23,54 +23,6 @@ from hf_multirate.shortfall import enough
 
 ASIDE = "seconds_of_"
 """Prefix, in entries of the logs, of what took time and was no part of a step."""
-
-PREFIX = "multirate/"
-"""Prefix of all figures in the logs."""
-
-INVALID, LEVELS = re.compile(r"[^\w\-. ]", re.ASCII), 2
-"""Characters that some dashboard refuses in a part of a key, and the slashes of a key: before a name and its block."""
-
-SPEEDUP = f"{PREFIX}speedup_realised"
-
-BRIEF = frozenset(
-    {SPEEDUP}
-    | {f"{PREFIX}{key}" for key in ("seconds_full_step", "seconds_fast_step", "speedup_predicted", "grad_norm_full")}
-)
-"""Figures in the logs by default: what a step costs, what the run gains, and a norm to compare with other runs.
-
-With the phase, which is logged beside ``loss`` and ``grad_norm``, these are six.
-"""
-
-
-class _Mean:
-    """Running mean of tensors: one sum on their device, so nothing grows and the host never waits for the device."""
-
-    def __init__(self) -> None:
-        self._sum: Tensor | None = None
-        self._number = 0
-
-    def add(self, value: Tensor) -> None:
-        """One more value."""
-        value = value.detach().float()
-        self._sum = value if self._sum is None else self._sum + value
-        self._number += 1
-
-    def take(self) -> float | None:
-        """The mean of the values since the last call, or None if there are none."""
-        mean = None if self._sum is None else (self._sum / self._number).item()
-        self._sum, self._number = None, 0
-        return mean
-
-
-def _with_valid_keys(figures: Mapping[str, float]) -> dict[str, float]:
-    """``figures`` under keys that all dashboards take: MLflow ends a run at other characters."""
-    found: dict[str, float] = {}
-    for key, value in figures.items():
-        valid = "/".join(INVALID.sub("_", part) for part in key.split("/", LEVELS))
-        while valid in found:  # two names of modules may differ in such a character alone
-            valid += "_"
-        found[valid] = value
-    return found
 
 
 class Observation:
@@ -84,8 +36,9 @@ class Observation:
     def __init__(self, multirate: Multirate, args: TrainingArguments) -> None:
         self._multirate = multirate
         self._args = args
-        self._norms = {True: _Mean(), False: _Mean()}
+        self._norms = {True: Mean(), False: Mean()}
         self._logs: list[dict[str, float]] = []
+        self._detailed = Detailed()
         self._checksums: list[int] = []
         self._start_step = 0
         self._seconds_before = 0.0
@@ -148,9 +101,8 @@ class Observation:
     def shown(self, figures: Mapping[str, float], log: str) -> dict[str, float]:
         """The part of ``figures`` for Trainer's logs: ``log`` is ``"brief"`` or ``"all"``."""
         if log == "all":
-            return _with_valid_keys(figures)
-        kept = BRIEF if enough(self._multirate.telemetry) else BRIEF - {SPEEDUP}
-        return {key: value for key, value in figures.items() if key in kept}
+            return with_valid_keys(figures)
+        return brief(figures, with_speedup=enough(self._multirate.telemetry))
 
     def _worth(self) -> dict[str, float]:
         unit = self._seconds_per_unit()
@@ -175,6 +127,7 @@ class Observation:
         seconds = self._seconds_before + self.elapsed
         aside = {f"{ASIDE}{purpose}": spent for purpose, spent in self._aside().items()}
         self._logs.append({**numbers, "step": step, "seconds": round(seconds, 4), **aside})
+        self._detailed.note(self._logs[-1])
 
     def _aside(self) -> dict[str, float]:
         """Seconds of the whole run that were no part of a step."""

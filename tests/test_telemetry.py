@@ -18,6 +18,7 @@ from hf_multirate import Multirate, MultirateConfig, MultirateTrainer, Multirate
 from hf_multirate.auto.blocks import block_groups
 from hf_multirate.blocks import blocks_of
 from hf_multirate.cost import backward_costs, layers_of
+from hf_multirate.figures import Detailed
 from hf_multirate.partition import assign
 from hf_multirate.record import FILE, FORMAT, checksum, read_record
 from hf_multirate.shortfall import shortfall
@@ -266,6 +267,21 @@ def test_keys_are_valid_whatever_modules_are_called(tmp_path: Path) -> None:
     assert {"multirate/worth/a_b", "multirate/worth/a_b_", "multirate/worth/c_d _", "multirate/worth/head"} <= keys
     assert all(re.fullmatch(r"multirate/([a-z_]+|[a-z_]+/[\w. -]+)", key, re.ASCII) for key in keys)
     assert "multirate/worth/a+b" in ours(read_record(tmp_path).logs)
+
+
+def test_a_record_keeps_the_figures_of_blocks_of_some_entries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hf_multirate.figures.DETAILED", 10)
+    entries = [{"step": float(step), "multirate/full_share": 0.5} for step in range(400)]
+    detailed = Detailed()
+    for step, entry in enumerate(entries):
+        if step % 4 == 0:
+            entry |= {"multirate/worth/head": 1.0, "multirate/worth_age/head": 1.0}
+        detailed.note(entry)
+    kept = [entry["step"] for entry in entries if "multirate/worth/head" in entry]
+    assert kept[:4] == [0.0, 32.0, 64.0, 96.0]
+    assert 10 <= len(kept) <= 20
+    assert all("multirate/full_share" in entry for entry in entries)
+    assert [entry["step"] for entry in entries if "multirate/worth_age/head" in entry] == kept
 
 
 def tensors() -> int:
