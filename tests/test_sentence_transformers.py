@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable
 from itertools import pairwise
@@ -17,7 +18,7 @@ from torch import nn
 from counted import Counted, saving
 from hf_multirate import MultirateConfig
 from hf_multirate.trainer import MultirateMixin
-from runs import DEFAULTS, PERIOD, assert_same, history, phases, weights
+from runs import DEFAULTS, PERIOD, assert_same, differ, history, phases, weights
 from tiny import ENCODER, WORDS, tokenizer
 
 
@@ -78,6 +79,9 @@ def sentences(folder: Path, kind: type, loss: str = "pairs", **rest: Any) -> Any
         "pairs": lambda: losses.MultipleNegativesRankingLoss(model),
         "cached": lambda: losses.CachedMultipleNegativesRankingLoss(model, mini_batch_size=1),
         "softmax": lambda: losses.SoftmaxLoss(model, 16, 3),
+        "layers": lambda: losses.AdaptiveLayerLoss(model, losses.MultipleNegativesRankingLoss(model)),
+        "guided": lambda: losses.CachedGISTEmbedLoss(model, guide=copy.deepcopy(model), mini_batch_size=1),
+        "denoising": lambda: losses.DenoisingAutoEncoderLoss(model, name, tie_encoder_decoder=True),
     }
     settings = {key: rest.pop(key) for key in rest.keys() - {"multirate"}}
     args = SentenceTransformerTrainingArguments(output_dir=str(folder), **(DEFAULTS | settings))
@@ -115,6 +119,28 @@ def test_fast_steps_cost_less(
     parameters = {name for name, _ in trainer.model.named_parameters()}
     still = {name for name in parameters if torch.equal(before[name], after[name])}
     assert all("pooler" in name for name in still)
+
+
+@pytest.mark.filterwarnings("ignore:.*tie_encoder_decoder")
+@pytest.mark.parametrize("loss", ["layers", "guided", "denoising"])
+def test_losses_with_a_model_of_their_own(tmp_path: Path, loss: str) -> None:
+    """Of some layers, a guide that is frozen, and a decoder that is tied to the encoder."""
+    ends = {}
+    for config in (CONFIG, MultirateConfig.off(), None):
+        kind, given = (
+            (SentenceTransformerTrainer, {}) if config is None else (MultirateSentences, {"multirate": config})
+        )
+        trainer = sentences(tmp_path, kind, loss, **given)
+        before = weights(trainer)
+        trainer.train()
+        ends[config] = weights(trainer)
+        if config is CONFIG:
+            assert phases(trainer) == [0, 1, 2, 3, 0, 1]
+            changed = {name for name, _ in trainer.model.named_parameters()} & differ(before, ends[config])
+            slow = trainer.multirate.partition["slow"]
+            assert any("layer.0." in name for name in changed)
+            assert {name for name in slow if "pooler" not in name} & changed
+    assert_same(ends[MultirateConfig.off()], ends[None])
 
 
 @pytest.mark.parametrize(("make", "ours", "plain", "loss"), CASES)
