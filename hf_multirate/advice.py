@@ -37,10 +37,10 @@ def warn_of_tied_head(config: MultirateConfig, partition: Mapping[str, Sequence[
                 "Leave it to a slow group to save that time.", name, other, group_of[name].name,
             )  # fmt: skip
         elif periods[name] > 1:
-            logger.warning(
-                "%r is tied to the embedding %r and in rate group %r with it: it gets a gradient every %d steps only. "
-                "A fast group that matches %r would send backward to the bottom at every step instead.",
-                other, name, group_of[name].name, periods[name], name,
+            # Nothing can be done about it: in a fast group it would cost all that is saved.
+            logger.info(
+                "%r is tied to the embedding %r: both get a gradient every %d steps, with rate group %r.",
+                other, name, periods[name], group_of[name].name,
             )  # fmt: skip
 
 

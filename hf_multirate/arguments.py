@@ -18,6 +18,18 @@ from hf_multirate.validators import require_bool, require_choice, require_int, r
 
 SWITCH = ("on", "off")
 MODES = (*SWITCH, "auto")
+LOGS = ("brief", "all")
+
+
+def require_log(value: Any) -> str:
+    """What the logs have: one of `LOGS`.
+
+    Raises:
+        ValueError: it is another text.
+        TypeError: it is no text.
+    """
+    return str(require_choice("multirate_log", value, LOGS))
+
 
 CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "multirate_speedup": require_speedup,
@@ -109,6 +121,13 @@ class MultirateTrainingArguments(TrainingArguments):
             "weights differ (default: 0, never)."
         },
     )
+    multirate_log: str = field(
+        default="brief",
+        metadata={
+            "help": "Figures beside each logged loss: 'brief' for a few, 'all' for those of each block too. The "
+            "record of a run has all of them."
+        },
+    )
     multirate_config: str | None = field(
         default=None, metadata={"help": "JSON file with a whole MultirateConfig, instead of the fields above."}
     )
@@ -137,6 +156,7 @@ class MultirateTrainingArguments(TrainingArguments):
             self.multirate = "on" if self.multirate else "off"
         super().__post_init__()  # type: ignore[no-untyped-call]  # transformers annotates no __post_init__
         vars(self).update(self._plain())
+        require_log(self.multirate_log)
         self.to_multirate_config()
 
     def to_multirate_config(self) -> MultirateConfig:

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import TrainingArguments
 from transformers.trainer_utils import has_length
@@ -16,9 +15,11 @@ from hf_multirate.controller import Multirate
 from hf_multirate.cost import backward_costs, layers_of, step_cost
 from hf_multirate.describe import fold
 from hf_multirate.distributed import unwrapped
+from hf_multirate.figures import PREFIX, Detailed, Mean, brief, with_valid_keys
 from hf_multirate.names import named
 from hf_multirate.record import CHECKED_STEPS, RunRecord, checksum
 from hf_multirate.record_check import ARGUMENTS, FROZEN
+from hf_multirate.shortfall import enough
 
 
 ASIDE = "seconds_of_"
@@ -36,8 +37,9 @@ class Observation:
     def __init__(self, multirate: Multirate, args: TrainingArguments) -> None:
         self._multirate = multirate
         self._args = args
-        self._norms: dict[bool, list[Tensor]] = {True: [], False: []}
+        self._norms = {True: Mean(), False: Mean()}
         self._logs: list[dict[str, float]] = []
+        self._detailed = Detailed()
         self._checksums: list[int] = []
         self._start_step = 0
         self._seconds_before = 0.0
@@ -80,10 +82,10 @@ class Observation:
     def add_norm(self, norm: Any) -> None:
         """The norm of all gradients of a step, before they were clipped."""
         if self._multirate.active and isinstance(norm, Tensor):
-            self._norms[self._multirate.full].append(norm.detach())
+            self._norms[self._multirate.full].add(norm)
 
     def figures(self) -> dict[str, float]:
-        """For the logs: of the run so far, and of gradients since they were last asked for."""
+        """All figures of the run so far, and of gradients since the last call."""
         telemetry = self._multirate.telemetry
         numbers = {full: telemetry.counted(full=full) for full in (True, False)}
         found: dict[str, float | None] = {
@@ -94,10 +96,14 @@ class Observation:
             "full_share": numbers[True] / max(1, sum(numbers.values())),
         }
         for kind, full in (("full", True), ("fast", False)):
-            if self._norms[full]:
-                found[f"grad_norm_{kind}"] = torch.stack(self._norms[full]).float().mean().item()
-                self._norms[full].clear()
-        return {f"multirate/{key}": value for key, value in (found | self._worth()).items() if value is not None}
+            found[f"grad_norm_{kind}"] = self._norms[full].take()
+        return {f"{PREFIX}{key}": value for key, value in (found | self._worth()).items() if value is not None}
+
+    def shown(self, figures: Mapping[str, float], log: str) -> dict[str, float]:
+        """The part of ``figures`` for Trainer's logs: ``log`` is ``"brief"`` or ``"all"``."""
+        if log == "all":
+            return with_valid_keys(figures)
+        return brief(figures, with_speedup=enough(self._multirate.telemetry))
 
     def _worth(self) -> dict[str, float]:
         unit = self._seconds_per_unit()
@@ -123,6 +129,7 @@ class Observation:
         seconds = self._seconds_before + self.elapsed if self.begun else 0.0
         aside = {f"{ASIDE}{purpose}": spent for purpose, spent in self._aside().items()} if self.begun else {}
         self._logs.append({**numbers, "step": step, "seconds": round(seconds, 4), **aside})
+        self._detailed.note(self._logs[-1])
 
     def _aside(self) -> dict[str, float]:
         """Seconds of the whole run that were no part of a step."""

@@ -13,6 +13,7 @@ from typing import Any, cast
 from torch import nn
 from transformers import TrainerState
 
+from hf_multirate.arguments import MultirateTrainingArguments
 from hf_multirate.card import card_section
 from hf_multirate.controlled import ControlledMixin
 from hf_multirate.controller import Multirate
@@ -34,6 +35,8 @@ class ObservedMixin(ControlledMixin):
     """Adds what was measured to all that Trainer writes; a subclass calls `_observe` when it is initialized."""
 
     multirate: Multirate
+    multirate_log: str | None = None
+    """Which figures are logged: ``"brief"`` or ``"all"``. None is the setting of the arguments, else ``"brief"``."""
 
     # A base class may log or evaluate in its constructor, before `_observe`.
     _observation: Observation | None = None
@@ -123,15 +126,22 @@ class ObservedMixin(ControlledMixin):
         """As in `transformers.Trainer`, with what was measured of the steps behind ``loss``."""
         self._observe_attempt()
         seen = self._observation
+        figures: dict[str, float] = {}
         if seen is not None and self._training and self.multirate.attached and self.multirate.active:
             if "loss" in logs:
-                logs |= seen.figures()
+                figures = seen.figures()
+                logs |= seen.shown(figures, self._log_setting())
             self._warn_once()
         super().log(logs, *args, **kwargs)
         if seen is not None:
-            seen.note(logs, self.state.global_step)
+            seen.note(figures | logs, self.state.global_step)
             if not self._training:
                 self._write_record()
+
+    def _log_setting(self) -> str:
+        if self.multirate_log is not None:
+            return self.multirate_log
+        return self.args.multirate_log if isinstance(self.args, MultirateTrainingArguments) else "brief"
 
     def _warn_once(self) -> None:
         told = None if self._warned else shortfall(self.multirate.telemetry)

@@ -7,6 +7,7 @@ from typing import Any
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hf_multirate.controller import Multirate
+from hf_multirate.shortfall import enough
 
 
 class PhaseOnBar(TrainerCallback):
@@ -33,10 +34,11 @@ class PhaseOnBar(TrainerCallback):
 
 
 def phase_text(multirate: Multirate) -> str:
-    """The kind of the last step, its place in the cycle, and the speed-up of the run so far."""
-    cycle = multirate.cycle
+    """The kind of the last step, with fixed turns its place in the cycle, and the speed-up once enough steps were taken to tell it."""
     kind = "full" if multirate.full else "fast"
+    # Drawn positions have no place to count from.
+    place = f" {multirate.phase + 1}/{multirate.cycle}" if multirate.config.turns == "fixed" else ""
     telemetry = multirate.telemetry
-    realised = telemetry.speedup_of_run(telemetry.elapsed)
-    known = "" if realised is None or not telemetry.counted(full=False) else f", {realised:.2f}x"
-    return f"{kind} {multirate.phase + 1}/{cycle}{known}"
+    realised = telemetry.speedup_of_run(telemetry.elapsed) if enough(telemetry) else None
+    known = "" if realised is None else f", {realised:.2f}x"
+    return f"{kind}{place}{known}"

@@ -106,7 +106,9 @@ class Schedule:
         return next(step for step in steps if self.live(step) == kind)
 
     def phase(self, step: int) -> int:
-        """Position in the cycle; with fixed turns 0 is a full step. Every initial step has 0."""
+        """Position in the cycle; with drawn turns steps since the slowest group got its gradient. A full step has 0."""
+        if self.turns == "drawn":
+            return self.steps_since_refresh(self.periods.index(max(self.periods)), step)
         return max(0, step - self.initial_full_steps) % self.cycle
 
     def samples(self, step: int) -> bool:

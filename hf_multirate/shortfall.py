@@ -8,8 +8,11 @@ from hf_multirate.telemetry import Telemetry
 ENOUGH = 0.9
 """Share of the predicted speed-up below which there is something to say."""
 
-LEAST_STEPS, LEAST_SECONDS = 20, 5.0
-"""Of a run, before anything is said of it."""
+LEAST_OF_EACH = 5
+"""Full steps, and fast steps, from which on a speed-up means something: the first of each kind is no measure."""
+
+LEAST_SECONDS = 30.0
+"""Of a run, before a shortfall is worth a message."""
 
 NOTICED = 0.05
 """Share of the time from which on something else counts as a cause."""
@@ -21,23 +24,26 @@ REMEDIES = {
 }
 
 
-def shortfall(telemetry: Telemetry) -> str | None:
-    """What to tell a user whose run realises less than nine tenths of what was predicted; None if there is nothing.
+def enough(telemetry: Telemetry) -> bool:
+    """Whether there are enough steps of both kinds for a speed-up to mean something."""
+    return all(telemetry.counted(full=full) >= LEAST_OF_EACH for full in (True, False))
 
-    It takes at least 20 steps and 5 seconds, some of both kinds.
+
+def shortfall(telemetry: Telemetry) -> str | None:
+    """A message if the run realises less than nine tenths of the predicted speed-up and the cause is known, else None.
+
+    It takes at least 5 steps of each kind and 30 seconds.
     """
-    kinds = [telemetry.counted(full=full) for full in (True, False)]
     elapsed = telemetry.elapsed
-    if sum(kinds) < LEAST_STEPS or not all(kinds) or elapsed < LEAST_SECONDS:
+    if not enough(telemetry) or elapsed < LEAST_SECONDS:
         return None
     predicted, realised = telemetry.predicted_so_far, telemetry.speedup_of_run(elapsed)
     if realised is None or realised >= ENOUGH * predicted:
         return None
     causes = _of_steps(telemetry) + _of_the_rest(telemetry, elapsed)
-    return (
-        f"the run is {realised:.2f} times as fast as full steps alone would be, where {predicted:.2f} were predicted. "
-        f"Found: {'; '.join(causes) or 'no single cause'}."
-    )
+    if not causes:
+        return None  # nothing that a user could change
+    return f"the speed-up so far is {realised:.2f}, predicted {predicted:.2f}. Found: {'; '.join(causes)}."
 
 
 def _of_steps(telemetry: Telemetry) -> list[str]:
@@ -48,13 +54,13 @@ def _of_steps(telemetry: Telemetry) -> list[str]:
     told = f"a fast-only step takes {share:.2f} of a full one, predicted {predicted:.2f}"
     if share > ENOUGH and predicted < ENOUGH * share:
         return [
-            f"boundary not reached: {told}, so backward seems to go on below the fast groups (an input that requires "
-            "a gradient, a fast parameter near the bottom; see describe() of the controller)"
+            f"boundary not reached: {told}, so backward seems to run below the fast groups (see "
+            "trainer.multirate.describe())"
         ]
     if share * ENOUGH > predicted:
         return [
-            f"small batch: {told}; what does not shrink with backward (optimizer, drift, Python) weighs more the "
-            "smaller the batch is (a larger batch, or fewer drift_steps)"
+            f"small batch: {told}, since the optimizer, drift and Python take as long as at a full step (try a larger "
+            "batch, or fewer drift_steps)"
         ]
     return []
 

@@ -74,7 +74,7 @@ class Standing:
 
     @property
     def phase(self) -> int:
-        """Position in the cycle of the step begun last; with fixed turns 0 is a full step."""
+        """Position in the cycle of the step begun last: see `hf_multirate.schedule.Schedule.phase`."""
         return 0 if self.step is None else self._cycles.phase(self.step)
 
     @property

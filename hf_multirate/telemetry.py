@@ -48,7 +48,7 @@ class Telemetry:
     ) -> None:
         self.speedup_predicted = speedup_predicted
         self.seconds, self.full = array("d"), bytearray()
-        """Seconds of each step, and whether it was a full one."""
+        """Seconds of each step, and whether it was a full one: nine bytes a step, which the record of a run needs."""
         self.worth = Worth() if worth is None else worth
         self._aside: dict[str, float] = {}
         self._since: dict[str, float] = {}
@@ -122,7 +122,7 @@ class Telemetry:
     def predicted_so_far(self) -> float:
         """Speed-up that the cost model promises for the steps taken so far."""
         cost = sum(kind.predicted_cost for kind in self._kinds.values())
-        return len(self.seconds) / cost if cost else 1.0
+        return sum(kind.number for kind in self._kinds.values()) / cost if cost else 1.0
 
     def summary(self) -> dict[str, float | int | None]:
         """Numbers of steps, mean seconds of a step by kind, speed-up predicted and realised.

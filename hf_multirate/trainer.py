@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import Seq2SeqTrainer, Trainer, TrainingArguments
 
-from hf_multirate.arguments import SWITCH, MultirateTrainingArguments
+from hf_multirate.arguments import SWITCH, MultirateTrainingArguments, require_log
 from hf_multirate.config import MultirateConfig
 from hf_multirate.controller import Multirate
 from hf_multirate.distributed.refusals import refuse_untested
@@ -37,11 +37,13 @@ class MultirateMixin(ObservedMixin):
             ``MultirateConfig.two_rate()``.
         multirate_record: Whether a run leaves a record for ``hf-multirate report``. None is what ``args`` say, if it
             is a `MultirateTrainingArguments`, else yes for all but standard training.
+        multirate_log: ``"brief"`` for a few figures beside each logged loss, ``"all"`` for all of them. Without it
+            that of ``args``, if it is a `MultirateTrainingArguments`, else ``"brief"``.
         **kwargs: What the other class takes.
 
     Raises:
-        ValueError: the rate groups do not fit the model, however much of it is frozen. What depends on that is settled
-            when training begins, so a frozen model can be evaluated.
+        ValueError: ``multirate_log`` is unknown, or the rate groups do not fit the model, however much of it is
+            frozen. What depends on that is settled when training begins, so a frozen model can be evaluated.
         NotImplementedError: the run is distributed in a way that is not known to train right.
     """
 
@@ -52,8 +54,10 @@ class MultirateMixin(ObservedMixin):
         *args: Any,
         multirate: MultirateConfig | None = None,
         multirate_record: bool | None = None,
+        multirate_log: str | None = None,
         **kwargs: Any,
     ) -> None:
+        self.multirate_log = None if multirate_log is None else require_log(multirate_log)
         self._configured_by_arguments = multirate is None
         if _switched_off():
             multirate, self._configured_by_arguments = MultirateConfig.off(), False

@@ -79,7 +79,7 @@ def trainer_for(
     """
     model, rows = example(family)
     own = {"optimizers", "optimizer_cls_and_kwargs", "compute_loss_func", "callbacks", "eval_dataset", "model_init"}
-    own |= {"multirate_record"}
+    own |= {"multirate_record", "multirate_log"}
     kwargs = {key: rest.pop(key) for key in own & rest.keys()}
     if callable(kwargs.get("optimizers")):
         kwargs["optimizers"] = kwargs["optimizers"](model)

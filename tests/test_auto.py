@@ -795,6 +795,7 @@ def test_nothing_is_left_on_a_model_that_could_not_be_attached() -> None:
 
 
 def test_a_compiled_model_has_the_work_of_a_usual_batch_and_that_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "hf_multirate")
     model, batch = FAMILIES["bert"]()
     model.train()
     compiled = torch.compile(model, backend="eager")
@@ -1051,6 +1052,7 @@ def test_training_shorter_than_the_longest_period_is_planned_too(tmp_path: Path)
 def test_worth_that_is_all_noise_is_said_and_what_is_usual_decides(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    caplog.set_level(logging.INFO, "hf_multirate")
     monkeypatch.setattr(Signals, "given", lambda self, expected: None)
     trainer = trained(tmp_path, short(), max_steps=STEPS)
     assert "at step 6 what gradients are worth is not above its noise" in caplog.text

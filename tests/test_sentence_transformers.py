@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable
 from itertools import pairwise
@@ -78,6 +79,9 @@ def sentences(folder: Path, kind: type, loss: str = "pairs", **rest: Any) -> Any
         "pairs": lambda: losses.MultipleNegativesRankingLoss(model),
         "cached": lambda: losses.CachedMultipleNegativesRankingLoss(model, mini_batch_size=1),
         "softmax": lambda: losses.SoftmaxLoss(model, 16, 3),
+        "layers": lambda: losses.AdaptiveLayerLoss(model, losses.MultipleNegativesRankingLoss(model)),
+        "guided": lambda: losses.CachedGISTEmbedLoss(model, guide=copy.deepcopy(model), mini_batch_size=1),
+        "denoising": lambda: losses.DenoisingAutoEncoderLoss(model, name, tie_encoder_decoder=True),
     }
     settings = {key: rest.pop(key) for key in rest.keys() - {"multirate"}}
     args = SentenceTransformerTrainingArguments(output_dir=str(folder), **(DEFAULTS | settings))
@@ -115,6 +119,39 @@ def test_fast_steps_cost_less(
     parameters = {name for name, _ in trainer.model.named_parameters()}
     still = {name for name in parameters if torch.equal(before[name], after[name])}
     assert all("pooler" in name for name in still)
+
+
+class Grads(tf.TrainerCallback):
+    """Names of the parameters with a gradient before each step of the optimizer."""
+
+    def __init__(self) -> None:
+        self.seen: list[set[str]] = []
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any, **kwargs: Any) -> None:
+        self.seen.append({name for name, p in model.named_parameters() if p.grad is not None})
+
+
+@pytest.mark.filterwarnings("ignore:.*tie_encoder_decoder")
+@pytest.mark.parametrize("loss", ["layers", "guided", "denoising"])
+def test_losses_with_a_model_of_their_own(tmp_path: Path, loss: str) -> None:
+    """Of some layers, a guide that is frozen, and a decoder that is tied to the encoder."""
+    ends = {}
+    for config in (CONFIG, MultirateConfig.off(), None):
+        kind, given = (
+            (SentenceTransformerTrainer, {}) if config is None else (MultirateSentences, {"multirate": config})
+        )
+        trainer = sentences(tmp_path, kind, loss, **given)
+        grads = Grads()
+        trainer.add_callback(grads)
+        trainer.train()
+        ends[config] = weights(trainer)
+        if config is CONFIG:
+            assert phases(trainer) == [0, 1, 2, 3, 0, 1]
+            slow = {name for name in trainer.multirate.partition["slow"] if "pooler" not in name}
+            assert len(slow) > 16  # three layers
+            assert [slow <= names for names in grads.seen] == [True, False, False, False, True, False]
+            assert [slow.isdisjoint(names) for names in grads.seen] == [False, True, True, True, False, True]
+    assert_same(ends[MultirateConfig.off()], ends[None])
 
 
 @pytest.mark.parametrize(("make", "ours", "plain", "loss"), CASES)

@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForSequenceClassification
 from counted import Counted, saving
 from hf_multirate import MultirateConfig
 from hf_multirate.trainer import MultirateMixin
-from runs import CONFIG, DEFAULTS, PERIOD, assert_same, example, history, phases, weights
+from runs import CONFIG, DEFAULTS, PERIOD, assert_same, differ, example, history, phases, weights
 from tiny import DECODER, WORDS, tokenizer
 
 
@@ -33,6 +33,12 @@ from trl import (
     SFTConfig,
     SFTTrainer,
 )
+
+
+try:
+    from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
+except ImportError:  # an older TRL has them among the others
+    from trl import OnlineDPOConfig, OnlineDPOTrainer
 
 
 pytestmark = [
@@ -150,6 +156,49 @@ def test_reference_passes_are_left_alone(tmp_path: Path) -> None:
 
 class MultirateGRPO(MultirateMixin, GRPOTrainer):
     """As users write it."""
+
+
+class MultirateOnlineDPO(MultirateMixin, OnlineDPOTrainer):
+    """As users write it."""
+
+
+def online_dpo(folder: Path, kind: type[OnlineDPOTrainer], **rest: Any) -> OnlineDPOTrainer:
+    settings = {**DEFAULTS, "learning_rate": 1e-3, "max_steps": rest.pop("max_steps", 6)}
+    args = OnlineDPOConfig(output_dir=str(folder), max_new_tokens=4, max_length=12, bf16=False, **settings)
+    model = example("llama-lm")[0]
+    return kind(
+        model=model, ref_model=copy.deepcopy(model), args=args, processing_class=tokenizer(),
+        reward_funcs=lambda completions, **_: [float(len(text)) for text in completions],
+        train_dataset=Dataset.from_list([{"prompt": word} for word in WORDS]), **rest,
+    )  # fmt: skip
+
+
+def test_a_training_step_that_calls_backward_itself(tmp_path: Path) -> None:
+    counted = type("Counted", (Counted, MultirateOnlineDPO), {})
+    trainer = online_dpo(tmp_path, counted, multirate=CONFIG)
+    before = weights(trainer)
+    live: list[set[str]] = []
+    ordinary = trainer.accelerator.backward
+
+    def backward(loss: torch.Tensor, **kwargs: Any) -> None:
+        ordinary(loss, **kwargs)
+        live.append({name for name, p in trainer.model.named_parameters() if p.grad is not None})
+
+    trainer.accelerator.backward = backward
+    trainer.train()
+    everything = {name for name, _ in trainer.model.named_parameters()}
+    fast = set(trainer.multirate.partition["fast"])
+    assert live == [fast if step % PERIOD else everything for step in range(6)]
+    assert trainer.multirate.applied == 6
+    assert differ(before, weights(trainer)) >= everything
+
+
+def test_period_one_of_a_training_step_that_calls_backward_itself(tmp_path: Path) -> None:
+    off = online_dpo(tmp_path, MultirateOnlineDPO, multirate=MultirateConfig.off())
+    off.train()
+    theirs = online_dpo(tmp_path, OnlineDPOTrainer)
+    theirs.train()
+    assert_same(weights(off), weights(theirs))
 
 
 class MultirateReward(MultirateMixin, RewardTrainer):

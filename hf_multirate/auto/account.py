@@ -93,7 +93,7 @@ class Account:
 
     def _tell(self, names: Sequence[str]) -> None:
         if not self._work.positions:
-            logger.warning(
+            logger.info(
                 "shapes of batches are not seen here (torch.compile hides them), so the work of blocks is that of "
                 "%d positions a step: the speed-up will not be quite the one asked for.", UNSEEN,
             )  # fmt: skip

@@ -106,8 +106,8 @@ class Planner:
         elif self._short:
             logger.warning(
                 "training of %d steps is too short to measure what gradients are worth, which takes %d: periods "
-                "follow from the work of blocks and what is known after %d, mostly what is usual, and stay.",
-                (self.total_steps or 0) - step, self._budget.least_steps, max(1, self._full_until - step),
+                "follow from the work of blocks, and stay.",
+                (self.total_steps or 0) - step, self._budget.least_steps,
             )  # fmt: skip
         self.plans.append(Plan(step, until, step, ones, (0,) * len(ones)))
 
@@ -128,7 +128,7 @@ class Planner:
         worth = self.signals.given(usual)
         if worth is None and len(self.plans) > 1 and not self._told:
             self._told = True
-            logger.warning(
+            logger.info(
                 "at step %d what gradients are worth is not above its noise: periods follow from the work of blocks "
                 "and what is usual.", step,
             )  # fmt: skip
