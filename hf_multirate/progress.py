@@ -34,7 +34,10 @@ class PhaseOnBar(TrainerCallback):
 
 
 def phase_text(multirate: Multirate) -> str:
-    """The kind of the last step, with fixed turns its place in the cycle, and the speed-up once enough steps were taken to tell it."""
+    """The kind of the last step, with fixed turns its place in the cycle, and the speed-up.
+
+    The speed-up is there once enough steps of each kind were taken.
+    """
     kind = "full" if multirate.full else "fast"
     # Drawn positions have no place to count from.
     place = f" {multirate.phase + 1}/{multirate.cycle}" if multirate.config.turns == "fixed" else ""

@@ -106,7 +106,7 @@ class Schedule:
         return next(step for step in steps if self.live(step) == kind)
 
     def phase(self, step: int) -> int:
-        """Position in the cycle; with drawn turns steps since the slowest group got its gradient. A full step has 0."""
+        """Position in the cycle; with drawn turns steps since the slowest group had a gradient. Full steps have 0."""
         if self.turns == "drawn":
             return self.steps_since_refresh(self.periods.index(max(self.periods)), step)
         return max(0, step - self.initial_full_steps) % self.cycle

@@ -23,7 +23,7 @@ FIVE = int(tf.__version__.partition(".")[0]) >= 5
 """Whether this is transformers 5, and not 4.57."""
 
 PERIOD = 4
-CONFIG = MultirateConfig.two_rate("last:1", PERIOD)
+CONFIG = MultirateConfig.two_rate("last:1", PERIOD, turns="fixed")
 COMPILED: dict[str, Any] = {"torch_compile": True, "torch_compile_backend": "eager"}
 DEFAULTS: dict[str, Any] = {
     "per_device_train_batch_size": 2,

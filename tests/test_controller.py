@@ -11,7 +11,7 @@ from torch import nn
 from hf_multirate import Multirate, MultirateConfig, RateGroup
 
 
-CONFIG = MultirateConfig.two_rate("2\\.", period=3)
+CONFIG = MultirateConfig.two_rate("2\\.", period=3, turns="fixed")
 
 
 def _model() -> nn.Sequential:
@@ -179,7 +179,7 @@ def test_a_state_of_another_model_is_refused() -> None:
 @pytest.mark.parametrize(("patterns", "words"), [("nowhere", "nowhere"), (".*", "slow")])
 def test_a_group_without_parameters_is_refused(patterns: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        Multirate(MultirateConfig.two_rate(patterns)).assign(_model())
+        Multirate(MultirateConfig.two_rate(patterns, turns="fixed")).assign(_model())
 
 
 def test_a_model_without_trainable_parameters_is_refused() -> None:
@@ -190,7 +190,9 @@ def test_a_model_without_trainable_parameters_is_refused() -> None:
 def test_a_closure_is_refused_where_steps_are_lengthened() -> None:
     model = _model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with Multirate(MultirateConfig((RateGroup("all", ".*", 1, lr_scale=3.0),))).attach(model, optimizer) as multirate:
+    with Multirate(MultirateConfig((RateGroup("all", ".*", 1, lr_scale=3.0),), turns="fixed")).attach(
+        model, optimizer
+    ) as multirate:
         multirate.begin_step(0)
         with pytest.raises(ValueError, match="closure"):
             optimizer.step(lambda: 0.0)
@@ -198,7 +200,7 @@ def test_a_closure_is_refused_where_steps_are_lengthened() -> None:
 
 @pytest.mark.parametrize("group", [RateGroup("all", ".*", 1, lr_scale=3.0), RateGroup("slow", ".*", 3, "hold")])
 def test_long_steps_of_short_floats_are_warned_of(caplog: pytest.LogCaptureFixture, group: RateGroup) -> None:
-    config = MultirateConfig((group,) if group.period == 1 else (RateGroup("fast", "^2", 1), group))
+    config = MultirateConfig((group,) if group.period == 1 else (RateGroup("fast", "^2", 1), group), turns="fixed")
     with caplog.at_level(logging.WARNING, "hf_multirate"):
         Multirate(config).assign(_model())
         assert caplog.text == ""

@@ -31,7 +31,9 @@ SAVING: dict[str, Any] = {"save_strategy": "steps", "save_steps": STEP, "max_ste
 def copies_for(folder: Path, **settings: Any) -> AveragedCopiesTrainer:
     model, rows = example("bert")
     args = arguments(folder, **settings)
-    return AveragedCopiesTrainer(model=model, args=args, train_dataset=rows, copies=CopiesConfig((1, 2)))
+    return AveragedCopiesTrainer(
+        model=model, args=args, train_dataset=rows, copies=CopiesConfig((1, 2), turns="fixed")
+    )
 
 
 @pytest.fixture(scope="module")
@@ -226,7 +228,7 @@ BROKEN = dict(broken_states())
 def test_a_broken_state_is_refused_before_anything_is_taken_over(change: str) -> None:
     model = network()
     optimizer = RMSprop(model.parameters(), lr=0.01)
-    with Multirate(MultirateConfig.two_rate("5", PERIOD)).attach(model, optimizer) as multirate:
+    with Multirate(MultirateConfig.two_rate("5", PERIOD, turns="fixed")).attach(model, optimizer) as multirate:
         for step in range(2):
             multirate.begin_step(step)
             inputs, labels = batch(step)
@@ -276,7 +278,9 @@ COPIES: dict[str, Callable[[dict[str, Any]], Any]] = {
 @pytest.mark.parametrize("change", COPIES)
 def test_broken_copies_are_refused_before_anything_is_taken_over(change: str) -> None:
     model = network()
-    copies = AveragedCopies(CopiesConfig((1, 2))).attach(model, SGD(model.parameters(), lr=0.1, momentum=0.9))
+    copies = AveragedCopies(CopiesConfig((1, 2), turns="fixed")).attach(
+        model, SGD(model.parameters(), lr=0.1, momentum=0.9)
+    )
     for step in range(3):
         copies.begin_step(step)
         inputs, labels = batch(step)
@@ -295,7 +299,7 @@ def test_broken_copies_are_refused_before_anything_is_taken_over(change: str) ->
 def plan_state(tmp_path: Path) -> tuple[Any, dict[str, Any]]:
     model = nn.Sequential(*[part for _ in range(3) for part in (nn.Linear(6, 6), nn.Tanh())], nn.Linear(6, 3))
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
-    multirate = Multirate(MultirateConfig.auto(1.5)).attach(model, optimizer)
+    multirate = Multirate(MultirateConfig.auto(1.5, turns="fixed")).attach(model, optimizer)
     inputs = torch.randn(8, 6)
     for step in range(3):
         multirate.begin_step(step)

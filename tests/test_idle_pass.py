@@ -31,7 +31,7 @@ class Body(nn.Module):
 
 
 def config(idle: str = "drift", **settings: Any) -> MultirateConfig:
-    return MultirateConfig.two_rate("^head", PERIOD, idle, idle_mode="train", **settings)
+    return MultirateConfig.two_rate("^head", PERIOD, idle, idle_mode="train", **settings, turns="fixed")
 
 
 def trained(settings: MultirateConfig, steps: int = 7) -> tuple[Body, list[torch.dtype], list[Tensor]]:
@@ -86,9 +86,9 @@ def test_a_low_precision_pass_is_that_of_the_weights_as_they_are_now() -> None:
 
 
 GROUPS = {
-    "drift": MultirateConfig.two_rate("last:1", PERIOD, idle_dtype="bfloat16"),
-    "ladder": MultirateConfig.ladder([1, 2, 4], drift_steps=0, idle_dtype="bfloat16"),
-    "auto": MultirateConfig.auto(1.6, idle_dtype="bfloat16"),
+    "drift": MultirateConfig.two_rate("last:1", PERIOD, idle_dtype="bfloat16", turns="fixed"),
+    "ladder": MultirateConfig.ladder([1, 2, 4], drift_steps=0, idle_dtype="bfloat16", turns="fixed"),
+    "auto": MultirateConfig.auto(1.6, idle_dtype="bfloat16", turns="fixed"),
 }
 
 
@@ -184,7 +184,9 @@ def test_gradients_are_not_rounded_on_their_way_through_what_is_idle(dtype: str)
         model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3))
         model.load_state_dict({name: torch.full_like(value, 0.1) for name, value in model.state_dict().items()})
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        with Multirate(MultirateConfig.two_rate("^0", PERIOD, **settings)).attach(model, optimizer) as multirate:
+        with Multirate(MultirateConfig.two_rate("^0", PERIOD, **settings, turns="fixed")).attach(
+            model, optimizer
+        ) as multirate:
             multirate.select(1)
             with multirate.micro_batch():
                 (1e-9 * model(torch.linspace(0, 1, 12).view(2, 6)).square().sum()).backward()
@@ -251,7 +253,9 @@ def test_an_error_in_an_idle_module_leaves_everything_as_it_was() -> None:
 def test_trainer_runs_idle_modules_in_low_precision(tmp_path: Path, family: str) -> None:
     runs = []
     for dtype in (None, "bfloat16"):
-        settings = MultirateConfig.two_rate("head" if family == "resnet" else "last:1", PERIOD, idle_dtype=dtype)
+        settings = MultirateConfig.two_rate(
+            "head" if family == "resnet" else "last:1", PERIOD, idle_dtype=dtype, turns="fixed"
+        )
         trainer = trainer_for(tmp_path, settings, family, learning_rate=1e-3)
         trainer.train()
         runs.append(weights(trainer))
@@ -264,7 +268,7 @@ def test_compiled_idle_modules_train_as_others_do(tmp_path: Path) -> None:
     runs = []
     for compiles in (False, True):
         torch.compiler.reset()
-        settings = MultirateConfig.two_rate("last:1", PERIOD, idle_compile=compiles)
+        settings = MultirateConfig.two_rate("last:1", PERIOD, idle_compile=compiles, turns="fixed")
         trainer = trainer_for(tmp_path, settings, learning_rate=1e-3)
         trainer.train()
         runs.append(weights(trainer))
@@ -279,4 +283,4 @@ def test_a_model_that_is_compiled_as_a_whole_is_refused(setting: dict[str, Any])
     model, _ = example("bert")
     optimizer = torch.optim.AdamW(model.parameters())
     with pytest.raises(ValueError, match="torch_compile"):
-        Multirate(MultirateConfig.two_rate(**setting)).attach(torch.compile(model), optimizer)
+        Multirate(MultirateConfig.two_rate(**setting, turns="fixed")).attach(torch.compile(model), optimizer)

@@ -111,7 +111,7 @@ def test_a_step_without_any_gradient_moves_nothing(tmp_path: Path, step: int, wa
 def test_a_parameter_that_lost_its_turn_stays_until_the_next(tmp_path: Path, optim: str, warnings_of: Any) -> None:
     name = "bert.encoder.layer.0.output.dense.weight"
     callback = Takes((PERIOD,), name)
-    config = MultirateConfig.two_rate("last:1", PERIOD, drift_scale=1.0)
+    config = MultirateConfig.two_rate("last:1", PERIOD, drift_scale=1.0, turns="fixed")
     trainer = trainer_for(tmp_path, config, max_steps=STEPS, callbacks=[callback], optim=optim)
     said = warnings_of(trainer)
     assert said.count("got no gradient") == 1
@@ -163,12 +163,12 @@ class Parts(nn.Module):
 @pytest.mark.parametrize(
     "config",
     [
-        MultirateConfig.two_rate("heads", PERIOD),
-        MultirateConfig.two_rate("heads|experts", PERIOD, "hold"),
-        MultirateConfig.two_rate("vision", PERIOD),
-        MultirateConfig.two_rate(r"heads\.2", 3),
-        MultirateConfig.ladder([1, 2, 4]),
-        MultirateConfig.auto(1.5),
+        MultirateConfig.two_rate("heads", PERIOD, turns="fixed"),
+        MultirateConfig.two_rate("heads|experts", PERIOD, "hold", turns="fixed"),
+        MultirateConfig.two_rate("vision", PERIOD, turns="fixed"),
+        MultirateConfig.two_rate(r"heads\.2", 3, turns="fixed"),
+        MultirateConfig.ladder([1, 2, 4], turns="fixed"),
+        MultirateConfig.auto(1.5, turns="fixed"),
     ],
     ids=["heads", "hold", "vision", "one head", "ladder", "auto"],
 )
@@ -177,7 +177,7 @@ def test_parts_that_a_batch_does_not_use(tmp_path: Path, kind: str, config: Mult
     model = Parts(kind)
     start = tensors(model)
     trainer = trainer_for(tmp_path, config, model_init=lambda: model, max_steps=STEPS)
-    if kind != "heads" and config == MultirateConfig.two_rate(r"heads\.2", 3):
+    if kind != "heads" and config == MultirateConfig.two_rate(r"heads\.2", 3, turns="fixed"):
         with pytest.raises(RuntimeError, match=r"the fast rate groups \['fast'\] never got a gradient"):
             trainer.train()
         return
@@ -211,7 +211,7 @@ def test_layer_drop_is_named_and_trains(tmp_path: Path, family: str, warnings_of
 
 
 def test_a_slow_part_that_never_has_a_gradient_ends_training(tmp_path: Path) -> None:
-    config = MultirateConfig.two_rate("heads|experts", 2)
+    config = MultirateConfig.two_rate("heads|experts", 2, turns="fixed")
     trainer = trainer_for(tmp_path, config, model_init=lambda: Parts("detached"), max_steps=STEPS)
     with pytest.raises(RuntimeError, match=r"the slow rate groups \['slow'\] never got a gradient in 3 full steps"):
         trainer.train()
@@ -238,7 +238,7 @@ def test_what_a_checkpoint_loses_at_a_fast_step_is_an_error(later: bool) -> None
     model.reentrant = not later
     groups = (RateGroup("fast", "block|top", 1), RateGroup("slow", "below", 3))
     optimizer = SGD(model.parameters(), lr=0.1)
-    with Multirate(MultirateConfig(groups)).attach(model, optimizer) as multirate:
+    with Multirate(MultirateConfig(groups, turns="fixed")).attach(model, optimizer) as multirate:
         for step in range(6):
             multirate.begin_step(step)
             model.reentrant = model.reentrant or step > 3
@@ -255,7 +255,7 @@ def test_nothing_stays_on_the_model_of_what_watches_it() -> None:
     model = Recomputes()
     model.reentrant = False
     optimizer = SGD(model.parameters(), lr=0.1)
-    with Multirate(MultirateConfig.two_rate("top", 3)).attach(model, optimizer) as multirate:
+    with Multirate(MultirateConfig.two_rate("top", 3, turns="fixed")).attach(model, optimizer) as multirate:
         for step in range(3):
             multirate.begin_step(step)
             model(torch.ones(1, 3)).sum().backward()
@@ -288,7 +288,12 @@ def test_automatic_periods_with_a_block_that_nothing_reads(tmp_path: Path, optim
             "logging_steps": steps,
         }
         trainer = trainer_for(
-            tmp_path, MultirateConfig.auto(1.5), model_init=Pooled, max_steps=steps, optim=optim, **settings
+            tmp_path,
+            MultirateConfig.auto(1.5, turns="fixed"),
+            model_init=Pooled,
+            max_steps=steps,
+            optim=optim,
+            **settings,
         )
         trainer.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{2 * steps // 3}") if resumed else None)
         ends.append(weights(trainer))
@@ -317,7 +322,7 @@ def test_a_block_that_is_read_later_has_a_period_of_its_own(tmp_path: Path) -> N
     torch.manual_seed(0)
     model = Late()
     optimizer = AdamW(model.parameters(), lr=1e-3)
-    with Multirate(MultirateConfig.auto(2.0, longest=4)).attach(model, optimizer) as multirate:
+    with Multirate(MultirateConfig.auto(2.0, longest=4, turns="fixed")).attach(model, optimizer) as multirate:
         for step in range(200):
             multirate.begin_step(step)
             model(torch.randn(4, 4)).backward()
@@ -348,7 +353,8 @@ class Allocates(tf.TrainerCallback):
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 @pytest.mark.parametrize(
-    "config", [CONFIG, MultirateConfig.auto(1.5), MultirateConfig.two_rate("lora_|classifier", 1)]
+    "config",
+    [CONFIG, MultirateConfig.auto(1.5, turns="fixed"), MultirateConfig.two_rate("lora_|classifier", 1, turns="fixed")],
 )
 def test_adalora_ranks_its_adapters_where_some_have_no_gradient(tmp_path: Path, config: MultirateConfig) -> None:
     callback = Allocates()

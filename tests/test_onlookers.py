@@ -34,8 +34,12 @@ def evaluated(model: nn.Module) -> Tensor:
 
 def controller(kind: str) -> Any:
     if kind == "copies":
-        return AveragedCopies(CopiesConfig((1, 2)))
-    config = MultirateConfig.random_subgroups(3) if kind == "zero" else MultirateConfig.two_rate("5", 3)
+        return AveragedCopies(CopiesConfig((1, 2), turns="fixed"))
+    config = (
+        MultirateConfig.random_subgroups(3, turns="fixed")
+        if kind == "zero"
+        else MultirateConfig.two_rate("5", 3, turns="fixed")
+    )
     return Multirate(config)
 
 

@@ -18,7 +18,7 @@ from runs import CONFIG, PERIOD, assert_same, differ, example, phases, trainer_f
 
 SAVED, STEPS = PERIOD + 2, 2 * PERIOD + 3
 SAVES: dict[str, Any] = {"max_steps": STEPS, "save_strategy": "steps", "save_steps": SAVED}
-LADDER = MultirateConfig.ladder([1, 2, PERIOD])
+LADDER = MultirateConfig.ladder([1, 2, PERIOD], turns="fixed")
 
 
 class Stream(IterableDataset[dict[str, Tensor]]):
@@ -92,7 +92,7 @@ def test_a_resumed_run_that_runs_out_of_memory_begins_again_at_its_checkpoint(tm
 
 @pytest.mark.parametrize("optim", ["adamw_torch", "rmsprop"])
 @pytest.mark.parametrize("step", [PERIOD, PERIOD + 2])
-@pytest.mark.parametrize("config", [CONFIG, LADDER, MultirateConfig.auto()])
+@pytest.mark.parametrize("config", [CONFIG, LADDER, MultirateConfig.auto(turns="fixed")])
 def test_trainer_goes_on_from_our_checkpoints(tmp_path: Path, config: MultirateConfig, step: int, optim: str) -> None:
     settings = {**SAVES, "save_steps": step, "optim": optim}
     ours = trainer_for(tmp_path, config, **settings)

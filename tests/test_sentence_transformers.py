@@ -44,7 +44,9 @@ pytestmark = [
     # Cached losses run forward without gradients first, through checkpoints that are reentrant in 4.57.
     pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad=True:UserWarning"),
 ]
-CONFIG = MultirateConfig.two_rate("last:1", PERIOD, missing_gradients="warn")  # nobody reads BERT's pooler
+CONFIG = MultirateConfig.two_rate(
+    "last:1", PERIOD, missing_gradients="warn", turns="fixed"
+)  # nobody reads BERT's pooler
 
 
 class MultirateSentences(MultirateMixin, SentenceTransformerTrainer):

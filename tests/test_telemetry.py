@@ -113,7 +113,7 @@ def _sgd_run(steps: int, rate: float = 0.1) -> tuple[nn.Sequential, Multirate, l
     torch.manual_seed(0)
     model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(3)))
     optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9)
-    multirate = Multirate(MultirateConfig.two_rate("last:1", 2)).attach(model, optimizer)
+    multirate = Multirate(MultirateConfig.two_rate("last:1", 2, turns="fixed")).attach(model, optimizer)
     gradients = []
     for step in range(steps):
         multirate.begin_step(step)
@@ -143,7 +143,7 @@ def test_worth_is_that_of_adam_too() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.0)
-    with Multirate(MultirateConfig.two_rate("1", 2)).attach(model, optimizer) as multirate:
+    with Multirate(MultirateConfig.two_rate("1", 2, turns="fixed")).attach(model, optimizer) as multirate:
         for step in range(3):
             multirate.begin_step(step)
             before = [p.detach().clone() for p in model[0].parameters()]
@@ -176,7 +176,7 @@ def test_blocks_are_those_of_the_stack_and_what_is_around_it() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_blocks_of_telemetry_are_those_of_automatic_training(family: str) -> None:
     model, _ = FAMILIES[family]()
-    groups = assign(MultirateConfig(block_groups(model)), model)
+    groups = assign(MultirateConfig(block_groups(model), turns="fixed"), model)
     assert blocks_of(model) == {name: block for block, names in groups.items() for name in names}
 
 
@@ -257,7 +257,7 @@ class Named(nn.Module):
 
 
 def test_keys_are_valid_whatever_modules_are_called(tmp_path: Path) -> None:
-    config = MultirateConfig.two_rate("head\\.", PERIOD)
+    config = MultirateConfig.two_rate("head\\.", PERIOD, turns="fixed")
     trainer = MultirateTrainer(
         model=Named(), args=arguments(tmp_path), multirate=config, multirate_log="all",
         train_dataset=[{"x": torch.randn(4)} for _ in range(8)],
@@ -289,7 +289,9 @@ def tensors() -> int:
     return sum(isinstance(found, torch.Tensor) for found in gc.get_objects())
 
 
-@pytest.mark.parametrize("config", [CONFIG, MultirateConfig.ladder([1, 2, 4]), MultirateConfig.auto()])
+@pytest.mark.parametrize(
+    "config", [CONFIG, MultirateConfig.ladder([1, 2, 4], turns="fixed"), MultirateConfig.auto(turns="fixed")]
+)
 def test_nothing_is_kept_for_every_step(tmp_path: Path, config: MultirateConfig) -> None:
     numbers: list[int] = []
 
