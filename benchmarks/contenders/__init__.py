@@ -30,10 +30,11 @@ class Contender:
         """Rate groups, for multirate training."""
         if self.kind not in ("multirate", "importance"):
             return None
+        turns = self.options.get("turns", "fixed")  # what the results were measured with
         if "speedup" in self.options:
-            return MultirateConfig.auto(self.options["speedup"])
+            return MultirateConfig.auto(self.options["speedup"], turns=turns)
         groups = [RateGroup(**group) for group in self.options["groups"]]
-        return MultirateConfig(groups, idle_dtype=self.options.get("idle_dtype"))
+        return MultirateConfig(groups, idle_dtype=self.options.get("idle_dtype"), turns=turns)
 
 
 DRIFTS = {"all": None, "one": 1, "none": 0}
