@@ -37,7 +37,7 @@ def ratios(reentrant: bool | None, options: argparse.Namespace) -> list[float]:
     batch["labels"] = torch.zeros(options.batch, dtype=torch.long)
     (plain, theirs), (model, ours) = (make(reentrant, options) for _ in range(2))
     found = []
-    with Multirate(MultirateConfig.two_rate("head", PERIOD)).attach(model, ours) as multirate:
+    with Multirate(MultirateConfig.two_rate("head", PERIOD, turns="fixed")).attach(model, ours) as multirate:
         for cycle in range(options.cycles + 1):  # the first warms up
             times = [time.perf_counter()]
             for pair in ((plain, theirs), (model, ours)):

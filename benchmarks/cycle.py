@@ -80,7 +80,7 @@ def times(options: argparse.Namespace) -> dict[str, list[float]]:
         found[kind].append(time.process_time() - start)
 
     slow = RateGroup("slow", ".*", options.period, drift_steps=options.drift_steps)
-    config = MultirateConfig([RateGroup("fast", "head", 1), slow], idle_dtype=options.idle_dtype)
+    config = MultirateConfig([RateGroup("fast", "head", 1), slow], idle_dtype=options.idle_dtype, turns="fixed")
     order, blocks = random.Random(0), ["plain", "period 1", "cycle", "by hand"]
     with Multirate(config).attach(*ours) as multirate, Multirate(MultirateConfig.off()).attach(*one) as idle:
         for cycle in range(options.cycles + 1):

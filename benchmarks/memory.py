@@ -90,7 +90,7 @@ def train(kind: dict[str, Any], options: argparse.Namespace) -> dict[str, int]:
             gradient_checkpointing=bool(kind.get("checkpointing")), logging_strategy="no",
         )  # fmt: skip
         words = {"train_dataset": Rows(options.batch * steps, options.length), "callbacks": [peaks]}
-        config = MultirateConfig.two_rate("head", PERIOD) if kind.get("multirate") else None
+        config = MultirateConfig.two_rate("head", PERIOD, turns="fixed") if kind.get("multirate") else None
         MultirateTrainer(model, args, multirate=config or MultirateConfig.off(), **words).train()
     if config is None:
         return {"every step": max(peaks.full + peaks.fast) - before}

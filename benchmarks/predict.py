@@ -27,9 +27,9 @@ from hf_multirate.record import read_record
 
 
 SETTINGS = {
-    "head, period 5": MultirateConfig.two_rate("head", 5),
-    "last:1, period 5": MultirateConfig.two_rate("last:1", 5),
-    "ladder 1,2,4": MultirateConfig.ladder([1, 2, 4]),
+    "head, period 5": MultirateConfig.two_rate("head", 5, turns="fixed"),
+    "last:1, period 5": MultirateConfig.two_rate("last:1", 5, turns="fixed"),
+    "ladder 1,2,4": MultirateConfig.ladder([1, 2, 4], turns="fixed"),
 }
 ROWS, TOKENS, LABELS, LAYERS = 16, 64, 8, 6
 CYCLES = 5
@@ -81,8 +81,9 @@ def seconds_of_a_step(family: str, hidden: int, config: MultirateConfig, cycle: 
             disable_tqdm=True, use_cpu=True, logging_steps=steps, dataloader_pin_memory=False,
         )  # fmt: skip
         trainer = MultirateTrainer(
-            model=FAMILIES[family](hidden), args=args, train_dataset=rows(family, 4 * ROWS), multirate=config
-        )
+            model=FAMILIES[family](hidden), args=args, train_dataset=rows(family, 4 * ROWS), multirate=config,
+            multirate_record=True,
+        )  # fmt: skip
         with contextlib.redirect_stdout(sys.stderr):
             trainer.train()
         taken = read_record(folder).steps["seconds"]

@@ -56,7 +56,7 @@ class Run:
         optimizer = AdamW(model.parameters(), lr=1e-4)
         communicates = "no communication" not in kind
         self._wrapped = DistributedDataParallel(model) if communicates else model
-        config = MultirateConfig.two_rate(arguments.fast, arguments.period)
+        config = MultirateConfig.two_rate(arguments.fast, arguments.period, turns="fixed")
         self._multirate = Multirate(config if "multirate" in kind else MultirateConfig.off())
         self._multirate.attach(self._wrapped, optimizer)
         self._optimizer = optimizer
