@@ -112,6 +112,7 @@ def _plan_shape(blocks: int) -> Shape:
         "counting": flag,
         "positions": table(number(0)),
         "steps": count(),
+        "unread": items(count(0, blocks - 1)),
     }
     return fields(
         {
