@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
-from transformers import Trainer
+from transformers import Trainer, TrainerState
 
 from hf_multirate.lease import innermost
 from hf_multirate.saved import Saved, StaleError, read_saved, write_saved
@@ -52,6 +52,9 @@ class Controller(Protocol):
     @property
     def begun(self) -> bool:
         """Whether a step was begun, and the optimizer has not taken it yet."""
+
+    def controls(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Whether it has taken over ``optimizer``."""
 
     def select(self, step: int) -> None:
         """Begin optimizer step ``step``."""
@@ -95,13 +98,14 @@ class ControlledMixin(_Base):
         self._given_up: set[int] = set()
         self._begun = self._first_step = 0
         self._resumed: Saved | None = None
+        self._attached_in: TrainerState | None = None
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As in `transformers.Trainer`; model and optimizer are let go of at the end, also after an error."""
         self._controller.detach()
         self._training, self._resumed, self._given_up = True, None, set()
         self._looped, self._resumes = False, bool(kwargs.get("resume_from_checkpoint") or (args and args[0]))
-        self._begun = -1
+        self._begun, self._attached_in = -1, None
         guard = register_optimizer_step_pre_hook(self._guard)
         try:
             output = super().train(*args, **kwargs)
@@ -119,10 +123,12 @@ class ControlledMixin(_Base):
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """As in `transformers.Trainer`; refuses an optimizer that does not fit before the first step."""
-        self._controller.detach()
+        underway = self._attached_in is self.state and self._training
+        if not underway:
+            self._controller.detach()
         # An override may set the attribute and return nothing, which is all that Trainer asks for.
         optimizer = super().create_optimizer(*args, **kwargs) or cast(torch.optim.Optimizer, self.optimizer)
-        if self._training:
+        if self._training and not underway:  # otherwise the next step takes it over
             with self._controller.attach(cast(nn.Module, self.model), optimizer):
                 pass
         return optimizer
@@ -165,9 +171,13 @@ class ControlledMixin(_Base):
         """One micro-batch, as the controller has it at this step."""
         if not self._training:
             return super().training_step(model, *args, **kwargs)
-        if not self._controller.attached:
+        if self._attached_in is not self.state:  # a retry with smaller batches has a state of its own
+            self._controller.detach()
             self._attach()
+            self._attached_in = self.state
         if self.state.global_step != self._begun:
+            if not self._controller.controls(cast(torch.optim.Optimizer, self.optimizer)):
+                self._exchange()
             self._begun = self.state.global_step
             self._controller.select(self._first_step + self._controller.applied)
         with self._controller.micro_batch(last=self.accelerator.sync_gradients):
@@ -183,6 +193,13 @@ class ControlledMixin(_Base):
         # A step that a gradient scaler skips, or whose batch was given up, counts for Trainer and not for the groups.
         self._first_step = self.state.global_step - skipped - len(self._given_up)
         self._begun = -1
+
+    def _exchange(self) -> None:
+        """Another optimizer has taken the place of the one that was attached."""
+        raise RuntimeError(
+            f"the optimizer was replaced in training, before step {self.state.global_step}, and what was kept of it "
+            "cannot go on with another one: train in two runs."
+        )
 
     def _model_to_control(self) -> nn.Module:
         return cast(nn.Module, self.model)

@@ -168,6 +168,10 @@ class Multirate(Standing):
         """Whether the controller has a model and an optimizer in its hands."""
         return self._optimizer is not None
 
+    def controls(self, optimizer: Optimizer) -> bool:
+        """Whether ``optimizer``, or what Accelerate has wrapped in it, is the one that is attached."""
+        return self._optimizer is not None and innermost(optimizer) is self._optimizer
+
     def begin_step(self, step: int) -> None:
         """Prune backward for the optimizer step ``step``, until `synchronize` or ``optimizer.step()``.
 

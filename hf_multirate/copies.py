@@ -123,6 +123,10 @@ class AveragedCopies:
         """Whether there are copies of a model."""
         return self._optimizer is not None
 
+    def controls(self, optimizer: Optimizer) -> bool:
+        """Whether ``optimizer``, or what Accelerate has wrapped in it, is the one that is attached."""
+        return self._optimizer is not None and innermost(optimizer) is self._optimizer
+
     @property
     def active(self) -> bool:
         """Always: copies train otherwise than one network does."""

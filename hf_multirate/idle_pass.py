@@ -35,6 +35,7 @@ class IdlePass:
         self._precision = None if config.idle_dtype is None else LowPrecision(DTYPES[config.idle_dtype])
         self._compiles = config.idle_compile
         self._forwards: dict[nn.Module, _Compiled] = {}
+        self._noisy: dict[nn.Module, list[nn.Module]] = {}
         asked = [f"idle_dtype={config.idle_dtype!r}"] if config.idle_dtype else []
         asked += ["idle_compile=True"] if config.idle_compile else []
         if asked and compiled:
@@ -49,6 +50,7 @@ class IdlePass:
 
     def begin(self) -> None:
         """All groups have a gradient at the next step."""
+        self._noisy.clear()  # the parts of a module may change in training
         if self._precision is not None:
             self._precision.forget_all()
 
@@ -60,6 +62,7 @@ class IdlePass:
     def close(self) -> None:
         """Keep nothing of the model."""
         self._forwards.clear()
+        self._noisy.clear()
         if self._precision is not None:
             self._precision.close()
 
@@ -73,7 +76,7 @@ class IdlePass:
         """
         with ExitStack() as stack:
             if self._evaluates:
-                stack.enter_context(evaluating(modules))
+                stack.enter_context(evaluating(modules, self._noisy))
             if self._freezes:
                 stack.enter_context(frozen_buffers(modules))
             if self._precision is not None and cuts:

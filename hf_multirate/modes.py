@@ -16,7 +16,9 @@ from hf_multirate.hooks import around_forward
 from hf_multirate.noise import only_noise
 
 
-def evaluating(modules: Iterable[nn.Module]) -> AbstractContextManager[None]:
+def evaluating(
+    modules: Iterable[nn.Module], known: dict[nn.Module, list[nn.Module]] | None = None
+) -> AbstractContextManager[None]:
     """Take dropout, and noise like it, away from ``modules`` and all inside them during their own forward passes.
 
     Parts of which the mode decides about noise alone are in eval mode then. All others stay in training mode: those
@@ -25,8 +27,17 @@ def evaluating(modules: Iterable[nn.Module]) -> AbstractContextManager[None]:
     Modes are set around each forward pass, so that a loop may call ``model.train()`` while the context is open, as
     Trainer does. The flags are set one by one and given back exactly, because modules of a user may be in eval mode
     for good, or override ``train()``.
+
+    Args:
+        modules: The modules.
+        known: Keeps the parts of each module that are switched, for the next call.
     """
-    noisy = {module: [part for part in module.modules() if only_noise(part)] for module in modules}
+    known = {} if known is None else known
+    noisy: dict[nn.Module, list[nn.Module]] = {}
+    for module in modules:
+        if module not in known:
+            known[module] = [part for part in module.modules() if only_noise(part)]
+        noisy[module] = [part for part in known[module] if "forward" not in vars(part)]  # put there since
 
     def evaluate(module: nn.Module, inputs: Any) -> Callable[[], None]:
         del inputs

@@ -76,7 +76,8 @@ def _noise_in(function: FunctionType, *, shares: bool) -> bool:
         return False
     parents = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
     looks = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node.attr == "training"]
-    if not looks or _writes(tree) or (_hands_out_self(tree) and not shares):
+    hidden = any(isinstance(node, ast.Constant) and node.value == "training" for node in ast.walk(tree))  # `getattr`
+    if not looks or hidden or _writes(tree) or (_hands_out_self(tree) and not shares):
         return False
     return all(_about_noise(look, parents) for look in looks)
 
@@ -88,7 +89,8 @@ def _about_noise(node: ast.AST, parents: dict[ast.AST, ast.AST]) -> bool:
         if isinstance(parent, ast.If):
             return _is_noise_branch(parent)
         if isinstance(parent, ast.Call):
-            direct = [argument for argument in parent.args if isinstance(argument, (ast.Name, ast.Attribute))]
+            norm = "norm" in ast.unparse(parent.func).lower()  # it has running statistics, whatever it is given
+            direct = [a for a in parent.args if isinstance(a, (ast.Name, ast.Attribute)) and not norm]
             if any(_names_noise(part) for part in [parent.func, *direct]):
                 return True
         if isinstance(parent, ast.keyword) and parent.arg is not None and _is_noise(parent.arg):
@@ -126,7 +128,10 @@ def _hands_out_self(tree: ast.AST) -> bool:
 
 def _writes(tree: ast.AST) -> bool:
     """Whether an attribute of ``self`` is set, or what is in it is changed in place, its configuration apart."""
+    others = _other_names(tree)
     for node in ast.walk(tree):
+        if isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Name) and node.target.id in others:
+            return True
         if isinstance(node, (ast.Attribute, ast.Subscript)) and isinstance(node.ctx, (ast.Store, ast.Del)):
             changed: ast.AST = node
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and _in_place(node.func.attr):
@@ -137,9 +142,23 @@ def _writes(tree: ast.AST) -> bool:
         while isinstance(changed, (ast.Attribute, ast.Subscript)):
             path += [changed.attr] if isinstance(changed, ast.Attribute) else []
             changed = changed.value
-        if path and "config" not in path and isinstance(changed, ast.Name) and changed.id == "self":
+        if not isinstance(changed, ast.Name) or "config" in path:
+            continue
+        if changed.id in others or (path and changed.id == "self"):
             return True
     return False
+
+
+def _other_names(tree: ast.AST) -> set[str]:
+    """Local names of attributes of ``self``, its configuration apart."""
+    assigned = [node for node in ast.walk(tree) if isinstance(node, ast.Assign)]
+    own = [node for node in assigned if ast.unparse(node.value).startswith("self.") and not _calls(node.value)]
+    targets = [target for node in own if "config" not in ast.unparse(node.value) for target in node.targets]
+    return {target.id for target in targets if isinstance(target, ast.Name)}
+
+
+def _calls(tree: ast.AST) -> bool:
+    return any(isinstance(node, ast.Call) for node in ast.walk(tree))
 
 
 def _in_place(name: str) -> bool:

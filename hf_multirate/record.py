@@ -166,7 +166,8 @@ def _checksum_of(batch: Any, start: int) -> int:
     if isinstance(batch, torch.Tensor):
         parts = _dense_parts(batch.detach())
         for part in parts:
-            plain = part.cpu().resolve_conj().resolve_neg().contiguous()
+            # A clone has steps of one element, also of a slice of which `contiguous` finds nothing to change.
+            plain = part.cpu().resolve_conj().resolve_neg().clone(memory_format=torch.contiguous_format)
             start = zlib.crc32(f"{plain.dtype}{tuple(plain.shape)}".encode(), start)
             start = zlib.crc32(plain.reshape(-1).view(torch.uint8).numpy().tobytes(), start)
         return start
@@ -183,7 +184,7 @@ def _dense_parts(tensor: torch.Tensor) -> list[torch.Tensor]:
     if tensor.is_nested:
         return list(tensor.unbind())
     if tensor.is_quantized:
-        return [tensor.int_repr()]
+        return [tensor.int_repr(), tensor.dequantize()]
     if tensor.layout == torch.sparse_coo:
         whole = tensor.coalesce()
         return [whole.indices(), whole.values()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import io
 import itertools
 import logging
 import random
@@ -80,6 +81,8 @@ class Replica:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)
                 return copy.deepcopy(value)
+        if isinstance(value, io.IOBase):  # what a step writes to a file stays out of it
+            return io.StringIO() if isinstance(value, io.TextIOBase) else io.BytesIO()
         if isinstance(value, torch.Generator):
             return torch.Generator(value.device).set_state(value.get_state())
         for way in (self._container, self._callable, self._reference, self._instance):
@@ -167,7 +170,7 @@ class Replica:
         if not attributes and not slots:
             return value
         try:
-            made = object.__new__(type(value))
+            made: Any = object.__new__(_without_end(type(value)))
         except TypeError:  # made in C, such as a stream or a group of processes
             return value
         self._keep(value, made)
@@ -193,6 +196,15 @@ class Replica:
             name: OrderedDict() if name.startswith("_optimizer_") and name.endswith("_hooks") else item
             for name, item in attributes.items()
         }
+
+
+def _without_end(kind: type) -> type:
+    """``kind``, or a subclass without ``__del__``: the end of a copy closes and deletes nothing of the original."""
+    return kind if getattr(kind, "__del__", None) is None else type(kind)(kind.__name__, (kind,), {"__del__": _ends})
+
+
+def _ends(value: Any) -> None:
+    """Nothing is left to do."""
 
 
 def _slots(value: Any) -> dict[str, Any]:

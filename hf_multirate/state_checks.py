@@ -109,6 +109,7 @@ def _plan_shape(blocks: int) -> Shape:
         "spent": number(0),
         "depths": optional(items(number(0), blocks + 1)),
         "updates": items(number(0)),
+        "unread": items(count(0, blocks - 1)),
         "counting": flag,
         "positions": table(number(0)),
         "steps": count(),

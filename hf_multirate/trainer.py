@@ -103,6 +103,24 @@ class MultirateMixin(ObservedMixin):
         operations = super().floating_point_ops(inputs)
         return int(operations * self.multirate.relative_cost) if self._training else operations
 
+    def _exchange(self) -> None:
+        """Take over an optimizer that was put in the place of the one before, and go on with the count of steps."""
+        if self.multirate.prunes:
+            logger.warning(
+                "the optimizer was replaced before step %d: idle groups drift again once they had a gradient.",
+                self.state.global_step,
+            )
+        telemetry, attached = self.multirate.telemetry, self.multirate.attached
+        # A displacement is one per unit of the learning rate of the optimizer that made it.
+        state = self.multirate.state_dict() | {"displacement": {}} if attached else None
+        self._first_step += self.multirate.applied
+        self.multirate.detach()
+        self.multirate.attach(self._model_to_control(), cast(torch.optim.Optimizer, self.optimizer))
+        if state is not None:
+            self.multirate.load_state_dict(state)
+        telemetry.worth = self.multirate.telemetry.worth
+        self.multirate.telemetry = telemetry
+
     def _model_to_control(self) -> nn.Module:
         """The model with its wrapper, which decides how gradients are synchronised."""
         model: nn.Module = self.model_wrapped

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 import random
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -69,7 +71,7 @@ def untouched(optimizer: Optimizer) -> Iterator[None]:
             some.clear()
         for parameter in parameters:
             parameter.grad = None
-        with _random_numbers(parameters):
+        with _random_numbers(parameters), _classes():
             yield
     finally:
         for some, entries in zip(hooks, found, strict=True):
@@ -82,6 +84,40 @@ def untouched(optimizer: Optimizer) -> Iterator[None]:
                 parameter.data = data
             parameter.grad = gradient
             parameter.requires_grad_(trains)
+
+
+@contextmanager
+def _classes() -> Iterator[None]:
+    """Put attributes of optimizer classes back on exit, but for those of torch: a step may count itself there."""
+    kinds = [kind for kind in _subclasses(Optimizer) if not kind.__module__.startswith("torch.")]
+    kept = [(kind, dict(vars(kind))) for kind in kinds]
+    containers = [v for _, entries in kept for v in entries.values() if isinstance(v, dict | list | set | deque)]
+    contents = [(container, container.copy()) for container in containers]
+    try:
+        yield
+    finally:
+        for kind, entries in kept:
+            for name in [name for name in vars(kind) if name not in entries]:
+                delattr(kind, name)
+            for name, value in entries.items():
+                if vars(kind).get(name) is not value:
+                    setattr(kind, name, value)
+        for container, content in contents:
+            if not _is_same(container, content):
+                container.clear()
+                (container.extend if isinstance(container, list | deque) else container.update)(content)
+
+
+def _subclasses(kind: type) -> set[type]:
+    own: list[type] = kind.__subclasses__()
+    return {*own, *(below for sub in own for below in _subclasses(sub))}
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Whether two containers hold the same objects."""
+    pairs = (one.values(), other.values()) if isinstance(one, dict) else (one, other)
+    keys = not isinstance(one, dict) or list(one) == list(other)
+    return len(one) == len(other) and keys and all(map(operator.is_, *pairs))
 
 
 @contextmanager

@@ -116,6 +116,47 @@ class HandsOut(Momentum):
         return self.layer(F.dropout(x - self.mean, 0.1, self.training))
 
 
+class OtherName(nn.Module):
+    """Counts, by another name of what it counts in, where it drops."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop, self.batches = nn.Dropout(0.1), torch.zeros(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and self.drop.p > 0:
+            batches = self.batches
+            batches += 1
+            x = F.dropout(x, self.drop.p)
+        return x
+
+
+class NamedNorm(nn.Module):
+    """Normalises by a function, with statistics whose name says drop."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop_norm = nn.BatchNorm1d(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        norm = self.drop_norm
+        return F.batch_norm(x, self.drop_norm.running_mean, norm.running_var, training=self.training)
+
+
+class ByText(nn.Module):
+    """Looks at its mode by a text too."""
+
+    batches = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        if getattr(self, "training", True):
+            self.count(x)
+        return F.dropout(x, 0.1, self.training)
+
+    def count(self, x: Tensor) -> None:
+        self.batches += 1
+
+
 @pytest.mark.parametrize(
     "module",
     [
@@ -132,7 +173,7 @@ def test_dropout_of_any_kind_is_noise(module: nn.Module) -> None:
     [
         nn.BatchNorm1d(3), nn.InstanceNorm1d(3, track_running_stats=True), nn.LSTM(3, 3, 2, dropout=0.5),
         nn.Linear(3, 3), nn.TransformerEncoderLayer(4, 2, batch_first=True), Auxiliary(), Momentum(), Counts(),
-        Caches(), HandsOut(),
+        Caches(), HandsOut(), OtherName(), NamedNorm(), ByText(),
     ],
 )  # fmt: skip
 def test_everything_else_is_not(module: nn.Module) -> None:

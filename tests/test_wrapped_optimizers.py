@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import gc
 import random
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -346,6 +348,44 @@ def test_a_trial_touches_nothing(kind: Kind) -> None:
     drawn = (torch.rand(1).item(), random.random(), np.random.rand())
     torch.manual_seed(3), random.seed(3), np.random.seed(3)
     assert drawn == (torch.rand(1).item(), random.random(), np.random.rand())
+
+
+class Notes(AdamW):
+    """Notes its steps in files and in its class, and ends with closing what it holds."""
+
+    count, history, table = 0, [], {}  # type: ignore[var-annotated]
+
+    def __init__(self, params: Any, files: list[Any]) -> None:
+        super().__init__(params, lr=1e-3)
+        self.files = files
+
+    def step(self, closure: Any = None) -> Any:
+        type(self).count += 1
+        type(self).last = self.count  # type: ignore[attr-defined]
+        self.history.append(1)
+        self.table[len(self.table)] = 1
+        for file in self.files:
+            file.write(b"step")
+        return super().step(closure)
+
+    def __del__(self) -> None:
+        for file in self.files:
+            file.close()
+
+
+def test_a_trial_writes_no_files_and_counts_in_no_class(tmp_path: Path) -> None:
+    model = network()
+    with tempfile.NamedTemporaryFile("w", dir=tmp_path) as named, (tmp_path / "log").open("wb") as log:
+        optimizer = Notes(model.parameters(), [log])
+        optimizer.named = named
+        Multirate(MultirateConfig.two_rate("5", 2)).attach(model, optimizer).detach()
+        gc.collect()
+        assert not log.closed
+        assert Path(named.name).exists()
+        log.flush()
+        assert not (tmp_path / "log").stat().st_size
+        assert (Notes.count, Notes.history, Notes.table) == (0, [], {})
+        assert "last" not in vars(Notes)
 
 
 def test_a_write_to_what_a_copy_shares_is_stopped() -> None:
