@@ -329,6 +329,8 @@ PLANS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "positions": _account(positions={"0": None}),
     "steps": _account(steps=-1),
     "counting": _account(counting=None),
+    "unread none": _account(unread=None),
+    "unread of no block": _account(unread=[77]),
     "signals list": lambda plan: {**plan, "signals": []},
     "signal key": lambda plan: {**plan, "signals": {"a b": dict.fromkeys(SIGNAL, 1.0)}},
     "signal of no block": lambda plan: {**plan, "signals": {"77 1": dict.fromkeys(SIGNAL, 1.0)}},

@@ -197,6 +197,6 @@ class Account:
         self._first, self._spent, self.depths = state["first"], state["spent"], state["depths"]
         self._work.positions, self._work.steps = dict(state["positions"]), state["steps"]
         self._work.updates = state["updates"]
-        self._counting, self._unread = state["counting"], set(state.get("unread", ()))
+        self._counting, self._unread = state["counting"], set(state["unread"])
         if not self._counting:
             self.close()
