@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -11,9 +12,10 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from transformers import Trainer, TrainerState
+from transformers.trainer_utils import get_last_checkpoint
 
 from hf_multirate.lease import innermost
-from hf_multirate.saved import Saved, StaleError, read_saved, write_saved
+from hf_multirate.saved import Saved, StaleError, read_saved, require_whole, write_saved
 from hf_multirate.takeover import takeover
 
 
@@ -104,7 +106,9 @@ class ControlledMixin(_Base):
         """As in `transformers.Trainer`; model and optimizer are let go of at the end, also after an error."""
         self._controller.detach()
         self._training, self._resumed, self._given_up = True, None, set()
-        self._looped, self._resumes = False, bool(kwargs.get("resume_from_checkpoint") or (args and args[0]))
+        checkpoint = kwargs.get("resume_from_checkpoint") or (args[0] if args else None)
+        self._looped, self._resumes = False, bool(checkpoint)
+        self._require_whole(checkpoint)
         self._begun, self._attached_in = -1, None
         guard = register_optimizer_step_pre_hook(self._guard)
         try:
@@ -120,6 +124,13 @@ class ControlledMixin(_Base):
                     "%d of the steps moved nothing and count for no rate group: training_step gave their batch up.",
                     len(self._given_up),
                 )
+
+    def _require_whole(self, checkpoint: Any) -> None:
+        """Raise `ValueError` if ``checkpoint``, as `train` takes it, was written by a run that ended meanwhile."""
+        if checkpoint is True and os.path.isdir(folder := cast(str, self.args.output_dir)):
+            checkpoint = get_last_checkpoint(folder)  # type: ignore[no-untyped-call]
+        if isinstance(checkpoint, (str, os.PathLike)) and self._controller.active:
+            require_whole(Path(checkpoint))
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """As in `transformers.Trainer`; refuses an optimizer that does not fit before the first step."""

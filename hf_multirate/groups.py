@@ -27,6 +27,9 @@ PRESETS = (
 COUNT = "[1-9][0-9]{0,8}"
 """A number of blocks or parts in a preset."""
 
+LONGEST_STEP = 1e6
+"""Steps of the optimizer that one step of a group may be as long as: longer ones leave the range of float32."""
+
 PresetValue = int | float | tuple[int, int] | None
 
 
@@ -137,6 +140,7 @@ class RateGroup:
         for field, value in values.items():
             object.__setattr__(self, field, value)
         _check_subset(self)
+        _check_step(self)
 
     @property
     def gradient_period(self) -> int:
@@ -152,6 +156,17 @@ def _drift_steps(group: RateGroup) -> int | None:
     if group.idle != "drift":
         raise ValueError(f"{name} is {steps}, but its idle rule is {group.idle!r}: only 'drift' has drift steps.")
     return steps
+
+
+def _check_step(group: RateGroup) -> None:
+    length = group.lr_scale * (group.period if group.idle == "hold" else 1)
+    if length > LONGEST_STEP:
+        raise ValueError(
+            f"a step of rate group {shown(group.name)} would be {length:.3g} times as long as one of the optimizer "
+            f"(lr_scale is {group.lr_scale:g}, and idle='hold' makes the move of a whole period of {group.period} "
+            f"steps at once), at most {LONGEST_STEP:g} times is possible: give a smaller lr_scale, a shorter period, "
+            "or idle='drift'."
+        )
 
 
 def _check_subset(group: RateGroup) -> None:

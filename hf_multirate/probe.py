@@ -8,6 +8,7 @@ has to take over a change of the weights that it has not made.
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 from transformers.trainer_pt_utils import LayerWiseDummyOptimizer
 
@@ -143,11 +144,16 @@ def _check_idle(trial: Trial, name: str) -> None:
                 f"all of them, or those of each pair ({type(error).__name__}: {error}). {INSTEAD}"
             ) from error
         idle = before.keys() - set(live)
-        if not all(torch.equal(parameter, before[parameter]) for parameter in idle):
+        if not all(_same(parameter, before[parameter]) for parameter in idle):
             raise ValueError(
                 f"optimizer {name} moves parameters whose gradient is None: idle groups would move or decay twice. "
                 "Use an optimizer that skips them, such as AdamW or SGD, or standard training (period 1)."
             )
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors have the same values, of which some may be NaN: weights that nothing reads may be."""
+    return torch.equal(one, other) or bool(((one == other) | (one.isnan() & other.isnan())).all())
 
 
 def _check_changes(trial: Trial, name: str) -> None:

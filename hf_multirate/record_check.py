@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hf_multirate.shapes import Shape, anything, count, fields, flag, items, number, optional, table, text
+from hf_multirate.validators import LARGEST
 
 
 FROZEN = "frozen"
@@ -24,14 +25,14 @@ def logged(value: Any, where: str) -> None:
         number(finite=False)(value, where)
 
 
-PERIOD = count(1, 2**31)
+PERIOD = count(1, LARGEST)
 
 GROUP: dict[str, Shape] = {
     "name": text,
     "patterns": items(text),
     "period": PERIOD,
     "idle": text,
-    "drift_steps": optional(count()),
+    "drift_steps": optional(count(0, LARGEST)),
 }
 
 PLAN: dict[str, Shape] = {"start": count(), "periods": items(PERIOD)}

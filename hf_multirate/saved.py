@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_multirate.files import read_json, write_text, write_whole
 from hf_multirate.shapes import MOST, anything, count, fields, table, text
@@ -157,6 +159,31 @@ def _require_beside(json_path: Path, values: dict[str, Any]) -> None:
     changed = sorted(name for name, known in values["beside"].items() if now.get(name, known) != known)
     if changed:
         raise StaleError(f"they were written beside another {changed[0]}")
+
+
+def require_whole(checkpoint: Path) -> None:
+    """Look for the state of Trainer in a checkpoint, which is written last.
+
+    Raises:
+        ValueError: it cannot be read, so a run ended while it wrote; the message names the last whole checkpoint.
+    """
+    if not checkpoint.is_dir() or _has_state(checkpoint):
+        return
+    others = checkpoint.parent.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+    steps = {int(number): other for other in others if (number := other.name.rpartition("-")[2]).isdecimal()}
+    whole = next((str(steps[step]) for step in sorted(steps, reverse=True) if _has_state(steps[step])), None)
+    remedy = "there is no whole one beside it, so train from the start"
+    raise ValueError(
+        f"the checkpoint {str(checkpoint)!r} is not whole: it has no {TRAINER_STATE_NAME} that can be read, which is "
+        f"written last. Delete it; {remedy if whole is None else f'the last whole one is {whole!r}'}."
+    )
+
+
+def _has_state(checkpoint: Path) -> bool:
+    with suppress(Exception):  # whatever Trainer stumbles on
+        TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        return True
+    return False
 
 
 def _step_of(path: Path) -> int | None:

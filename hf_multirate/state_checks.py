@@ -12,11 +12,12 @@ from torch import Tensor
 from hf_multirate.schedule import TURNS
 from hf_multirate.shapes import Shape, anything, choice, count, fields, flag, items, number, optional, table, text
 from hf_multirate.trust import LEAST
+from hf_multirate.validators import LARGEST
 
 
 PLAN, MISSED = "plan", "missed"
-LONGEST = 2**31
-"""Steps of a period at most."""
+LATEST = 4 * LARGEST**2
+"""Steps at which a plan ends at most: it lasts a number of times the longest period."""
 
 ADVICE = "Resume with the model and configuration that wrote it."
 
@@ -96,13 +97,13 @@ def _plan_shape(blocks: int) -> Shape:
     estimate = {"mean": number(), "weight": number(0), "squares": number(0), "deviation": number(0)}
     plan = {
         "start": count(),
-        "until": optional(count()),
+        "until": optional(count(0, LATEST)),
         "cycle_start": count(),
-        "periods": items(count(1, LONGEST), blocks),
-        "drift": items(count(0, LONGEST), blocks),
+        "periods": items(count(1, LARGEST), blocks),
+        "drift": items(count(0, LARGEST), blocks),
         "worth": optional(items(number(), blocks)),
         "turns": choice(TURNS),
-        "turns_seed": count(),
+        "turns_seed": count(0, LATEST),
     }
     account = {
         "first": count(),
@@ -113,7 +114,6 @@ def _plan_shape(blocks: int) -> Shape:
         "counting": flag,
         "positions": table(number(0)),
         "steps": count(),
-        "unread": items(count(0, blocks - 1)),
     }
     return fields(
         {

@@ -329,6 +329,8 @@ PLANS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "positions": _account(positions={"0": None}),
     "steps": _account(steps=-1),
     "counting": _account(counting=None),
+    "unread none": _account(unread=None),
+    "unread of no block": _account(unread=[77]),
     "signals list": lambda plan: {**plan, "signals": []},
     "signal key": lambda plan: {**plan, "signals": {"a b": dict.fromkeys(SIGNAL, 1.0)}},
     "signal of no block": lambda plan: {**plan, "signals": {"77 1": dict.fromkeys(SIGNAL, 1.0)}},
@@ -437,3 +439,28 @@ def test_a_cut_file_is_damaged(checkpoint: Path) -> None:
     with pytest.raises(ValueError, match="is damaged") as error:
         read_saved(checkpoint / "multirate.json")
     require_named(error, checkpoint / "multirate.pt")
+
+
+CUT: dict[str, Callable[[Path], Any]] = {
+    "before the state of Trainer": lambda path: path.unlink(),
+    "in the state of Trainer": lambda path: path.write_text(path.read_text()[:99]),
+    "in the weights": lambda path: (path.unlink(), (path.parent / "model.safetensors").write_bytes(b"cut")),
+}
+
+
+@pytest.mark.parametrize("cut", CUT)
+def test_a_run_that_ended_while_it_saved_names_the_last_whole_checkpoint(tmp_path: Path, cut: str) -> None:
+    saving = {**SAVING, "save_steps": 1, "max_steps": STEP}
+    whole = trainer_for(tmp_path, CONFIG, **saving)
+    whole.train()
+    CUT[cut](tmp_path / f"checkpoint-{STEP}" / "trainer_state.json")
+    for checkpoint in (True, str(tmp_path / f"checkpoint-{STEP}")):
+        with pytest.raises(ValueError, match=r"checkpoint-3.* is not whole: .* last whole one is .*checkpoint-2'"):
+            trainer_for(tmp_path, CONFIG, **saving).train(resume_from_checkpoint=checkpoint)
+    again = trainer_for(tmp_path, CONFIG, **saving)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert_same(weights(again), weights(whole))
+    for step in (1, 2, 3):
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").unlink()
+    with pytest.raises(ValueError, match="no whole one beside it"):
+        trainer_for(tmp_path, CONFIG, **saving).train(resume_from_checkpoint=True)

@@ -19,6 +19,7 @@ from hf_multirate.cli import main
 from hf_multirate.record import FILE, RunRecord, checksum, read_record
 from hf_multirate.record_check import ARGUMENTS
 from hf_multirate.reporting import report
+from hf_multirate.validators import LARGEST
 from runs import CONFIG, DEFAULTS, example, recorded_pair, trainer_for
 
 
@@ -278,6 +279,14 @@ def test_arguments_ask_for_a_record(tmp_path: Path, asked: bool | None) -> None:
     args = MultirateTrainingArguments(str(tmp_path), multirate="off", multirate_record=asked, **DEFAULTS)
     MultirateTrainer(model=model, args=args, train_dataset=rows).train()
     assert (tmp_path / FILE).is_file() == bool(asked)
+
+
+def test_the_longest_period_is_in_a_record_that_can_be_read(tmp_path: Path) -> None:
+    config = MultirateConfig.two_rate("head", LARGEST, drift_steps=LARGEST)
+    trainer_for(tmp_path, config, max_steps=2, save_strategy="steps", save_steps=1).train()
+    assert report(tmp_path).is_file()
+    trainer_for(tmp_path, config, max_steps=3).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert len(read_record(tmp_path).steps["seconds"]) == 3  # of both runs
 
 
 def test_a_report_that_cannot_be_written_is_said_in_one_line(runs: Path, tmp_path: Path) -> None:

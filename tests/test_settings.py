@@ -26,6 +26,7 @@ from hf_multirate import (
     Subset,
 )
 from hf_multirate.auto import Budget
+from hf_multirate.validators import LARGEST
 from runs import arguments, example
 from small import batch, network
 
@@ -92,7 +93,7 @@ SETTINGS: list[tuple[Maker, str, list[Any]]] = [
     (group, "patterns", NO_PATTERNS),
     (group, "period", [*NO_INTEGERS, None, 0, -1, HUGE]),
     (group, "idle", [*NO_CHOICES, None]),
-    (group, "lr_scale", [*NO_NUMBERS, None, 0, 0.0, -1.0]),
+    (group, "lr_scale", [*NO_NUMBERS, None, 0, 0.0, -1.0, 1e7, 1e300]),
     (group, "drift_steps", [*NO_INTEGERS, -1, HUGE]),
     (group, "subset", [5, True, "element", {"fraction": 0.5}, Subset]),
     (Subset, "fraction", [*NO_NUMBERS, None, 0, 1, 0.0, 1.0, -0.5]),
@@ -314,6 +315,15 @@ def test_a_controller_takes_a_config(bad: Any, tmp_path: Path) -> None:
     if bad is not None:  # which is the default
         assert "multirate must be a MultirateConfig" in refusal(lambda: MultirateTrainer(**common, multirate=bad))
     assert "copies must be a CopiesConfig" in refusal(lambda: AveragedCopiesTrainer(**common, copies=bad))
+
+
+@pytest.mark.parametrize("period", [10**6 + 1, 10**18, LARGEST])
+def test_a_step_for_a_period_that_float32_does_not_hold_is_refused(period: int) -> None:
+    text = refusal(lambda: MultirateConfig.two_rate("head", period, idle="hold"))
+    assert f"'hold' makes the move of a whole period of {period} steps" in text
+    assert "rate group 'slow'" in text
+    MultirateConfig.two_rate("head", period)
+    MultirateConfig.two_rate("head", 10**6, idle="hold")
 
 
 CONTROLLERS = {

@@ -442,3 +442,15 @@ def test_lora_fa_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"LoraFAOptimizer fails where some parameters have no gradient.*pair"):
         trainer.train()
     assert trainer.state.global_step == 0
+
+
+@pytest.mark.parametrize("config", [CONFIG, FROZEN, MultirateConfig.auto(1.2)], ids=["drift", "frozen", "auto"])
+def test_weights_that_are_not_finite_and_not_read_are_no_error(tmp_path: Path, config: MultirateConfig) -> None:
+    trainer = trainer_for(tmp_path, config)
+    rows = trainer.model.bert.embeddings.word_embeddings.weight
+    with torch.no_grad():
+        rows[1], rows[2] = float("nan"), float("inf")  # no text of the rows has these tokens
+    trainer.train()
+    assert trainer.state.global_step == 6
+    assert all(np.isfinite(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry)
+    assert rows[3:].isfinite().all()
