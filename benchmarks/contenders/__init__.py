@@ -67,6 +67,10 @@ def _in_bfloat16(contender: Contender) -> Contender:
     return replace(contender, name=f"{contender.name} bfloat16", options=options)
 
 
+def _drawn(contender: Contender) -> Contender:
+    return replace(contender, name=f"{contender.name} drawn", options={**contender.options, "turns": "drawn"})
+
+
 def _all() -> list[Contender]:
     return [
         Contender("plain", "plain"),
@@ -81,6 +85,8 @@ def _all() -> list[Contender]:
         *(_two_rates(f, k, d) for d in DRIFTS for k in (2, 5, 10) for f in ("head", "last:1", "last:2")),
         *(_ladder(periods, d) for d in DRIFTS for periods in ((1, 2, 4), (1, 4, 16), (1, 2, 4, 8))),
         Contender("multirate last:1 k5 importance", "importance", options=_two_rates("last:1", 5, "none").options),
+        _drawn(_two_rates("last:2", 5, "all")),
+        _drawn(_ladder((1, 2, 4), "none")),
         *(_in_bfloat16(_two_rates(fast, 5, "none")) for fast in ("head", "last:1")),
         *(Contender(f"auto {speedup:g}", "multirate", options={"speedup": speedup}) for speedup in SPEEDUPS),
     ]
