@@ -14,8 +14,13 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 
-RHYTHMS = range(2, 9)
+RHYTHMS = range(2, 17)
 """Steps after which something else may repeat: gradient steps are spread evenly over the positions of each."""
+
+FIRST_RHYTHMS = range(2, 9)
+"""Those of the first `FIRST` windows: so few gradient steps cannot be spread over all of them."""
+
+FIRST = 16
 
 LONGEST_BALANCED = 64
 """The longest period with balanced draws. Longer ones have few cycles in a run, and would take time to set up."""
@@ -90,7 +95,8 @@ def _block(drawn: DrawnPositions, period: int, block: int, windows: int) -> tupl
         start = window * period
 
         def rank(position: int, start: int = start, window: int = window) -> tuple[int, int]:
-            often = sum(rhythm * counts[(start + position) % rhythm] for rhythm, counts in seen.items())
+            rhythms = {*(FIRST_RHYTHMS if window < FIRST else RHYTHMS), period}
+            often = sum(rhythm * seen[rhythm][(start + position) % rhythm] for rhythm in rhythms)
             return often, _hash(drawn.seed, period, window, position)
 
         candidates = drawn._candidates(period, window) if window else [0]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -29,12 +30,18 @@ class Passage:
     """What ran in one forward pass.
 
     Attributes:
-        turns: Module with parameters of its own -> how many others ran before it.
+        turns: Module with parameters of its own -> number of its first pass among those of all of them.
         needing: Those of which an input required a gradient.
+        last: As ``turns``, for its last pass: blocks may run several times.
+        without: Those that ran while autograd was off.
+        passes: Passes so far.
     """
 
-    turns: dict[nn.Module, int]
-    needing: set[nn.Module]
+    turns: dict[nn.Module, int] = field(default_factory=dict)
+    needing: set[nn.Module] = field(default_factory=set)
+    last: dict[nn.Module, int] = field(default_factory=dict)
+    without: set[nn.Module] = field(default_factory=set)
+    passes: int = 0
 
 
 class Forecast:
@@ -62,7 +69,7 @@ class Forecast:
     @contextmanager
     def watched(self) -> Iterator[Passage]:
         """While it is open, forward passes with gradients are noted."""
-        passage = Passage({}, set())
+        passage = Passage()
         handles = [
             module.register_forward_pre_hook(_noting(passage), with_kwargs=True)
             for module in self._model.modules()
@@ -101,9 +108,12 @@ class Forecast:
             logger.warning(not_a_suffix(recorded, above, lowest, figures))
         elif material:
             lowest, _ = self._lowest(layers, passage, names, ())
+            cause = "from the order in which modules were registered, but they run in another order"
+            if passage.without - passage.turns.keys():
+                cause = "for modules that ran without gradients too, such as a teacher"
             logger.warning(
-                "backward of fast steps was predicted from the order in which modules were registered, but they run "
-                "in another order: with %s live it stops at %r. %s.", sorted(live), lowest, figures.capitalize(),
+                "backward was predicted %s: with %s live it stops at %r. %s.",
+                cause, sorted(live), lowest, figures.capitalize(),
             )  # fmt: skip
 
     def _has_matrix(self, name: str) -> bool:
@@ -131,7 +141,7 @@ class Forecast:
         above = []
         for name in recorded:
             parts = self._model.get_submodule(name).modules()
-            if any(passage.turns.get(part, -1) > turns[first] for part in parts):
+            if any(passage.last.get(part, -1) > turns[first] for part in parts):
                 above.append(name)
         return next(canonical(path) for path, module in self._model.named_modules() if module is first), above
 
@@ -139,8 +149,11 @@ class Forecast:
 def _noting(passage: Passage) -> Any:
     def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
         if not torch.is_grad_enabled():
+            passage.without.add(module)
             return
-        passage.turns.setdefault(module, len(passage.turns))
+        passage.turns.setdefault(module, passage.passes)
+        passage.last[module] = passage.passes
+        passage.passes += 1
         if any(tensor.requires_grad for tensor in tensors_in((args, kwargs))):
             passage.needing.add(module)
 
@@ -150,7 +163,8 @@ def _noting(passage: Passage) -> Any:
 def seen_cost(layers: Sequence[Layer], passage: Passage, live: set[str], trained: set[str]) -> float:
     """Cost of a step as a share of a full one, from the inputs that required a gradient.
 
-    A layer that never ran, or ran outside of its module, counts as predicted. At a full step the input of a layer
+    A layer that never ran, or ran outside of its module, counts as predicted; one that ran only while autograd was off
+    has no backward at any step. At a full step the input of a layer
     requires a gradient if a trained layer is before it both in the order of the step and as predicted.
 
     Args:
@@ -161,14 +175,18 @@ def seen_cost(layers: Sequence[Layer], passage: Passage, live: set[str], trained
     """
     part = full = 0.0
     live_before = trained_before = False
-    first = len(layers)  # turn of the first trained layer so far
+    first = math.inf  # turn of the first trained layer so far
     for layer in layers:
         turn = passage.turns.get(layer.module)
+        if turn is None and layer.module in passage.without:  # such as a teacher
+            part += layer.forward
+            full += layer.forward
+            continue
         needs = live_before if turn is None else layer.module in passage.needing
         fed = needs or (trained_before if turn is None else first < turn)
         part += layer.forward * (1 + (not layer.matrices.isdisjoint(live)) + needs)
         full += layer.forward * (1 + (not layer.matrices.isdisjoint(trained)) + fed)
         live_before = live_before or not live.isdisjoint(layer.parameters)
         if not trained.isdisjoint(layer.parameters):
-            trained_before, first = True, min(first, len(layers) if turn is None else turn)
+            trained_before, first = True, min(first, math.inf if turn is None else turn)
     return part / full if full else 1.0

@@ -6,6 +6,7 @@ import difflib
 import re
 import sys
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 from torch import nn
@@ -13,7 +14,7 @@ from torch import nn
 from hf_multirate.config import MultirateConfig
 from hf_multirate.groups import PRESETS, RateGroup, parse_preset, place_in
 from hf_multirate.names import named
-from hf_multirate.presets import preset_names
+from hf_multirate.presets import Levels, parameter_levels, preset_names
 
 
 class FrozenError(ValueError):
@@ -70,8 +71,9 @@ def assign(config: MultirateConfig, model: nn.Module) -> Partition:
     _check_adapter(model, trainable)
     owner = _named_by_function(config, {name: parameters[name] for name in trainable})
     literal = {f"^{re.escape(name)}$": name for name in trainable}
+    levels = lru_cache(maxsize=None)(parameter_levels)  # a ladder asks for it once a group
     for group in config.groups:
-        matched = _matches(group, model, trainable, literal) + [
+        matched = _matches(group, model, trainable, literal, levels) + [
             name for name in trainable if owner.get(name) == group.name
         ]
         for name in matched:
@@ -118,10 +120,12 @@ def _named_by_function(config: MultirateConfig, trainable: Mapping[str, nn.Param
     return owner
 
 
-def _matches(group: RateGroup, model: nn.Module, trainable: list[str], literal: Mapping[str, str]) -> list[str]:
+def _matches(
+    group: RateGroup, model: nn.Module, trainable: list[str], literal: Mapping[str, str], levels: Levels
+) -> list[str]:
     preset = parse_preset(group.patterns[0]) if group.patterns else None
     if preset is not None:
-        members = preset_names(*preset, model, place_in(group.patterns[0]))
+        members = preset_names(*preset, model, place_in(group.patterns[0]), levels)
         return [name for name in trainable if name in members]
     if group.patterns and all(pattern in literal for pattern in group.patterns):
         return [literal[pattern] for pattern in group.patterns]  # hundreds of blocks, whose names are known

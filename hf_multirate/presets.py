@@ -8,6 +8,7 @@ The first fast step shows what was wrong: see `hf_multirate.forecast`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -18,57 +19,8 @@ from hf_multirate.names import named
 from hf_multirate.stacks import Stack, find_stack
 
 
-def preset_names(kind: str, value: PresetValue, model: nn.Module, place: str | None = None) -> frozenset[str]:
-    """Names of the parameters in a preset, spelled as ``model.named_parameters()`` spells them.
-
-    A tied parameter belongs to a preset only if every place it is used at does.
-
-    Args:
-        kind: ``"head"`` (everything outside ``model.base_model``), ``"last"`` (the head, what follows the stack, and
-            the last blocks of the stack), ``"depth"`` (``"last"`` with a fraction of the blocks) or ``"part"`` (the
-            I-th of N parts of the stack from the top; the first takes all above it and the last all below).
-        value: Nothing for ``"head"``, a number of blocks for ``"last"``, a fraction in (0, 1] for ``"depth"``,
-            I and N for ``"part"``.
-        model: A transformers model, a peft model around one, or (not for ``"head"``) any module.
-        place: Name of the module in which the stack is looked for, or the end of that name; None is all of the model.
-
-    >>> sorted(preset_names("last", 1, nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))))
-    ['2.bias', '2.weight']
-    """
-    if kind == "head":
-        if value is not None:
-            raise ValueError(f"preset 'head' takes no value, got {value!r}; write 'head', or 'last:1' for more")
-        fast = _head(model)
-        if not fast:
-            raise ValueError(_why_no_head(model))
-    elif kind == "part" and isinstance(value, tuple):
-        fast = _part(model, *value, place)
-    elif kind in ("last", "depth"):
-        fast = _top(model, _block_count(kind, value, model, place), place)
-    else:
-        raise ValueError(f"a preset is one of 'head', 'last', 'depth', 'part', got {kind!r}")
-    return frozenset(name for name, parameter in named(model).items() if parameter in fast)
-
-
-def stack_of(model: nn.Module, place: str | None = None) -> tuple[str, int]:
-    """Path of the stack with the most trainable parameters, and its number of blocks: see `hf_multirate.stacks`."""
-    stack = find_stack(model, place)
-    return stack.path, len(stack.blocks)
-
-
-def _block_count(kind: str, value: PresetValue, model: nn.Module, place: str | None) -> int:
-    if kind == "last" and (not isinstance(value, int) or value < 1):
-        raise ValueError(f"preset 'last' takes a number of blocks, 1 or more, got {value!r}; for example 'last:1'")
-    if kind == "depth" and (not isinstance(value, (int, float)) or not 0 < value <= 1):
-        raise ValueError(f"preset 'depth' takes a fraction in (0, 1], got {value!r}; for example 'depth:0.25'")
-    assert isinstance(value, (int, float))  # checked above
-    path, blocks = stack_of(model, place)
-    count = int(value) if kind == "last" else max(1, round(value * blocks))
-    if count > blocks:
-        raise ValueError(
-            f"'last:{count}' asks for more than the {blocks} blocks of {path!r}; use at most last:{blocks}"
-        )
-    return count
+Levels = Callable[[nn.Module, str | None], tuple[Stack, dict[nn.Parameter, int]]]
+"""What `parameter_levels` is; a caller that asks for many presets of one model remembers its answers."""
 
 
 def parameter_levels(model: nn.Module, place: str | None = None) -> tuple[Stack, dict[nn.Parameter, int]]:
@@ -81,13 +33,73 @@ def parameter_levels(model: nn.Module, place: str | None = None) -> tuple[Stack,
     return stack, levels
 
 
-def _top(model: nn.Module, count: int, place: str | None) -> set[nn.Parameter]:
+def preset_names(
+    kind: str, value: PresetValue, model: nn.Module, place: str | None = None, levels: Levels = parameter_levels
+) -> frozenset[str]:
+    """Names of the parameters in a preset, spelled as ``model.named_parameters()`` spells them.
+
+    A tied parameter belongs to a preset only if every place it is used at does.
+
+    Args:
+        kind: ``"head"`` (everything outside ``model.base_model``), ``"last"`` (the head, what follows the stack, and
+            the last blocks of the stack), ``"depth"`` (``"last"`` with a fraction of the blocks) or ``"part"`` (the
+            I-th of N parts of the stack from the top; the first takes all above it and the last all below).
+        value: Nothing for ``"head"``, a number of blocks for ``"last"``, a fraction in (0, 1] for ``"depth"``,
+            I and N for ``"part"``.
+        model: A transformers model, a peft model around one, or (not for ``"head"``) any module.
+        place: Name of the module in which the stack is looked for, or the end of that name; None is all of the model.
+        levels: `parameter_levels`, or a function that remembers what it returned.
+
+    >>> sorted(preset_names("last", 1, nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))))
+    ['2.bias', '2.weight']
+    """
+    if kind == "head":
+        if value is not None:
+            raise ValueError(f"preset 'head' takes no value, got {value!r}; write 'head', or 'last:1' for more")
+        fast = _head(model)
+        if not fast:
+            raise ValueError(_why_no_head(model))
+    elif kind == "part" and isinstance(value, tuple):
+        fast = _part(*value, *levels(model, place))
+    elif kind in ("last", "depth"):
+        _check_value(kind, value)
+        fast = _top(kind, value, *levels(model, place))
+    else:
+        raise ValueError(f"a preset is one of 'head', 'last', 'depth', 'part', got {kind!r}")
+    return frozenset(name for name, parameter in named(model).items() if parameter in fast)
+
+
+def stack_of(model: nn.Module, place: str | None = None) -> tuple[str, int]:
+    """Path of the stack with the most trainable parameters, and its number of blocks: see `hf_multirate.stacks`."""
+    stack = find_stack(model, place)
+    return stack.path, len(stack.blocks)
+
+
+def _check_value(kind: str, value: PresetValue) -> None:
+    if kind == "last" and (not isinstance(value, int) or value < 1):
+        raise ValueError(f"preset 'last' takes a number of blocks, 1 or more, got {value!r}; for example 'last:1'")
+    if kind == "depth" and (not isinstance(value, (int, float)) or not 0 < value <= 1):
+        raise ValueError(f"preset 'depth' takes a fraction in (0, 1], got {value!r}; for example 'depth:0.25'")
+
+
+def _block_count(kind: str, value: PresetValue, stack: Stack) -> int:
+    assert isinstance(value, (int, float))  # checked before
+    path, blocks = stack.path, len(stack.blocks)
+    count = int(value) if kind == "last" else max(1, round(value * blocks))
+    if count > blocks:
+        raise ValueError(
+            f"'last:{count}' asks for more than the {blocks} blocks of {path!r}; use at most last:{blocks}"
+        )
+    return count
+
+
+def _top(kind: str, value: PresetValue, stack: Stack, levels: dict[nn.Parameter, int]) -> set[nn.Parameter]:
     """Parameters of the last blocks of the stack, of what follows it, and of the head."""
-    return {parameter for parameter, level in parameter_levels(model, place)[1].items() if level <= count}
+    count = _block_count(kind, value, stack)
+    return {parameter for parameter, level in levels.items() if level <= count}
 
 
-def _part(model: nn.Module, part: int, parts: int, place: str | None) -> set[nn.Parameter]:
-    stack, levels = parameter_levels(model, place)
+def _part(part: int, parts: int, stack: Stack, levels: dict[nn.Parameter, int]) -> set[nn.Parameter]:
     blocks = len(stack.blocks)
     if parts > blocks:
         raise ValueError(

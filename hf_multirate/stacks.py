@@ -6,6 +6,7 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -17,6 +18,9 @@ MATRIX = 2
 
 INTERLEAVED = r"norm|embed|attention|attn|ffn|mlp|sample"
 """In names of lists that share the numbers of the blocks: SegFormer has norms so, XLM all parts of a layer."""
+
+PARALLEL = r"expert|(^|_)(heads|classifiers|regressors|scorers|readouts)$"
+"""In names of lists whose modules stand side by side."""
 
 LATER = r"(^|_)(decoder|language_model|llm|lm|generator)(_|$)"
 """In names of towers that run after another tower, rather than beside it."""
@@ -111,7 +115,9 @@ def stacks_of(model: nn.Module, place: str | None = None) -> list[Stack]:
     prefix = None if place is None else place_of(model, place)
     trained = _stacks(model, trained=True)
     inside = [stack for stack in trained if stack.size and _is_inside(stack.path, prefix)]
-    return inside or [stack for stack in _stacks(model, trained=False) if _is_inside(stack.path, prefix)]
+    for flat in (False, True):
+        inside = inside or [s for s in _stacks(model, trained=False, flat=flat) if _is_inside(s.path, prefix)]
+    return inside
 
 
 def place_of(model: nn.Module, place: str) -> str:
@@ -144,24 +150,60 @@ def _is_inside(path: str, prefix: str | None) -> bool:
     return prefix is None or path == prefix or path.startswith(f"{prefix}.")
 
 
-def _stacks(model: nn.Module, *, trained: bool) -> list[Stack]:
+def _stacks(model: nn.Module, *, trained: bool, flat: bool = False) -> list[Stack]:
+    """Containers that are a stack; with ``flat`` also sequences of layers and norms, else parts of a block."""
     found: dict[nn.Module, Stack] = {}
-    for path, module in reversed(list(model.named_modules())):  # those inside before those around them
-        # Experts stand side by side.
-        if isinstance(module, (nn.ModuleList, nn.Sequential)) and "expert" not in path.rpartition(".")[2]:
-            stack = _as_stack(path, module, found, trained=trained)
+    modules = list(model.named_modules())
+    parallel = [] if flat else [module for path, module in modules if _is_parallel(path, module)]
+    beside = {part for module in parallel for part in module.modules()}
+    for path, module in reversed(modules):  # those inside before those around them
+        if module not in beside and _is_chain(module):
+            stack = _as_stack(path, module, found, trained=trained, flat=flat)
             if stack is not None:
                 found[module] = stack
     return list(reversed(found.values()))
 
 
-def _as_stack(path: str, module: nn.Module, inner: Mapping[nn.Module, Stack], *, trained: bool) -> Stack | None:
+def _is_parallel(path: str, module: nn.Module) -> bool:
+    """Whether the children of a list stand side by side."""
+    if not isinstance(module, (nn.ModuleList, nn.ModuleDict)):
+        return False
+    return bool(re.search(PARALLEL, path.rpartition(".")[2].lower())) or _are_heads(module)
+
+
+def _is_chain(module: nn.Module) -> bool:
+    """Whether the children of ``module`` may run one after the other: of a dictionary those with like names."""
+    if isinstance(module, nn.ModuleDict):
+        names = [re.fullmatch(r"(.*?)(\d+)", name) for name, _ in module.named_children()]
+        return None not in names and len({name[1] for name in names if name}) == 1
+    return isinstance(module, (nn.ModuleList, nn.Sequential))
+
+
+def _are_heads(module: nn.Module) -> bool:
+    """Whether no module takes what the one before it returns, as far as linear layers show their sizes."""
+    ends = [_ends(child) for child in module.children()]
+    known = [pair for pair in ends if pair is not None]
+    return len(known) == len(ends) > 1 and all(
+        out.out_features != into.in_features for (_, out), (into, _) in pairwise(known)
+    )
+
+
+def _ends(module: nn.Module) -> tuple[nn.Linear, nn.Linear] | None:
+    """The first and the last linear layer of a module that is one, or a sequence with some."""
+    parts = [module] if isinstance(module, nn.Linear) else list(module) if isinstance(module, nn.Sequential) else []
+    linear = [part for part in parts if isinstance(part, nn.Linear)]
+    return (linear[0], linear[-1]) if linear else None
+
+
+def _as_stack(
+    path: str, module: nn.Module, inner: Mapping[nn.Module, Stack], *, trained: bool, flat: bool
+) -> Stack | None:
     # named_children() lists a shared block once: one block applied twelve times is no stack.
     owning = {name: child for name, child in module.named_children() if any(True for _ in child.parameters())}
     # A norm between layers belongs to the layer below it, unless there is nothing else.
     large = {name: child for name, child in owning.items() if any(p.dim() >= MATRIX for p in child.parameters())}
     blocks = large or owning
-    if len(blocks) <= 1 or (isinstance(module, nn.Sequential) and _are_layers(owning)):
+    if len(blocks) <= 1 or (isinstance(module, nn.Sequential) and not flat and _are_layers(owning)):
         return None
     sizes = {
         name: sum(p.numel() for p in child.parameters() if p.requires_grad or not trained)

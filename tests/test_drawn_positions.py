@@ -63,6 +63,19 @@ def test_every_group_sees_all_of_a_rhythm_in_proportion(periods: tuple[int, ...]
             assert len({step % rhythm for step in found[:12]}) == rhythm
 
 
+@pytest.mark.parametrize("sources", range(9, 17))
+@pytest.mark.parametrize("periods", [(1, 2), (1, 3), (1, 4), (1, 5), (1, 2, 4, 8, 16)])
+def test_many_data_sets_in_turn_are_seen_in_proportion(periods: tuple[int, ...], sources: int) -> None:
+    schedule = Schedule(periods, turns="drawn")
+    for group, period in enumerate(periods):
+        found = gradient_steps(schedule, group, 64 * period)
+        seen = Counter(step % sources for step in found)
+        assert len(seen) == sources
+        found = gradient_steps(schedule, group, 200 * period)
+        seen = Counter(step % sources for step in found)
+        assert max(seen.values()) <= 2.2 * min(seen.values())
+
+
 def test_fixed_turns_share_a_rhythm_with_the_data() -> None:
     fixed = gradient_steps(Schedule((1, 5)), 1, 200)
     assert {step % 5 for step in fixed} == {0}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from hf_multirate import Multirate, MultirateConfig, RateGroup
+from hf_multirate import Multirate, MultirateConfig, RateGroup, presets
 from hf_multirate.auto.blocks import block_groups
 from hf_multirate.groups import parse_preset
 from hf_multirate.presets import preset_names, stack_of
@@ -269,3 +270,92 @@ def test_set_up_looks_at_a_stack_once_for_all_of_its_blocks(monkeypatch: pytest.
         Multirate(MultirateConfig.auto()).assign(model)
         found.append(calls[0])
     assert found[2] - found[1] <= 2.2 * (found[1] - found[0])
+
+
+class ManyHeads(nn.Module):
+    """Heads of several tasks, larger than the encoder or above a frozen one."""
+
+    def __init__(self, name: str, heads: list[nn.Module]) -> None:
+        super().__init__()
+        self.encoder = Tower(3)
+        self.add_module(name, nn.ModuleList(heads))
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("kind", ["named", "of layers", "of sequences"])
+def test_heads_side_by_side_are_no_stack(kind: str, frozen: bool) -> None:
+    make: dict[str, Callable[[], nn.Module]] = {
+        "named": lambda: nn.Linear(2, 2),
+        "of layers": lambda: nn.Linear(2, 400),
+        "of sequences": lambda: nn.Sequential(nn.Linear(2, 99), nn.ReLU(), nn.Linear(99, 3)),
+    }
+    model = ManyHeads("task_heads" if kind == "named" else "outputs", [make[kind]() for _ in range(400)])
+    model.encoder.requires_grad_(not frozen)
+    assert stack_of(model) == ("encoder.layers", 3)
+    names = preset_names("last", 1, model)
+    assert {name for name, _ in model.named_parameters() if not name.startswith("encoder")} < names
+
+
+def test_a_dictionary_of_numbered_blocks_is_a_stack() -> None:
+    model = nn.ModuleDict({"blocks": nn.ModuleDict({f"block{i}": Narrow() for i in range(4)}), "fc": nn.Linear(8, 2)})
+    assert stack_of(model) == ("blocks", 4)
+    assert fast_of(model) == {"blocks.block3.inner", "fc"}
+    with pytest.raises(ValueError, match="has no stack"):
+        stack_of(nn.ModuleDict({"a": Narrow(), "b": Narrow()}))
+
+
+def test_a_flat_sequence_with_norms_is_a_stack_if_there_is_no_other() -> None:
+    layers = [layer for _ in range(4) for layer in (nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.ReLU())]
+    assert stack_of(nn.Sequential(*layers)) == ("", 4)
+    model = nn.ModuleDict({"layers": nn.ModuleList([Narrow(), Narrow()]), "head": nn.Sequential(*layers)})
+    assert stack_of(model) == ("layers", 2)
+
+
+class Taught(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.student = Tower()
+        self.teacher = copy.deepcopy(self.student)
+        self.teacher.embeddings = nn.Embedding(2, 2)  # so it counts as lying below, where there is no backward
+        self.teacher.requires_grad_(False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            target = self.teacher(x)
+        return torch.as_tensor(self.student(x) - target)
+
+
+def test_the_cost_of_a_teacher_is_corrected(caplog: pytest.LogCaptureFixture) -> None:
+    config = MultirateConfig.two_rate("last:1", 2)
+    own = train(Tower(), config).telemetry.predicted_cost(full=False)
+    controller = train(Taught(), config)
+    (line,) = caplog.messages
+    assert "modules that ran without gradients too, such as a teacher" in line
+    # Of a full step 3 parts of 4 are those of the student: one for its forward pass, two for backward.
+    assert controller.telemetry.predicted_cost(full=False) == pytest.approx((1 + 3 * own) / 4, abs=0.02)
+
+
+class Loop(Tower):
+    """Runs its blocks twice."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.put(x)
+        for layer in [*self.layers, *self.layers]:
+            x = layer(x)
+        return self.get_submodule(self.name)(x)
+
+
+def test_blocks_that_run_again_are_named_as_above(caplog: pytest.LogCaptureFixture) -> None:
+    controller = train(Loop(), MultirateConfig.two_rate("last:1", 2))
+    (line,) = caplog.messages
+    assert "lie above 'layers.5.up'" in line
+    assert "hook" not in line
+    assert controller.telemetry.predicted_cost(full=False) > 0.6
+
+
+def test_the_levels_of_a_model_are_found_once_for_all_presets(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    levels = presets.levels_of
+    monkeypatch.setattr(presets, "levels_of", lambda *args: asked.append(args) or levels(*args))
+    Multirate(MultirateConfig.ladder([1] * 10 + [2] * 10)).assign(Tower(20))
+    assert len(asked) == 1
