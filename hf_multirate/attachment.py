@@ -59,6 +59,7 @@ class Attachment:
         compiled: bool = False,
     ) -> None:
         self._config = config
+        self._compiled = compiled  # hooks that come and go would have it compiled once more
         if not config.trains_plainly:
             zeroes = any(group.idle == "zero" for group in config.groups)
             changes = changes_weights(config)
@@ -79,7 +80,7 @@ class Attachment:
         self._others = frozenset(others)
         self._check = GradientCheck(
             groups,
-            model=None if compiled else model,  # hooks that come and go would have it compiled once more
+            model=model,
             strict=config.missing_gradients == "error",
             planned=config.budget is not None,
             had=had,
@@ -159,7 +160,7 @@ class Attachment:
         if self.planner is not None:
             self.planner.account.next_pass()
         with (
-            self._check.watched(self._names(live)) if self.shared.cuts else nullcontext(),
+            self._check.watched(self._names(live)) if self.shared.cuts and not self._compiled else nullcontext(),
             self._pruner.pruned(self._names(live), cuts=self.shared.cuts),
             self.shared.micro_batch(last=last),
             self._subgroups.zeroed(step),

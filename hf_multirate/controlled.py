@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -14,9 +16,9 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from transformers import Trainer, TrainerState
 from transformers.trainer_utils import get_last_checkpoint
 
-from hf_multirate.lease import innermost
+from hf_multirate.lease import is_leased
 from hf_multirate.saved import Saved, StaleError, read_saved, require_whole, write_saved
-from hf_multirate.takeover import takeover
+from hf_multirate.takeover import is_ours, other_optimizer, takeover
 
 
 logger = logging.getLogger(__name__)
@@ -58,6 +60,10 @@ class Controller(Protocol):
     def controls(self, optimizer: torch.optim.Optimizer) -> bool:
         """Whether it has taken over ``optimizer``."""
 
+    @property
+    def stepping(self) -> bool:
+        """Whether the optimizer is taking a step."""
+
     def select(self, step: int) -> None:
         """Begin optimizer step ``step``."""
 
@@ -92,11 +98,14 @@ class ControlledMixin(_Base):
                 f"class {cls.__name__} names {theirs.__name__} before {ours.__name__}, so that its methods would come "
                 f"first and train plainly. Write class {cls.__name__}({ours.__name__}, {theirs.__name__})."
             )
+        owner = next((base for base in order if "train" in vars(base)), cls)
+        if not is_ours(owner) and (owner is cls or not issubclass(owner, ControlledMixin)):
+            cls.train = _watched(cls.train)  # type: ignore[method-assign]
 
     def _control(self, controller: Controller) -> None:
         self._controller = controller
         self._training = False
-        self._looped = self._resumes = False
+        self._looped = self._resumes = self._stepped = False
         self._given_up: set[int] = set()
         self._begun = self._first_step = 0
         self._resumed: Saved | None = None
@@ -107,7 +116,8 @@ class ControlledMixin(_Base):
         self._controller.detach()
         self._training, self._resumed, self._given_up = True, None, set()
         checkpoint = kwargs.get("resume_from_checkpoint") or (args[0] if args else None)
-        self._looped, self._resumes = False, bool(checkpoint)
+        self._looped = self._stepped = False
+        self._resumes = bool(checkpoint)
         self._require_whole(checkpoint)
         self._begun, self._attached_in = -1, None
         guard = register_optimizer_step_pre_hook(self._guard)
@@ -155,9 +165,13 @@ class ControlledMixin(_Base):
         A step without gradients is that of a batch that `training_step` gave up, and moves nothing.
         """
         del args, kwargs
-        if self._controller.begun:
-            if optimizer is innermost(cast(torch.optim.Optimizer, self.optimizer)):
+        if is_leased(optimizer):
+            self._stepped = True
+            if self._controller.begun:
                 self._before_step()
+            if self._controller.begun or not self._controller.attached:
+                return
+        if self._controller.stepping:  # an optimizer that holds others
             return
         # FSDP2 steps with gradients of zero to make the state that a checkpoint is loaded into.
         if not self._controller.active or (self.is_fsdp_enabled and not self._looped):
@@ -165,17 +179,33 @@ class ControlledMixin(_Base):
         own = {id(parameter) for parameter in cast(nn.Module, self.model).parameters()}
         stepped = [p for group in optimizer.param_groups for p in group["params"] if id(p) in own]
         if any(parameter.grad is not None for parameter in stepped):
+            if self._controller.begun:
+                raise RuntimeError(other_optimizer(optimizer))
             raise RuntimeError(takeover(cast(Trainer, self), standard_loop=self._looped))
-        if stepped:
+        if stepped and self._training and self.state.global_step != self._begun:
             self._given_up.add(self.state.global_step)
+
+    @contextmanager
+    def _watch_outside(self) -> Iterator[None]:
+        """A context for a ``train`` in front of this class, which may take steps without ``super().train()``."""
+
+        def guard(*args: Any) -> None:
+            if not self._training:
+                self._guard(*args)
+
+        handle = register_optimizer_step_pre_hook(guard)
+        try:
+            yield
+        finally:
+            handle.remove()
 
     def _before_step(self) -> None:
         """The optimizer is about to take a step that was begun."""
 
     def _require_own_loop(self) -> None:
         """Raise `RuntimeError` if steps were taken without the loop of Trainer and without `training_step`."""
-        foreign = not self._looped and not self._resumes and self._begun < 0
-        if foreign and self.state.global_step > 0 and self._controller.active:
+        ours = self._looped or self._resumes or self._stepped or self._begun >= 0
+        if not ours and self.state.global_step > 0 and self._controller.active:
             raise RuntimeError(takeover(cast(Trainer, self), standard_loop=False))
 
     def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -196,7 +226,9 @@ class ControlledMixin(_Base):
 
     def _attach(self) -> None:
         """Attach at the first micro-batch: only then optimizer, restored state and step are all there."""
-        self._controller.attach(self._model_to_control(), cast(torch.optim.Optimizer, self.optimizer))
+        if self.optimizer is None:
+            raise RuntimeError(other_optimizer(None))
+        self._controller.attach(self._model_to_control(), self.optimizer)
         skipped = 0
         if self._resumed is not None:
             self._resumed.hand_over(self._controller)
@@ -264,3 +296,14 @@ class ControlledMixin(_Base):
                 "scratch.", path.parent, path.name,
             )  # fmt: skip
         return saved
+
+
+def _watched(train: Callable[..., Any]) -> Callable[..., Any]:
+    """The ``train`` of a subclass, in which no step of an optimizer goes by unseen."""
+
+    @functools.wraps(train)
+    def watched(self: ControlledMixin, *args: Any, **kwargs: Any) -> Any:
+        with self._watch_outside():
+            return train(self, *args, **kwargs)
+
+    return watched

@@ -60,6 +60,7 @@ class Multirate(Standing):
         self._steps: StepHooks | None = None
         self._looks: list[Any] = []
         self._open = ExitStack()
+        self._within = ExitStack()
         self._inside = self._moves = False
         self._said: set[str] = set()
         self._corrections = 0
@@ -148,6 +149,7 @@ class Multirate(Standing):
             "_looks": [],
             "_steps": None,
             "_open": ExitStack(),
+            "_within": ExitStack(),
             "_inside": False,
         }
         return kept | free
@@ -162,6 +164,11 @@ class Multirate(Standing):
     def begun(self) -> bool:
         """Whether a step was begun, and the optimizer has not taken it yet."""
         return self._live is not None
+
+    @property
+    def stepping(self) -> bool:
+        """Whether the optimizer is taking a step."""
+        return self._steps is not None and self._steps.inside
 
     @property
     def attached(self) -> bool:
@@ -215,6 +222,8 @@ class Multirate(Standing):
     def micro_batch(self, last: bool = False) -> Iterator[None]:
         """A context for forward and backward of one micro-batch; parameters have flags and values back on exit.
 
+        It is over early when the optimizer takes its step inside of it.
+
         Args:
             last: Whether to `synchronize` on exit: nothing is accumulated after this micro-batch.
         """
@@ -225,7 +234,9 @@ class Multirate(Standing):
         if self._steps is not None:
             self._steps.reset()
         try:
-            with self._attachment.micro_batch(self.step, self._live, last=last):
+            with ExitStack() as within:
+                within.enter_context(self._attachment.micro_batch(self.step, self._live, last=last))
+                self._within = within
                 yield
         finally:
             self._inside = False
@@ -237,12 +248,12 @@ class Multirate(Standing):
         at every step, after the last backward pass and before gradients are clipped.
         """
         self._require_attached("synchronize()")
-        self._open.close()
+        self._end_pass()
         self._attachment.shared.synchronize()
 
     def _before_optimizer_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         del optimizer
-        self._open.close()
+        self._end_pass()
         self._moves = False
         if self._live is None or self.step is None:
             if not self._attachment.has_gradients:
@@ -250,6 +261,11 @@ class Multirate(Standing):
             raise RuntimeError("optimizer.step() without begin_step(step): which groups were live is not known.")
         self._look_away()
         self._moves = self._attachment.before_step(self.step, self._live, (*args[1:], *kwargs.values()))
+
+    def _end_pass(self) -> None:
+        """Give parameters their flags and values back, wherever the pass was begun."""
+        self._open.close()
+        self._within.close()
 
     def _look_away(self) -> None:
         """Leave no hook on the model: nothing of it is changed now that anybody could see."""

@@ -119,6 +119,11 @@ class AveragedCopies:
         return self._begun
 
     @property
+    def stepping(self) -> bool:
+        """Whether the optimizer is taking a step."""
+        return self._steps is not None and self._steps.inside
+
+    @property
     def attached(self) -> bool:
         """Whether there are copies of a model."""
         return self._optimizer is not None

@@ -8,7 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from torch import nn
+from torch.distributed.tensor import DTensor
 
+from hf_multirate.names import named
 from hf_multirate.reentrance import inside_functions
 
 
@@ -38,7 +40,7 @@ class GradientCheck:
 
     Args:
         groups: Rate group name -> parameter name -> parameter.
-        model: The model that owns them, where its forward passes can be watched.
+        model: The model that owns them.
         strict: Whether gradients may never be missing.
         planned: Whether groups are the blocks of a plan, which deals with blocks that have no gradient.
         had: Parameters that had a gradient before this began, as those of a run that is resumed.
@@ -107,6 +109,7 @@ class GradientCheck:
         for name in self._groups.keys() - live:
             self._refuse_idle(name, members[name], step)
         found = {name: {k: p for k, p in members[name].items() if p.grad is not None} for name in live}
+        self._refuse_replaced({k: p for name in live for k, p in members[name].items() if k not in found[name]}, step)
         if not any(found.values()) and not self._strict and not self._lost_in_functions(live):
             for name in live:  # their turn is over: none of them drifts until the next one
                 self.missed.update(members[name])
@@ -219,6 +222,22 @@ class GradientCheck:
                 "steps only, if trainer.multirate.is_full_step); or gradients were zeroed in place: call "
                 "zero_grad(set_to_none=True); or the model was saved or evaluated after begin_step(step), which ends "
                 "it: call begin_step(step) again before the forward pass."
+            )
+
+    def _refuse_replaced(self, missing: Mapping[str, nn.Parameter], step: int) -> None:
+        """Raise `RuntimeError` if the model has other parameters by now in the place of some that lack a gradient."""
+        # Those that had none at their last turn either were looked at then. A whole parameter stands in for a shard.
+        new = {k: p for k, p in missing.items() if k not in self.missed and not isinstance(p, DTensor)}
+        if self._model is None or not new:
+            return
+        present = named(self._model)
+        replaced = [key for key, parameter in new.items() if present.get(key, parameter) is not parameter]
+        if replaced:
+            raise RuntimeError(
+                f"{len(replaced)} parameters got no gradient at step {step}, since the model has other parameters in "
+                f"their place now, which the optimizer does not know, e.g. {replaced[:3]}. Parameters were replaced "
+                "while training goes on, as load_state_dict(assign=True) does: use load_state_dict without assign, or "
+                "write into them (parameter.data.copy_)."
             )
 
     def summarize(self) -> None:

@@ -50,6 +50,11 @@ def require_free(optimizer: Optimizer, model: nn.Module) -> None:
             raise RuntimeError(f"the {name} is attached already, to this or another controller: call detach() first.")
 
 
+def is_leased(optimizer: Optimizer) -> bool:
+    """Whether a controller has ``optimizer``."""
+    return optimizer in _leased
+
+
 def lease(optimizer: Optimizer, model: nn.Module) -> None:
     """Note that a controller has taken both."""
     _leased.update((optimizer, model))

@@ -42,6 +42,11 @@ class StepHooks:
         if self._depth == 0:
             self._after(optimizer, args, kwargs)
 
+    @property
+    def inside(self) -> bool:
+        """Whether a step is going on."""
+        return self._depth > 0
+
     def reset(self) -> None:
         """Forget a step that failed half-way; called outside of steps."""
         self._depth = 0

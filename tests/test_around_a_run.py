@@ -196,9 +196,23 @@ class Assigns(TrainerCallback):
 @pytest.mark.parametrize("config", [CONFIG, LADDER, MultirateConfig.auto()])
 def test_other_parameters_in_training_are_an_error(tmp_path: Path, config: MultirateConfig, at: int) -> None:
     trainer = trainer_for(tmp_path, config, callbacks=[Assigns(at)], max_steps=STEPS)
-    with pytest.raises(RuntimeError, match="gradient"):
+    with pytest.raises(RuntimeError, match=r"has other parameters in their place.*load_state_dict\(assign=True\)"):
         trainer.train()
     assert trainer.state.global_step == at
+
+
+@pytest.mark.parametrize("part", ["classifier", "bert.embeddings"])
+def test_other_parameters_in_a_part_of_the_model_are_an_error(tmp_path: Path, part: str) -> None:
+    class Replaces(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, model: Any, **kwargs: Any) -> None:
+            if state.global_step == 2:
+                module = model.get_submodule(part)
+                module.load_state_dict({k: v.clone() for k, v in module.state_dict().items()}, assign=True)
+
+    trainer = trainer_for(tmp_path, CONFIG, callbacks=[Replaces()], max_steps=STEPS)
+    with pytest.raises(RuntimeError, match=r"has other parameters in their place"):
+        trainer.train()
+    assert trainer.state.global_step == (2 if part == "classifier" else PERIOD)  # the next turn of the part
 
 
 WAYS: dict[str, Callable[[Any], Any]] = {

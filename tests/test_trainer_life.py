@@ -16,6 +16,7 @@ from transformers import Trainer, TrainerCallback, set_seed
 from hf_multirate import (
     AveragedCopiesTrainer,
     CopiesConfig,
+    Multirate,
     MultirateConfig,
     MultirateMixin,
     MultirateTrainer,
@@ -436,7 +437,8 @@ def stops(control: Any) -> None:
 def test_training_that_ends_early_leaves_nothing_behind(
     tmp_path: Path, act: Callable[[Any], None], error: type[BaseException] | None
 ) -> None:
-    trainer = trainer_for(tmp_path, CONFIG, callbacks=[Ends(act)])
+    ends = Ends(act)
+    trainer = trainer_for(tmp_path, CONFIG, callbacks=[ends])
     if error is None:
         trainer.train()
     else:
@@ -445,7 +447,7 @@ def test_training_that_ends_early_leaves_nothing_behind(
     assert not trainer.multirate.attached
     assert not optimizer_module._global_optimizer_pre_hooks
     assert all(parameter.requires_grad for parameter in trainer.model.parameters())
-    trainer.callback_handler.callbacks.pop()
+    trainer.remove_callback(ends)
     trainer.train()
     assert trainer.multirate.applied == 6
 
@@ -478,3 +480,123 @@ def test_an_optimizer_of_other_parameters_may_step_whenever_it_likes(tmp_path: P
     trainer = trainer_for(tmp_path, CONFIG, callbacks=[Centers()])
     trainer.train()
     assert trainer.multirate.applied == 6
+
+
+class InFront(MultirateTrainer):
+    """A ``train`` in front of ours, with a loop of its own."""
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        return Loop._inner_training_loop(self)
+
+
+class Foreign:
+    """The same in a class that knows nothing of trainers."""
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        return Loop._inner_training_loop(self)  # type: ignore[arg-type]
+
+
+class ForeignInFront(Foreign, MultirateTrainer):
+    """As users mix classes."""
+
+
+@pytest.mark.parametrize("kind", [InFront, ForeignInFront])
+def test_a_train_in_front_with_a_loop_of_its_own_is_an_error(tmp_path: Path, kind: type[MultirateTrainer]) -> None:
+    trainer = trainer_for(tmp_path, CONFIG, kind=kind)
+    before = weights(trainer)
+    with pytest.raises(RuntimeError, match=r"\.train takes a step without super\(\)\.train\(\)"):
+        trainer.train()
+    assert_same(weights(trainer), before)
+    assert not optimizer_module._global_optimizer_pre_hooks
+    trainer_for(tmp_path, MultirateConfig.off(), kind=kind).train()
+
+
+def test_a_train_in_front_that_calls_ours(tmp_path: Path) -> None:
+    class Twice(MultirateTrainer):
+        def train(self, *args: Any, **kwargs: Any) -> Any:
+            super().train()
+            self.evaluate(self.train_dataset)
+            return super().train()
+
+    trainer = trainer_for(tmp_path, CONFIG, kind=Twice)
+    trainer.train()
+    assert phases(trainer) == [0, 1, 2, 3, 0, 1]  # of the second run
+    assert trainer.multirate.applied == 6
+
+
+@pytest.mark.parametrize("front", [False, True])
+@pytest.mark.parametrize("own", [False, True])
+def test_a_loop_of_its_own_with_a_controller(tmp_path: Path, front: bool, own: bool) -> None:
+    class Steps(Trainer):
+        def train(self, *args: Any, **kwargs: Any) -> Any:
+            optimizer = self.create_optimizer()
+            controller = self.multirate if own else Multirate(CONFIG)
+            with controller.attach(self.model, optimizer) as multirate:
+                for step, batch in enumerate(self.get_train_dataloader()):
+                    multirate.begin_step(step)
+                    self.compute_loss(self.model, batch).backward()
+                    optimizer.step()
+                    optimizer.zero_grad()
+                    self.state.global_step += 1
+            self.fast_steps = multirate.telemetry.summary()["fast_steps"]
+
+    bases = {"train": Steps.train} if front else {}
+    kind = type("Both", (MultirateMixin, Trainer if front else Steps), bases)
+    trainer = trainer_for(tmp_path, CONFIG, kind=kind)
+    trainer.train()
+    assert trainer.fast_steps == 4
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_a_loop_of_its_own_steps_the_optimizer_of_the_trainer(tmp_path: Path, given: bool) -> None:
+    class Steps(Trainer):
+        current_gradient_accumulation_steps = 1
+
+        def train(self, *args: Any, **kwargs: Any) -> Any:
+            if given:
+                self.create_optimizer()
+            optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1)
+            for batch in self.get_train_dataloader():
+                self.training_step(self.model, batch)
+                optimizer.step()
+                self.state.global_step += 1
+
+    for ours, settings in (
+        (MultirateMixin, {"multirate": CONFIG}),
+        (AveragedCopiesMixin, {"copies": CopiesConfig((1, 3))}),
+    ):
+        model, rows = example("bert")
+        kind = type("Both", (ours, Steps), {})
+        trainer = kind(model=model, args=arguments(tmp_path), train_dataset=rows, **settings)
+        before = weights(trainer)
+        with pytest.raises(RuntimeError, match=r"Assign the optimizer of the loop to trainer\.optimizer"):
+            trainer.train()
+        assert_same(weights(trainer), before)
+
+
+def test_a_loop_that_was_assigned_to_an_instance_is_named(tmp_path: Path) -> None:
+    trainer = trainer_for(tmp_path, CONFIG)
+    trainer._inner_training_loop = lambda *args, **kwargs: Loop._inner_training_loop(trainer)
+    with pytest.raises(RuntimeError, match="_inner_training_loop that was assigned to this MultirateTrainer"):
+        trainer.train()
+
+
+class StepsItself(Trainer):
+    """Takes the step of the optimizer in the training step."""
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        loss = super().training_step(*args, **kwargs)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss
+
+
+def test_a_training_step_that_takes_the_step_of_the_optimizer(tmp_path: Path, warnings_of: Any) -> None:
+    ends = []
+    for theirs in (Trainer, StepsItself):
+        kind = type("Both", (MultirateMixin, theirs), {})
+        trainer = trainer_for(tmp_path, CONFIG, kind=kind, max_grad_norm=0.0)
+        assert not warnings_of(trainer)
+        assert trainer.multirate.applied == 6
+        ends.append(weights(trainer))
+    assert_same(*ends)  # idle parameters drift alike
