@@ -76,8 +76,8 @@ def _noise_in(function: FunctionType, *, shares: bool) -> bool:
         return False
     parents = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
     looks = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node.attr == "training"]
-    hidden = any(isinstance(node, ast.Constant) and node.value == "training" for node in ast.walk(tree))  # `getattr`
-    if not looks or hidden or _writes(tree) or (_hands_out_self(tree) and not shares):
+    other = function.__code__.co_varnames[:1] != ("self",)  # writes are not seen then
+    if not looks or other or _writes(tree) or (_hands_out_self(tree) and not shares):
         return False
     return all(_about_noise(look, parents) for look in looks)
 

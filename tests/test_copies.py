@@ -82,12 +82,30 @@ def test_turns_are_those_of_a_clock(periods: tuple[int, ...]) -> None:
         arriving = tuple(copy for copy, period in enumerate(periods) if time % period == 0)
         turns = [(copy, ()) for copy in arriving]
         wanted += [*turns[:-1], (arriving[-1], arriving)] if len(arriving) > 1 else turns
-    config = CopiesConfig(periods)
+    config = CopiesConfig(periods, turns="fixed")
     assert [config.turn(step) for step in range(2 * config.cycle)] == 2 * wanted
 
 
+@pytest.mark.parametrize("periods", [(1, 2), (1, 5), (1, 3, 6), (1, 2, 4, 12)])
+def test_drawn_turns_meet_all_of_the_data_and_the_same_averages(periods: tuple[int, ...]) -> None:
+    drawn, fixed = CopiesConfig(periods), CopiesConfig(periods, turns="fixed")
+    merges = [fixed.turn(step)[1] for step in range(fixed.cycle) if fixed.turn(step)[1]]
+    places = set()
+    for cycle in range(3 * drawn.cycle):
+        turns = [drawn.turn(cycle * drawn.cycle + place) for place in range(drawn.cycle)]
+        assert [merged for _, merged in turns if merged] == merges
+        times = [0] * len(periods)
+        for copy, merged in turns:
+            times[copy] += periods[copy]
+            # All copies that are averaged have come to the same time.
+            assert len({times[other] for other in merged}) <= 1
+        assert times == [periods[-1]] * len(periods)
+        places.add([copy for copy, _ in turns].index(len(periods) - 1))
+    assert places == set(range(drawn.cycle))
+
+
 def test_a_turn_does_not_take_longer_for_longer_periods() -> None:
-    config = CopiesConfig((1, 10**12))
+    config = CopiesConfig((1, 10**12), turns="fixed")
     assert config.turn(10**12 - 1) == (0, ())
     assert config.turn(10**12) == (1, (0, 1))
     assert config.turn(10**12 + 1) == (0, ())
