@@ -12,6 +12,7 @@ from hf_multirate.config import MultirateConfig
 from hf_multirate.cost import StepCosts, boundary, layers_of
 from hf_multirate.names import named
 from hf_multirate.partition import Partition
+from hf_multirate.text import shortened
 
 
 def describe(config: MultirateConfig, partition: Partition, model: nn.Module) -> str:
@@ -29,7 +30,7 @@ def describe(config: MultirateConfig, partition: Partition, model: nn.Module) ->
         redrawn = group.subset is not None and group.subset.redraw == "step"
         rule = group.idle if group.period > 1 or redrawn else "-"
         folded = fold(partition[group.name])
-        figures = (group.name, str(group.period), rule, f"{count:,}", f"{count / total:.1%}")
+        figures = (shortened(group.name), str(group.period), rule, f"{count:,}", f"{count / total:.1%}")
         rows += [(*figures, folded[0]), *(("", "", "", "", "", line) for line in folded[1:])]
     lines = columns(rows, left=(0, 2))
     if partition.frozen:
@@ -67,8 +68,9 @@ def _costs(config: MultirateConfig, partition: Partition, model: nn.Module) -> l
     for groups in reversed(kinds):
         if len(groups) == len(config.groups):
             continue
-        names = [config.groups[i].name for i in groups]
-        edge = boundary(layers, {name for group in names for name in partition[group]})
+        members = [config.groups[i].name for i in groups]
+        names = [shortened(name) for name in members]
+        edge = boundary(layers, {name for group in members for name in partition[group]})
         lines.append(
             f"with {', '.join(names)} live: backward is skipped below {edge}, "
             f"predicted cost {costs.of(groups):.2f} of a full step"

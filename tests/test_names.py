@@ -15,7 +15,8 @@ import pytest
 from rich.console import Console
 from test_plan import stack
 
-from hf_multirate import MultirateConfig, RateGroup, plan
+from hf_multirate import Multirate, MultirateConfig, RateGroup, plan
+from hf_multirate.auto import Budget
 from hf_multirate.card import card_section
 from hf_multirate.planning.table import print_plans
 from hf_multirate.record import read_record
@@ -154,6 +155,21 @@ def test_names_are_text_on_a_terminal(kind: str) -> None:
     assert one_line(f"{name} off: every step is a full step") in told
     assert re.search(rf"│ {re.escape(one_line(name))} +│ +4 │", told)
     assert "\x1b" not in told
+
+
+@pytest.mark.parametrize("kind", NAMES)
+@pytest.mark.parametrize("budget", [None, Budget(1.5)], ids=["periods", "auto"])
+def test_names_are_one_cell_of_a_description(kind: str, budget: Budget | None) -> None:
+    name, (model, _) = NAMES[kind], stack()
+    groups = (RateGroup("fast", "^head", 1), RateGroup(name, ".*", 4 if budget is None else 1))
+    plain = (groups[0], replace(groups[1], name="slow"))
+    lines, wanted = (
+        Multirate(MultirateConfig(given, budget=budget)).assign(model).describe().split("\n")
+        for given in (groups, plain)
+    )
+    assert len(lines) == len(wanted)
+    assert shortened(name) in "\n".join(lines)
+    assert all(line.isprintable() and len(line) < 200 for line in lines)
 
 
 def test_a_metric_of_the_users_own_reaches_the_page_as_text(tmp_path: Path) -> None:

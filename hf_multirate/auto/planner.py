@@ -15,6 +15,7 @@ from hf_multirate.config import MultirateConfig
 from hf_multirate.groups import RateGroup
 from hf_multirate.schedule import Schedule, Stages
 from hf_multirate.state_checks import check_plan
+from hf_multirate.text import one_line
 
 
 logger = logging.getLogger(__name__)
@@ -188,7 +189,7 @@ class Planner:
         """The plan in force in one line."""
         plan = self.plans[-1]
         blocks = zip(self._groups, plan.periods, plan.drift, strict=True)
-        return ", ".join(f"{group.name} every {period} (drift {drift})" for group, period, drift in blocks)
+        return ", ".join(f"{one_line(group.name)} every {period} (drift {drift})" for group, period, drift in blocks)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values; all processes call it."""

@@ -9,6 +9,7 @@ from hf_multirate.auto.settings import Budget
 from hf_multirate.describe import columns, fold
 from hf_multirate.names import named
 from hf_multirate.partition import Partition
+from hf_multirate.text import shortened
 
 
 def describe_plan(partition: Partition, model: nn.Module, budget: Budget, planner: Planner | None) -> str:
@@ -17,7 +18,9 @@ def describe_plan(partition: Partition, model: nn.Module, budget: Budget, planne
     rows = [("block", "parameters", "worth", "+-", "work", "period", "drift", "names")]
     for index, (block, names) in enumerate(partition.items()):
         figures = ("-", "-", "-", "-", "-") if planner is None else _figures(planner, index)
-        rows.append((block, f"{sum(sizes[name] for name in names):,}", *figures, ", ".join(fold(names)[:2])))
+        rows.append(
+            (shortened(block), f"{sum(sizes[name] for name in names):,}", *figures, ", ".join(fold(names)[:2]))
+        )
     lines = columns(rows)
     if partition.frozen:
         count = sum(sizes[name] for name in partition.frozen)
