@@ -14,7 +14,7 @@ from torch import nn
 
 from hf_multirate.advice import not_a_suffix
 from hf_multirate.cost import Layer, StepCosts, layers_of, step_cost
-from hf_multirate.hooks import tensors_in
+from hf_multirate.hooks import OwnHook, tensors_in
 from hf_multirate.names import canonical
 from hf_multirate.schedule import Schedule
 
@@ -71,7 +71,7 @@ class Forecast:
         """While it is open, forward passes with gradients are noted."""
         passage = Passage()
         handles = [
-            module.register_forward_pre_hook(_noting(passage), with_kwargs=True)
+            module.register_forward_pre_hook(OwnHook(_noting(passage), module), with_kwargs=True)
             for module in self._model.modules()
             if any(True for _ in module.parameters(recurse=False))
         ]

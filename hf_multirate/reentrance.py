@@ -16,6 +16,8 @@ import torch
 from torch import nn
 from torch.autograd.function import FunctionCtx
 
+from hf_multirate.hooks import OwnHook
+
 
 @contextmanager
 def inside_functions(model: nn.Module, parameters: Set[nn.Parameter]) -> Iterator[set[nn.Parameter]]:
@@ -33,7 +35,7 @@ def inside_functions(model: nn.Module, parameters: Set[nn.Parameter]) -> Iterato
     # Found beforehand: a wrapper that shards puts other tensors in their place for a forward pass.
     own = {part: [p for p in part.parameters(recurse=False) if p in parameters] for part in model.modules()}
     owners = {part: members for part, members in own.items() if members}
-    handles = [module.register_forward_pre_hook(note) for module in owners]
+    handles = [module.register_forward_pre_hook(OwnHook(note, module)) for module in owners]
     try:
         yield found
     finally:

@@ -92,24 +92,26 @@ def model_of(words: list[str]) -> tuple[torch.nn.Module, list[dict[str, torch.Te
 
 def config_of(words: list[str]) -> Any:  # noqa: PLR0911
     for word in SUBSETS.keys() & set(words):
-        return MultirateConfig.random_subgroups(*SUBSETS[word])
+        return MultirateConfig.random_subgroups(*SUBSETS[word], turns="fixed")
     if "plain" in words or "copies" in words:
-        return CopiesConfig((1, 2)) if "copies" in words else None
+        return CopiesConfig((1, 2), turns="fixed") if "copies" in words else None
     settings: dict[str, Any] = {"check_ranks": 1} if "check" in words else {}
     if "still" in words:  # what the callback of `reference` comes to
         settings |= {"drift_scale": 0.0, "idle_mode": "train"}
         settings["group_of"] = lambda name, _: "fast" if is_fast(name) else None
-        return MultirateConfig((RateGroup("fast", (), 1), RateGroup("slow", ".*", PERIOD)), **settings)
+        return MultirateConfig((RateGroup("fast", (), 1), RateGroup("slow", ".*", PERIOD)), **settings, turns="fixed")
     if "auto" in words:  # a plan from step 1 on, and others from 6, 11 and so on
         work.UPDATE = 0.0  # which does not shrink with the rows of a process
-        return MultirateConfig((), budget=Budget(1.5, longest=4, cycles=1, drift=True), **settings)
+        return MultirateConfig((), budget=Budget(1.5, longest=4, cycles=1, drift=True), **settings, turns="fixed")
     if "ladder" in words:
-        return MultirateConfig.ladder([1, 2, PERIOD], **settings)
+        return MultirateConfig.ladder([1, 2, PERIOD], **settings, turns="fixed")
     if "middle" in words:  # what is fast is no suffix
         groups = (RateGroup("fast", r"layer\.[12]\.|classifier", 1), RateGroup("slow", ".*", PERIOD))
-        return MultirateConfig(groups, **settings)
+        return MultirateConfig(groups, **settings, turns="fixed")
     period = PERIOD + RANK if "disagree" in words else PERIOD
-    return MultirateConfig.two_rate("last:1", period, "hold" if "hold" in words else "drift", **settings)
+    return MultirateConfig.two_rate(
+        "last:1", period, "hold" if "hold" in words else "drift", **settings, turns="fixed"
+    )
 
 
 def settings_of(words: list[str], wrapper: str) -> dict[str, Any]:

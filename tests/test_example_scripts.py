@@ -108,4 +108,4 @@ def test_files_of_ones_own(tmp_path: Path) -> None:
     (tmp_path / "d.txt").write_text("\n".join(words))
     files = {"run_summarization": "a.jsonl", "run_sft_lora": "b.csv", "run_sentence_embeddings": "c.parquet"}
     for name, file in {**files, "run_clm": "d.txt"}.items():
-        assert run(name, tmp_path / name, f"--train_file={tmp_path / file}")["fast_steps"] == 4
+        assert run(name, tmp_path / name, f"--train_file={tmp_path / file}")["fast_steps"] == 5

@@ -82,7 +82,9 @@ def test_muon(idle: str) -> None:
     model = nn.Sequential(*[nn.Linear(4, 4, bias=False) for _ in range(3)])
     optimizer = torch.optim.Muon(model.parameters(), lr=0.1)
     seen = []
-    with Multirate(MultirateConfig.two_rate(r"2\.", PERIOD, idle)).attach(model, optimizer) as multirate:
+    with Multirate(MultirateConfig.two_rate(r"2\.", PERIOD, idle, turns="fixed")).attach(
+        model, optimizer
+    ) as multirate:
         for step in range(2 * PERIOD):
             before = model[0].weight.detach().clone()
             multirate.begin_step(step)
@@ -110,6 +112,6 @@ class Counting(torch.optim.SGD):
 def test_trying_an_optimizer_leaves_it_alone() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     optimizer = Counting(model.parameters())
-    with Multirate(MultirateConfig.two_rate(r"1\.", 2)).attach(model, optimizer):
+    with Multirate(MultirateConfig.two_rate(r"1\.", 2, turns="fixed")).attach(model, optimizer):
         pass
     assert optimizer.param_groups[0]["step"] == 0

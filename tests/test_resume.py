@@ -27,7 +27,7 @@ DISPLACEMENT = {"optim": "rmsprop"}
 
 
 def config(idle: str = "drift", **settings: Any) -> MultirateConfig:
-    return MultirateConfig.two_rate("last:2", PERIOD, idle, **settings)
+    return MultirateConfig.two_rate("last:2", PERIOD, idle, **{"turns": "fixed", **settings})
 
 
 CASES: dict[str, tuple[MultirateConfig, dict[str, Any]]] = {
@@ -44,6 +44,8 @@ CASES: dict[str, tuple[MultirateConfig, dict[str, Any]]] = {
         config(initial_full_steps=3),
         {"gradient_accumulation_steps": 4, **DISPLACEMENT},
     ),
+    "adamw-drawn": (config(turns="drawn"), {}),
+    "rmsprop-drawn": (config(turns="drawn"), DISPLACEMENT),
     "adamw-ladder": (MultirateConfig.ladder([1, 2, PERIOD], idle_mode="eval"), {}),
     "rmsprop-ladder-hold": (MultirateConfig.ladder([1, 2, PERIOD], "hold"), DISPLACEMENT),
     "adamw-zero": (MultirateConfig.random_subgroups(PERIOD, Subset(biases=True)), {}),
@@ -103,7 +105,7 @@ def test_resumed_is_uninterrupted(tmp_path: Path, whole: Whole, case: str, step:
 def test_phases_of_the_checkpoints_are_all_there() -> None:
     for chosen, _ in CASES.values():
         phases = {chosen.cycles.phase(step) for step in CHECKPOINTS}
-        assert phases == set(range(PERIOD)) or chosen.initial_full_steps
+        assert phases == set(range(PERIOD)) or chosen.initial_full_steps or chosen.turns == "drawn"
 
 
 @pytest.fixture
@@ -158,7 +160,7 @@ def test_other_rate_groups_warn(tmp_path: Path, whole: Whole, caplog: pytest.Log
     with caplog.at_level(logging.WARNING, "hf_multirate"):
         assert_same(resumed("adamw-drift", folder / "checkpoint-5", tmp_path), wanted)
         assert caplog.text == ""
-        other = MultirateConfig.two_rate("last:2", 3)
+        other = MultirateConfig.two_rate("last:2", 3, turns="fixed")
         got = resumed("adamw-drift", folder / "checkpoint-5", tmp_path, other)
     assert "configuration of checkpoint" in caplog.text
     assert "'period': 4" in caplog.text

@@ -49,7 +49,7 @@ class Weights(TrainerCallback):
 
 
 def scaled(folder: Path, idle: str, optim: str, **settings: Any) -> Any:
-    config = MultirateConfig.two_rate("last:1", 4, idle)
+    config = MultirateConfig.two_rate("last:1", 4, idle, turns="fixed")
     # Clipping would look at gradients that are still scaled: Trainer unscales them for fp16 only.
     chosen = {"max_steps": STEPS, "max_grad_norm": 0.0, "learning_rate": 1e-3, "optim": optim, **settings}
     return trainer_for(folder, config, kind=Scaled, **chosen)

@@ -180,6 +180,7 @@ PLAIN = {
     "multirate_idle_compile": NO_SWITCHES,
     "multirate_check_ranks": [*NO_INTEGERS, -1],
     "multirate_record": NO_SWITCHES,
+    "multirate_log": [*NO_CHOICES, None],
     "multirate_config": [5, True, b"a.json", ["a.json"], "", "none.json"],
 }
 

@@ -238,7 +238,7 @@ def test_all_figures_are_logged_on_request(tmp_path: Path) -> None:
 def test_any_other_setting_of_the_logs_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="multirate_log must be one of"):
         MultirateTrainingArguments(str(tmp_path), **DEFAULTS, multirate_log="none")
-    with pytest.raises(ValueError, match="multirate_log must be one of"):
+    with pytest.raises(TypeError, match="multirate_log must be one of"):
         trainer_for(tmp_path, CONFIG, multirate_log=True)
 
 

@@ -25,7 +25,7 @@ def soft_loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> T
 @pytest.mark.parametrize("settings", [{"label_smoothing_factor": 0.2}, {"compute_loss_func": soft_loss}])
 @pytest.mark.parametrize("idle", ["drift", "hold"])
 def test_other_losses(tmp_path: Path, settings: dict[str, Any], idle: str) -> None:
-    config = MultirateConfig.two_rate("last:1", 5, idle)
+    config = MultirateConfig.two_rate("last:1", 5, idle, turns="fixed")
     trainer, default = (trainer_for(tmp_path, config, kind=Watched, **each) for each in (settings, {}))
     trainer.train()
     default.train()
@@ -50,7 +50,7 @@ class Forgetful(MultirateTrainer):
 
 
 def test_slow_parameter_without_its_gradient(tmp_path: Path, warnings_of: Any) -> None:
-    strict = MultirateConfig.two_rate("last:1", PERIOD, missing_gradients="error")
+    strict = MultirateConfig.two_rate("last:1", PERIOD, missing_gradients="error", turns="fixed")
     with pytest.raises(RuntimeError, match=rf"got no gradient at step {PERIOD}.*{Forgetful.lost}"):
         trainer_for(tmp_path, strict, kind=Forgetful).train()
     tolerant = trainer_for(tmp_path, CONFIG, kind=Forgetful)
@@ -66,7 +66,7 @@ def test_group_without_any_gradient(tmp_path: Path, missing: str, warnings_of: A
         lost, at = "bert.embeddings.position_embeddings.weight", 0
 
     groups = (RateGroup("fast", "last:1", 1), RateGroup("positions", "position", 2), RateGroup("slow", ".*", PERIOD))
-    trainer = trainer_for(tmp_path, MultirateConfig(groups, missing_gradients=missing), kind=Unused)
+    trainer = trainer_for(tmp_path, MultirateConfig(groups, missing_gradients=missing, turns="fixed"), kind=Unused)
     if missing == "error":
         with pytest.raises(
             RuntimeError, match="1 of 1 parameters of rate group 'positions' got no gradient at step 0"
@@ -127,7 +127,7 @@ def test_adapters(tmp_path: Path, optim: str) -> None:
 
 
 def test_fast_part_that_is_no_suffix(tmp_path: Path, warnings_of: Any) -> None:
-    config = MultirateConfig.two_rate("embeddings", PERIOD)
+    config = MultirateConfig.two_rate("embeddings", PERIOD, turns="fixed")
     trainer = trainer_for(tmp_path, config, kind=Watched)
     said = warnings_of(trainer)
     assert said.count("backward runs through") == 1
@@ -142,7 +142,7 @@ def test_tied_head_in_either_group(tmp_path: Path, caplog: pytest.LogCaptureFixt
     said = {}
     for fast in ("wte|ln_f", "last:1"):
         caplog.clear()
-        trainer = trainer_for(tmp_path, MultirateConfig.two_rate(fast, PERIOD), "gpt2-lm")
+        trainer = trainer_for(tmp_path, MultirateConfig.two_rate(fast, PERIOD, turns="fixed"), "gpt2-lm")
         trainer.train()
         assert phases(trainer) == PHASES
         (said[fast],) = [(r.levelname, r.getMessage()) for r in caplog.records if "tied to" in r.getMessage()]
