@@ -644,7 +644,7 @@ def test_blocks_of_period_one_are_looked_at_every_other_step(monkeypatch: pytest
         add(self, block, age, value)
 
     monkeypatch.setattr(Signals, "add", noted)
-    config = MultirateConfig((), budget=Budget(1.2, longest=8, cycles=2, drift=drift))
+    config = MultirateConfig((), budget=Budget(1.2, longest=8, cycles=2, drift=drift), turns="fixed")
     skipped = 0
     with Multirate(config).attach(model, optimizer) as controller:
         for step in range(40):
