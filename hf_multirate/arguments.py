@@ -156,7 +156,6 @@ class MultirateTrainingArguments(TrainingArguments):
             self.multirate = "on" if self.multirate else "off"
         super().__post_init__()  # type: ignore[no-untyped-call]  # transformers annotates no __post_init__
         vars(self).update(self._plain())
-        require_log(self.multirate_log)
         self.to_multirate_config()
 
     def to_multirate_config(self) -> MultirateConfig:
@@ -168,7 +167,7 @@ class MultirateTrainingArguments(TrainingArguments):
         """
         fields = self._plain()
         mode, speedup, path = (fields.pop(f"multirate{name}") for name in ("", "_speedup", "_config"))
-        del fields["multirate_record"]  # it is no part of a configuration
+        del fields["multirate_record"], fields["multirate_log"]  # no parts of a configuration
         if speedup is not None and mode != "auto":
             raise ValueError(
                 f"multirate_speedup is {speedup}, but multirate is {mode!r}: only 'auto' has a speed-up to keep to."
@@ -192,6 +191,7 @@ class MultirateTrainingArguments(TrainingArguments):
         """The fields of this class by name, checked one by one, as plain values."""
         values = vars(self)
         found: dict[str, Any] = {"multirate": require_choice("multirate", values["multirate"], MODES)}
+        found["multirate_log"] = require_log(values["multirate_log"])
         for name, check in CHECKS.items():
             found[name] = None if values[name] is None else check(name, values[name])
         return found

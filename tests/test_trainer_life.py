@@ -419,8 +419,12 @@ class Ends(TrainerCallback):
             self.act(control)
 
 
+class Interrupt(BaseException):
+    """As KeyboardInterrupt, which would end pytest if it came through."""
+
+
 def interrupts(control: Any) -> None:
-    raise KeyboardInterrupt
+    raise Interrupt
 
 
 def fails(control: Any) -> None:
@@ -431,9 +435,7 @@ def stops(control: Any) -> None:
     control.should_training_stop = True
 
 
-@pytest.mark.parametrize(
-    ("act", "error"), [(interrupts, KeyboardInterrupt), (fails, ZeroDivisionError), (stops, None)]
-)
+@pytest.mark.parametrize(("act", "error"), [(interrupts, Interrupt), (fails, ZeroDivisionError), (stops, None)])
 def test_training_that_ends_early_leaves_nothing_behind(
     tmp_path: Path, act: Callable[[Any], None], error: type[BaseException] | None
 ) -> None:
