@@ -264,7 +264,7 @@ def test_bad_input_is_refused_and_nothing_overwritten(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"multirate_period": 0}, "period of rate group 'slow' must be at least 1, got 0"),
+        ({"multirate_period": 0}, "multirate_period must be at least 1, got 0"),
         ({"multirate_fast": "last:9"}, "asks for more than the 2 blocks"),
         ({"multirate_fast": "no_such_name"}, "matches no trainable parameter"),
         ({"multirate_fast": "top:1"}, "unknown preset 'top:1'"),
