@@ -84,10 +84,32 @@ def model_of(words: list[str]) -> tuple[torch.nn.Module, list[dict[str, torch.Te
     # Nine or ten batches in an epoch: of three windows of three, and then one of one.
     model, rows = example(family, ROWS * (10 if "ragged" in words else 9))
     without_dropout(model)  # it would differ between one process and two
+    if "routed" in words:
+        torch.manual_seed(3)
+        model.classifier = Routed(model)
     if "lora" in words:
         torch.manual_seed(2)
         model = get_peft_model(model, LoraConfig(r=4, target_modules=["query", "value"], task_type="SEQ_CLS"))
     return model, rows
+
+
+class Routed(torch.nn.Module):
+    """Two heads, each for some of the rows: a process may have rows of one of them only."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        size, labels = model.classifier.in_features, model.classifier.out_features
+        self.heads = torch.nn.ModuleList(torch.nn.Linear(size, labels) for _ in range(2))
+        model.register_forward_pre_hook(self.look, with_kwargs=True)
+
+    def look(self, module: torch.nn.Module, args: Any, kwargs: Any) -> None:
+        self.route = kwargs["input_ids"][:, 0] % 2
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        parts = [(self.route == i).nonzero()[:, 0] for i in range(2)]
+        used = [(rows, head(hidden[rows])) for rows, head in zip(parts, self.heads, strict=True) if len(rows)]
+        order = torch.cat([rows for rows, _ in used]).argsort()
+        return torch.cat([logits for _, logits in used])[order]
 
 
 def config_of(words: list[str]) -> Any:  # noqa: PLR0911

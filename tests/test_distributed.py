@@ -18,6 +18,7 @@ EQUAL = [
     "adamw-unused", "adamw-views", "adamw-static", "adamw-checkpointing", "adamw-reentrant",
     "adamw-unused-checkpointing", "adamw-gas3-ragged", "adamw-gas3-ragged-views", "adamw-ladder", "adamw-hold",
     "sgd-hold", "rmsprop-gas3", "adamw-middle", "adamw-evaluate-unused", "adamw-check",
+    "adamw-unused-routed", "sgd-unused-routed-hold", "adamw-unused-routed-gas3",
     "adamw-auto", "sgd-auto", "adamw-auto-gas3", "adamw-auto-check",
 ]  # fmt: skip
 # Against plain DDP with the gradients of idle parameters thrown away. Clipping would look at those first.

@@ -91,6 +91,10 @@ class DDPSync(GradSync):
             dist.all_reduce(again, group=self._reduces_over)
             self._overlaps = not again.item()
         self._average = None
+        # The reducer has noted what backward reached here, and would take it for reached at the next full step too,
+        # where a batch may not use it. Buckets are not built again by that: with unused parameters they never are.
+        if self._ddp.find_unused_parameters and not self._ddp.static_graph:
+            self._ddp.reducer._reset_state()
 
     def _average_of(self, live: Sequence[nn.Parameter]) -> Average:
         return Average([p for p in live if p in self._owned], self._reduces_over, self._wire)
