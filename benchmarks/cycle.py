@@ -27,7 +27,7 @@ from torch import nn
 
 from encoder import add_sizes, encoder
 from hf_multirate import Multirate, MultirateConfig, RateGroup
-from hf_multirate.precision import DTYPES
+from hf_multirate.backward.low_precision import DTYPES
 
 
 Pair = tuple[Any, torch.optim.Optimizer]

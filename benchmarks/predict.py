@@ -23,7 +23,7 @@ import transformers as tf
 from torch import nn
 
 from hf_multirate import MultirateConfig, MultirateTrainer, plan
-from hf_multirate.record import read_record
+from hf_multirate.reporting.run_record import read_record
 
 
 SETTINGS = {

@@ -25,12 +25,12 @@ from transformers import TrainingArguments
 
 from encoder import add_sizes, encoder
 from hf_multirate import MultirateConfig, MultirateTrainer
-from hf_multirate.appraisal import Appraisal
 from hf_multirate.auto.planner import Planner
-from hf_multirate.bucket import Bucket
-from hf_multirate.movement import Movement
-from hf_multirate.observation import Observation
-from hf_multirate.progress import PhaseOnBar
+from hf_multirate.optim.loss_decrease import Appraisal
+from hf_multirate.optim.update_group import Bucket
+from hf_multirate.optim.updater import Movement
+from hf_multirate.trainer.run_logging import PhaseOnBar
+from hf_multirate.trainer.run_metrics import Observation
 
 
 PARTS: tuple[tuple[type[Any], str], ...] = (

@@ -4,16 +4,16 @@ Fast parameters get a gradient at every step, slow ones at every k-th, and drift
 update in between. Method: Vlaar & Leimkuhler, *Multirate Training of Neural Networks*, ICML 2022.
 """
 
-from hf_multirate.arguments import MultirateSeq2SeqTrainingArguments, MultirateTrainingArguments
-from hf_multirate.config import MultirateConfig
-from hf_multirate.controller import Multirate
-from hf_multirate.copies import AveragedCopies
-from hf_multirate.copies_trainer import AveragedCopiesMixin, AveragedCopiesTrainer
-from hf_multirate.groups import RateGroup
+from hf_multirate.averaged_copies.config import CopiesConfig
+from hf_multirate.averaged_copies.controller import AveragedCopies
+from hf_multirate.averaged_copies.trainer import AveragedCopiesMixin, AveragedCopiesTrainer
+from hf_multirate.config.config import MultirateConfig
+from hf_multirate.config.rate_group import RateGroup
+from hf_multirate.config.subset import Subset
+from hf_multirate.controller.multirate import Multirate
 from hf_multirate.planning import Plan, plan
-from hf_multirate.subset import Subset
-from hf_multirate.trainer import MultirateMixin, MultirateSeq2SeqTrainer, MultirateTrainer
-from hf_multirate.turns import CopiesConfig
+from hf_multirate.trainer.arguments import MultirateSeq2SeqTrainingArguments, MultirateTrainingArguments
+from hf_multirate.trainer.trainer import MultirateMixin, MultirateSeq2SeqTrainer, MultirateTrainer
 
 
 __version__ = "0.1.0"

@@ -30,8 +30,8 @@ import training
 from contenders import CHOSEN, CONTENDERS, importance
 from contenders.blocks import LISA, BAdam
 from contenders.importance import draw
-from runs import FIVE
-from tiny import tokenizer
+from tests.support.runs import FIVE
+from tests.support.tiny import tokenizer
 
 
 pytestmark = [

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 from transformers import TrainerCallback
 
-from hf_multirate.presets import stack_of
+from hf_multirate.model.presets import stack_of
 
 
 def parts_of(model: nn.Module) -> dict[str, list[nn.Parameter]]:

@@ -15,7 +15,7 @@ from contenders import Contender
 from contenders.blocks import LISA, BAdam
 from contenders.importance import ImportanceTrainer
 from hf_multirate import MultirateConfig, MultirateTrainer
-from hf_multirate.partition import assign
+from hf_multirate.model.partition import assign
 
 
 Made = tuple[nn.Module, dict[str, Any]]

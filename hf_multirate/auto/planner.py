@@ -7,15 +7,20 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from hf_multirate.auto.account import Account
-from hf_multirate.auto.plan import Plan
-from hf_multirate.auto.policy import expected, ladder, work_of
-from hf_multirate.auto.signals import Signals
-from hf_multirate.config import MultirateConfig
-from hf_multirate.groups import RateGroup
-from hf_multirate.schedule import Schedule, Stages
-from hf_multirate.state_checks import check_plan
-from hf_multirate.text import one_line
+from torch import nn
+
+from hf_multirate.auto.estimates import Signals
+from hf_multirate.auto.periods import Plan, expected, ladder, work_of
+from hf_multirate.auto.work_budget import Account
+from hf_multirate.config.budget import Budget
+from hf_multirate.config.config import MultirateConfig
+from hf_multirate.config.rate_group import RateGroup
+from hf_multirate.config.schedule import Schedule, Stages
+from hf_multirate.config.text import one_line, shortened
+from hf_multirate.model.describe import columns, fold
+from hf_multirate.model.partition import Partition
+from hf_multirate.model.unwrap import named
+from hf_multirate.optim.state_check import check_plan
 
 
 logger = logging.getLogger(__name__)
@@ -218,3 +223,34 @@ class Planner:
 
 def _tuples(plan: Mapping[str, Any]) -> dict[str, Any]:
     return {key: tuple(value) for key, value in plan.items() if isinstance(value, (list, tuple))}
+
+
+def describe_plan(partition: Partition, model: nn.Module, budget: Budget, planner: Planner | None) -> str:
+    """Blocks from the top with worth, work, period and drift, as far as they are known."""
+    sizes = {name: parameter.numel() for name, parameter in named(model).items()}
+    rows = [("block", "parameters", "worth", "+-", "work", "period", "drift", "names")]
+    for index, (block, names) in enumerate(partition.items()):
+        figures = ("-", "-", "-", "-", "-") if planner is None else _figures(planner, index)
+        rows.append(
+            (shortened(block), f"{sum(sizes[name] for name in names):,}", *figures, ", ".join(fold(names)[:2]))
+        )
+    lines = columns(rows)
+    if partition.frozen:
+        count = sum(sizes[name] for name in partition.frozen)
+        lines.append(f"frozen by requires_grad=False, in no block: {count:,} parameters")
+    known = planner is not None and planner.account.depths is not None
+    state = "" if known else "; nothing is measured yet"
+    asked = f"work of {budget.share:.2f} of full steps is asked for, a speed-up of {1 / budget.share:.2f}{state}"
+    return "\n".join([*lines, asked])
+
+
+def _figures(planner: Planner, index: int) -> tuple[str, str, str, str, str]:
+    estimate = planner.signals.worth(index)
+    worth = f"{estimate.mean:.3g}" if estimate.weight else "-"
+    error = "-" if estimate.error is None else f"{estimate.error:.2g}"
+    depths = planner.account.depths
+    work = "-" if depths is None else f"{depths[index + 1] - depths[index]:.3f}"
+    if not planner.plans:
+        return worth, error, work, "-", "-"
+    plan = planner.plans[-1]
+    return worth, error, work, str(plan.periods[index]), str(plan.drift[index])

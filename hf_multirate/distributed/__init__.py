@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-from accelerate.utils import extract_model_from_parallel
 from torch import nn
-from torch._dynamo import OptimizedModule
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.nn.parallel import DistributedDataParallel
 
 from hf_multirate.distributed.ddp import DDPSync
 from hf_multirate.distributed.fsdp2 import FSDP2Sync
-from hf_multirate.distributed.refusals import FSDP1, REPLICAS, refuse
-from hf_multirate.distributed.sync import GradSync
+from hf_multirate.distributed.grad_sync import GradSync
+from hf_multirate.distributed.unsupported import FSDP1, REPLICAS, refuse
 
 
-__all__ = ["GradSync", "choose", "is_compiled", "unwrapped"]
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The model as made, whatever DistributedDataParallel and ``torch.compile`` have put around it."""
-    inner: nn.Module = extract_model_from_parallel(model, keep_torch_compile=False)
-    return inner
-
-
-def is_compiled(model: nn.Module) -> bool:
-    """Whether ``torch.compile(model)`` or ``model.compile()`` was called for ``model`` or a part of it."""
-    return any(
-        isinstance(module, OptimizedModule) or module._compiled_call_impl is not None for module in model.modules()
-    )
+__all__ = ["GradSync", "choose"]
 
 
 def choose(model: nn.Module) -> GradSync:

@@ -16,10 +16,10 @@ from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
 
-from hf_multirate.distributed.buckets import Average
-from hf_multirate.distributed.refusals import refuse
-from hf_multirate.distributed.sync import GradSync
-from hf_multirate.hooks import OwnHook
+from hf_multirate.distributed.all_reduce import Average
+from hf_multirate.distributed.grad_sync import GradSync
+from hf_multirate.distributed.unsupported import refuse
+from hf_multirate.model.hooks import OwnHook
 
 
 WIRE: dict[Any, torch.dtype | None] = {
@@ -31,7 +31,7 @@ WIRE: dict[Any, torch.dtype | None] = {
 
 
 class DDPSync(GradSync):
-    """See `hf_multirate.distributed.sync.GradSync`.
+    """See `hf_multirate.distributed.grad_sync.GradSync`.
 
     Args:
         ddp: The wrapped model.
@@ -64,7 +64,7 @@ class DDPSync(GradSync):
 
     @contextmanager
     def pruned(self, live: Sequence[nn.Parameter], *, last: bool) -> Iterator[None]:
-        """See `hf_multirate.distributed.sync.GradSync`.
+        """See `hf_multirate.distributed.grad_sync.GradSync`.
 
         The last micro-batch of a step sends gradients while backward goes on. The first one that is known to be the
         last is only watched: if backward reaches a parameter more than once (some kinds of checkpointing and of cached
@@ -83,7 +83,7 @@ class DDPSync(GradSync):
             yield
 
     def average(self, live: Sequence[nn.Parameter]) -> None:
-        """See `hf_multirate.distributed.sync.GradSync`; what the wrapper leaves alone is left alone."""
+        """See `hf_multirate.distributed.grad_sync.GradSync`; what the wrapper leaves alone is left alone."""
         average = self._average or self._average_of(live)
         average.finish()
         if self._overlaps is None and self._average is not None:

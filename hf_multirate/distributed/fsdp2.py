@@ -9,11 +9,11 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
-from hf_multirate.distributed.sync import GradSync
+from hf_multirate.distributed.grad_sync import GradSync
 
 
 class FSDP2Sync(GradSync):
-    """See `hf_multirate.distributed.sync.GradSync`.
+    """See `hf_multirate.distributed.grad_sync.GradSync`.
 
     Rate groups need not match the units that are sharded together.
 
@@ -30,7 +30,7 @@ class FSDP2Sync(GradSync):
 
     @contextmanager
     def pruned(self, live: Sequence[nn.Parameter], *, last: bool) -> Iterator[None]:
-        """See `hf_multirate.distributed.sync.GradSync`.
+        """See `hf_multirate.distributed.grad_sync.GradSync`.
 
         A unit takes over ``requires_grad`` of its shards when it gathers them, so those that were kept whole since an
         evaluation let go first. The deepest live unit gathers nothing ahead: below it backward does not come. (A list

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,20 +11,16 @@ import torch
 from accelerate.utils import recursively_apply
 from torch import nn
 
-from hf_multirate.config import MultirateConfig
-from hf_multirate.controller import Multirate
-from hf_multirate.cost import boundary, layers_of
-from hf_multirate.idle_pass import IdlePass
-from hf_multirate.modes import frozen_buffers
-from hf_multirate.planning.blockers import blockers
-from hf_multirate.planning.counting import Count, count
-from hf_multirate.planning.kinds import Live, kinds_of
-from hf_multirate.planning.rows import few_rows
-from hf_multirate.planning.timing import seconds_of
-from hf_multirate.planning.trial import require_arguments, try_out
-from hf_multirate.planning.values import GroupPlan, Plan, StepPlan
-from hf_multirate.pruner import Pruner
-from hf_multirate.validators import require_bool
+from hf_multirate.backward.gradient_checkpointing import checkpointing_modules
+from hf_multirate.backward.idle_forward import IdlePass, frozen_buffers
+from hf_multirate.backward.partial_backward import Pruner
+from hf_multirate.config.config import MultirateConfig
+from hf_multirate.config.validation import require_bool
+from hf_multirate.controller.multirate import Multirate
+from hf_multirate.model.cost_model import boundary, layers_of, step_cost
+from hf_multirate.planning.inputs import few_rows, require_arguments, try_out
+from hf_multirate.planning.measure import Count, Live, count, kinds_of, seconds_of
+from hf_multirate.planning.results import GroupPlan, Plan, StepPlan
 
 
 def plan(
@@ -181,3 +177,32 @@ def _warnings() -> Iterator[list[str]]:
     finally:
         logger.removeHandler(handler)
         logger.propagate = propagates
+
+
+NEARLY_ALL = 0.7
+"""Share of a full step's work beyond which a fast-only step saves little."""
+
+
+def blockers(model: nn.Module, config: MultirateConfig, partition: Mapping[str, Sequence[str]]) -> list[str]:
+    """Reasons that can be seen without running anything."""
+    if config.schedule.cycle == 1:
+        return ["every step is a full step"]
+    found = []
+    fast = {key for group in config.groups if group.gradient_period == 1 for key in partition[group.name]}
+    embeddings = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
+    low = sorted(fast & embeddings)
+    if low:
+        found.append(f"the embedding {low[0]!r} is in the fast group: backward goes to the bottom at every step")
+    layers = layers_of(model)
+    everything = {key for keys in partition.values() for key in keys}
+    share = step_cost(layers, fast) / (step_cost(layers, everything) or 1.0)
+    lowest = boundary(layers, fast)
+    if not low and share > NEARLY_ALL:
+        what = "adapter" if "lora_" in f"{lowest}" else "fast parameter"
+        found.append(
+            f"a fast-only step costs {share:.2f} of a full one: the lowest {what} is {lowest!r}. Name fewer blocks, "
+            "as in 'last:1'"
+        )
+    if any(vars(module).get("gradient_checkpointing") for module in checkpointing_modules(model)):
+        found.append("activation checkpointing runs the forward pass of full steps twice; fast-only steps do not")
+    return found

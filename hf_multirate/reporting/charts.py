@@ -16,10 +16,10 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from hf_multirate.record import RunRecord
-from hf_multirate.record_check import FROZEN
-from hf_multirate.reporting.verdict import is_metric
-from hf_multirate.text import one_line, shortened
+from hf_multirate.config.text import one_line, shortened
+from hf_multirate.reporting.comparison import is_metric
+from hf_multirate.reporting.record_check import FROZEN
+from hf_multirate.reporting.run_record import RunRecord
 
 
 RUN, BASELINE = "#d9541e", "#3f83d1"

@@ -7,10 +7,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from hf_multirate.card import figure, in_between
-from hf_multirate.files import write_text
-from hf_multirate.record import RunRecord, plain_values, read_record
-from hf_multirate.reporting.verdict import sentence, verdict
+from hf_multirate.config.files import write_text
+from hf_multirate.reporting.comparison import sentence, verdict
+from hf_multirate.reporting.run_record import RunRecord, figure, in_between, plain_values, read_record
 
 
 PAGE, FIGURES = "report.html", "report.json"

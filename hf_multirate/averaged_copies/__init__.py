@@ -1,0 +1,1 @@
+"""Averaged copies of one network on several time scales."""

@@ -1,0 +1,246 @@
+"""Copies of one network on different time scales, averaged where their times meet.
+
+The copies are tensors, not modules: the model itself takes the values of the copy whose turn it is, and
+has those of the fastest one whenever no step is going on. So hooks, wrappers, modes and whatever a
+module holds besides tensors exist once, and nothing has to be deep-copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from hf_multirate.averaged_copies.config import CopiesConfig
+from hf_multirate.averaged_copies.store import CopyStore
+from hf_multirate.config.validation import require_step, wrong_type
+from hf_multirate.controller.guards import innermost, lease, on_look, release, require_free, require_model
+from hf_multirate.optim.optimizer_check import check_optimizer, require_rates
+from hf_multirate.optim.step_hooks import StepHooks
+
+
+class AveragedCopies:
+    """Train copies of a model with different step sizes, and average them.
+
+    In a loop of your own::
+
+        with AveragedCopies(CopiesConfig((1, 25))).attach(model, optimizer) as copies:
+            for step, batch in enumerate(batches):
+                copies.begin_step(step)
+                model(**batch).loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+
+    Between steps, and whenever it is saved or evaluated without gradients, the model holds the fastest copy, which is
+    the average after each common time.
+
+    Args:
+        config: Periods of the copies, and what an average takes in.
+    """
+
+    def __init__(self, config: CopiesConfig) -> None:
+        if not isinstance(config, CopiesConfig):
+            wrong_type("config of AveragedCopies", "a CopiesConfig", config)
+        self.config = config
+        self.applied = 0
+        """Steps that the optimizer has applied since `attach`."""
+        self.step: int | None = None
+        """Index of the step that was begun last."""
+        self._begun = self._inside = False
+        self._optimizer: Optimizer | None = None
+        self._store: CopyStore | None = None
+        self._hooks: list[Any] = []
+        self._steps: StepHooks | None = None
+        self._looks: list[Any] = []
+        self._rates: list[Any] = []
+
+    def attach(self, model: nn.Module, optimizer: Optimizer) -> AveragedCopies:
+        """Take over ``model`` and ``optimizer`` until `detach`; all copies begin as the model is.
+
+        Raises:
+            ValueError: a parameter has no values to copy, nothing is trainable, or the optimizer has no learning rate
+                that could be made longer.
+            RuntimeError: this controller or another one is attached to the optimizer already.
+        """
+        require_model("attach()", model)
+        optimizer = innermost(optimizer)
+        if self.attached:
+            raise RuntimeError("these copies are attached already: call detach() first.")
+        require_free(optimizer, model)
+        require_rates(optimizer, "a copy cannot take longer ones")
+        check_optimizer(optimizer, idles=False, changes=True, exchanges=True)
+        self._store = CopyStore(model, optimizer, len(self.config.periods))
+        self._optimizer = optimizer
+        self.applied, self.step, self._begun = 0, None, False
+        self._steps = StepHooks(optimizer, self._before_optimizer_step, self._after_optimizer_step)
+        self._hooks = [self._steps]
+        self._looks = on_look(model, self._show_fastest, self._show_begun)
+        lease(optimizer, model)
+        self._model = model
+        return self
+
+    def detach(self) -> None:
+        """Leave the model with the fastest copy and the optimizer with its state; does nothing when not attached."""
+        if self._optimizer is None or self._store is None:
+            return
+        self._store.show(0)
+        self._restore_rates()
+        for hook in [*self._hooks, *self._looks]:
+            hook.remove()
+        release(self._optimizer, self._model)
+        self._hooks, self._looks, self._optimizer, self._store = [], [], None, None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy or a pickle is that of a controller that has let go of its model and optimizer."""
+        kept = {name: value for name, value in vars(self).items() if name != "_model"}
+        free: dict[str, Any] = {
+            "_optimizer": None,
+            "_store": None,
+            "_hooks": [],
+            "_looks": [],
+            "_steps": None,
+            "_rates": [],
+        }
+        return kept | free | {"_begun": False, "_inside": False}
+
+    def __enter__(self) -> AveragedCopies:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.detach()
+
+    @property
+    def begun(self) -> bool:
+        """Whether a step was begun, and the optimizer has not taken it yet."""
+        return self._begun
+
+    @property
+    def stepping(self) -> bool:
+        """Whether the optimizer is taking a step."""
+        return self._steps is not None and self._steps.inside
+
+    @property
+    def attached(self) -> bool:
+        """Whether there are copies of a model."""
+        return self._optimizer is not None
+
+    def controls(self, optimizer: Optimizer) -> bool:
+        """Whether ``optimizer``, or what Accelerate has wrapped in it, is the one that is attached."""
+        return self._optimizer is not None and innermost(optimizer) is self._optimizer
+
+    @property
+    def active(self) -> bool:
+        """Always: copies train otherwise than one network does."""
+        return True
+
+    @property
+    def phase(self) -> int:
+        """Position of the step begun last in the cycle that ends with an average of all copies."""
+        return 0 if self.step is None else self.step % self.config.cycle
+
+    def begin_step(self, step: int) -> None:
+        """Give the model the values of the copy that takes optimizer step ``step``.
+
+        Args:
+            step: Index of the optimizer step, counted from 0 and going on where it was when a run resumes.
+                Micro-batches that are accumulated have the same one.
+
+        Raises:
+            RuntimeError: nothing is attached.
+            ValueError: the step is negative.
+            TypeError: the step is no integer.
+        """
+        store = self._attached_store("begin_step()")
+        step = require_step(step)
+        self.select(step)
+        store.show(self.config.turn(step)[0])
+
+    def select(self, step: int) -> None:
+        """Choose the copy of ``step`` without showing it: see `micro_batch`."""
+        self._attached_store("begin_step()")
+        self.step, self._begun = require_step(step), True
+        if self._steps is not None:
+            self._steps.reset()
+        if not self._looks:
+            self._looks = on_look(self._model, self._show_fastest, self._show_begun)
+
+    def _show_fastest(self) -> None:
+        # Trainer asks for a copy by a context, and may look at it there: a reference model does.
+        if self._store is not None and not self._inside:
+            self._store.show(0)
+
+    def _show_begun(self) -> None:
+        if self._store is not None and self._begun and not self._inside and self.step is not None:
+            self._store.show(self.config.turn(self.step)[0])
+
+    @contextmanager
+    def micro_batch(self, last: bool = False) -> Iterator[None]:
+        """A context for forward and backward of one micro-batch; the model has the fastest copy again on exit."""
+        del last
+        store = self._attached_store("micro_batch()")
+        self._inside = True
+        try:
+            if self.step is not None:
+                store.show(self.config.turn(self.step)[0])
+            yield
+        finally:
+            self._inside = False
+            store.show(0)
+
+    def _before_optimizer_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        del args, kwargs
+        if self.step is None or not self._begun:
+            if all(parameter.grad is None for group in optimizer.param_groups for parameter in group["params"]):
+                return  # of a batch that was given up: nothing moves
+            raise RuntimeError("optimizer.step() without begin_step(step): which copy it is for is not known.")
+        copy, _ = self.config.turn(self.step)
+        self._attached_store("step()").show(copy)
+        self._rates = [group["lr"] for group in optimizer.param_groups]
+        for group in optimizer.param_groups:
+            group["lr"] = group["lr"] * self.config.periods[copy]
+
+    def _after_optimizer_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        del args, kwargs
+        self._restore_rates()
+        if not self._begun:
+            return
+        store, self._begun = self._attached_store("step()"), False
+        store.show(0)
+        for look in self._looks:
+            look.remove()
+        self._looks = []
+        # A gradient scaler leaves this note for optimizers that skip a step by themselves, such as fused AdamW.
+        overflow = vars(optimizer).get("found_inf")
+        if overflow is not None and overflow.item():
+            return
+        assert self.step is not None  # checked before the step
+        self.applied += 1
+        merged = self.config.turn(self.step)[1]
+        if merged:
+            store.average(merged, momenta=self.config.momenta, buffers=self.config.buffers)
+
+    def _restore_rates(self) -> None:
+        if self._optimizer is not None and self._rates:
+            for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
+                group["lr"] = rate
+        self._rates = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """Values and optimizer states of all copies but the fastest, which the model and its optimizer hold."""
+        return self._attached_store("state_dict()").state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a `state_dict`; call it after `attach`.
+
+        Raises:
+            ValueError: it has another number of copies, or copies of another model.
+        """
+        self._attached_store("load_state_dict()").load_state_dict(state)
+
+    def _attached_store(self, caller: str) -> CopyStore:
+        if self._store is None:
+            raise RuntimeError(f"{caller} needs a model and an optimizer: call attach(model, optimizer) first.")
+        return self._store

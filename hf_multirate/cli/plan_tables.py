@@ -1,0 +1,75 @@
+"""Plans as tables on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from hf_multirate.config.text import one_line
+from hf_multirate.planning.results import Plan
+
+
+UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+def short(number: float) -> str:
+    """A number with a unit: 1.5 G."""
+    for size, unit in UNITS:
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number:.3g} "
+
+
+def print_plans(plans: Sequence[Plan], console: Console, *, details: bool) -> None:
+    """One line per setting, with ``details`` what each step and each group does, and what blocks the saving."""
+    console.print(_settings(plans))
+    for plan in plans:
+        if details:
+            console.print(_steps(plan))
+            console.print(_groups(plan))
+        for blocker in plan.blockers:
+            console.print(Text.assemble((f"{one_line(plan.label)}:", "yellow"), " ", one_line(blocker)))
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=Text(one_line(title)), title_justify="left", header_style="bold")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
+    return table
+
+
+def _settings(plans: Sequence[Plan]) -> Table:
+    measured = any(plan.speedup_measured for plan in plans)
+    more = ("measured", "bound measured") if measured else ()
+    table = _table("Speed-up", "setting", "predicted", "bound", *more, "memory full", "fast-only", "sent per step")
+    for plan in plans:
+        steps = sum(step.per_cycle for step in plan.steps)
+        sent = sum(step.per_cycle * step.communicated for step in plan.steps) / steps
+        seconds = [f"{value:.2f}x" for value in (plan.speedup_measured, plan.bound_measured) if value]
+        memory = [f"{short(step.memory)}B" for step in (plan.steps[0], plan.steps[-1])]
+        setting = Text(one_line(plan.label))
+        table.add_row(setting, f"{plan.speedup:.2f}x", f"{plan.bound:.2f}x", *seconds, *memory, f"{short(sent)}B")
+    return table
+
+
+def _steps(plan: Plan) -> Table:
+    table = _table(
+        f"{plan.label}: steps of a cycle", "gradients for", "steps", "FLOPs", "seconds", "backward stops at"
+    )
+    for step in plan.steps:
+        seconds = "" if step.seconds is None else f"{step.seconds:.4f}"
+        edge = Text(one_line(step.boundary or "the bottom"))
+        table.add_row(Text(one_line(", ".join(step.live))), str(step.per_cycle), short(step.flops), seconds, edge)
+    return table
+
+
+def _groups(plan: Plan) -> Table:
+    names = ("group", "period", "parameters", "forward", "activation gradients", "weight gradients")
+    table = _table(f"{plan.label}: FLOPs of a full step", *names)
+    for group in plan.groups:
+        work = [short(flops) for flops in (group.forward, group.activation_gradients, group.weight_gradients)]
+        table.add_row(Text(one_line(group.name)), str(group.period), f"{group.parameters:,}", *work)
+    return table

@@ -1,0 +1,221 @@
+"""How long full and fast-only steps take, and the speed-up that follows."""
+
+from __future__ import annotations
+
+import time
+from array import array
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from hf_multirate.optim.loss_decrease import Worth
+
+
+@dataclass
+class _Kind:
+    """Sums over the steps of one kind."""
+
+    number: int = 0
+    first: float = 0.0
+    seconds: float = 0.0
+    predicted_cost: float = 0.0
+
+    def add(self, seconds: float, predicted_cost: float) -> None:
+        self.first = seconds if self.number == 0 else self.first
+        self.number += 1
+        self.seconds += seconds
+        self.predicted_cost += predicted_cost
+
+
+class Telemetry:
+    """Wall-clock seconds of every step that was really applied, apart for full and fast-only steps.
+
+    A step is timed from the start of its first micro-batch to the end of ``optimizer.step()``. On an
+    accelerator the clock does not wait for the device: single times mean little there, the mean over many
+    steps is right as long as the host waits for the device once a step, as Trainer does to look at the loss.
+
+    Args:
+        speedup_predicted: What the cost model promises; repeated in the summary beside what was measured.
+        clock: Returns seconds.
+        worth: What the gradients of blocks are worth, for whoever asks for it here.
+    """
+
+    def __init__(
+        self,
+        speedup_predicted: float = 1.0,
+        clock: Callable[[], float] = time.perf_counter,
+        worth: Worth | None = None,
+    ) -> None:
+        self.speedup_predicted = speedup_predicted
+        self.seconds, self.full = array("d"), bytearray()
+        """Seconds of each step, and whether it was a full one: nine bytes a step, which the record of a run needs."""
+        self.worth = Worth() if worth is None else worth
+        self._aside: dict[str, float] = {}
+        self._since: dict[str, float] = {}
+        """What goes on right now, and when it began: one thing at a time."""
+        self._clock = clock
+        self._begun: float | None = None
+        self._started = 0.0
+        self._kinds = {True: _Kind(), False: _Kind()}
+
+    def start(self) -> None:
+        """The first micro-batch of a step begins."""
+        self._started = self._clock()
+        self._begun = self._started if self._begun is None else self._begun
+
+    def stop(self, *, full: bool, predicted_cost: float = 1.0) -> None:
+        """The optimizer has applied a step at which every group was live (``full``), or not.
+
+        ``predicted_cost`` is its share of a full step.
+        """
+        seconds = self._clock() - self._started
+        self.seconds.append(seconds)
+        self.full.append(full)
+        self._kinds[full].add(seconds, predicted_cost)
+
+    @contextmanager
+    def elsewhere(self, purpose: str) -> Iterator[None]:
+        """A context for what is no part of a step: ``"data"``, ``"evaluation"``. Before the first step it is free."""
+        if self._begun is not None:
+            self._since[purpose] = self._clock()
+        try:
+            yield
+        finally:
+            self._aside = self.aside
+            self._since.clear()
+
+    @property
+    def aside(self) -> dict[str, float]:
+        """Seconds that went into something else, by what it was, up to now."""
+        return self._aside | {
+            purpose: self._aside.get(purpose, 0.0) + self._clock() - start for purpose, start in self._since.items()
+        }
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the first step began."""
+        return 0.0 if self._begun is None else self._clock() - self._begun
+
+    @property
+    def in_steps(self) -> float:
+        """Seconds of all steps together."""
+        return sum(kind.seconds for kind in self._kinds.values())
+
+    def mean(self, *, full: bool) -> float | None:
+        """Mean seconds of a step of this kind, or None."""
+        kind = self._kinds[full]
+        if kind.number <= 1:
+            return kind.first if kind.number else None
+        # The first step of a kind allocates memory and compiles.
+        return (kind.seconds - kind.first) / (kind.number - 1)
+
+    def counted(self, *, full: bool) -> int:
+        """Number of steps of this kind."""
+        return self._kinds[full].number
+
+    def predicted_cost(self, *, full: bool) -> float:
+        """Mean predicted cost of the steps of this kind that were taken, as a share of a full step."""
+        kind = self._kinds[full]
+        return kind.predicted_cost / kind.number if kind.number else 1.0
+
+    @property
+    def predicted_so_far(self) -> float:
+        """Speed-up that the cost model promises for the steps taken so far."""
+        cost = sum(kind.predicted_cost for kind in self._kinds.values())
+        return sum(kind.number for kind in self._kinds.values()) / cost if cost else 1.0
+
+    def summary(self) -> dict[str, float | int | None]:
+        """Numbers of steps, mean seconds of a step by kind, speed-up predicted and realised.
+
+        ``speedup_realised`` is the time that the same number of steps would have taken had all been full ones,
+        over the time they took; 1.0 without fast-only steps, None before the first full step.
+        """
+        full_steps, fast_steps = self.counted(full=True), self.counted(full=False)
+        full, fast = self.mean(full=True), self.mean(full=False)
+        realised = None
+        if full is not None:
+            spent = full_steps * full + fast_steps * (fast or 0.0)
+            realised = (full_steps + fast_steps) * full / spent
+        return {
+            "full_steps": full_steps,
+            "fast_steps": fast_steps,
+            "seconds_full_step": full,
+            "seconds_fast_step": fast,
+            "speedup_predicted": self.speedup_predicted,
+            "speedup_realised": realised,
+        }
+
+    def speedup_of_run(self, elapsed: float) -> float | None:
+        """As ``speedup_realised``, but of ``elapsed`` seconds in which other things were done too; None as there."""
+        full, fast = self.mean(full=True), self.mean(full=False)
+        if full is None or not elapsed:
+            return None
+        saved = self.counted(full=False) * (full - (fast or 0.0))
+        return (elapsed + saved) / elapsed
+
+
+ENOUGH = 0.9
+"""Share of the predicted speed-up below which there is something to say."""
+
+LEAST_OF_EACH = 5
+"""Full steps, and fast steps, from which on a speed-up means something: the first of each kind is no measure."""
+
+LEAST_SECONDS = 30.0
+"""Of a run, before a shortfall is worth a message."""
+
+NOTICED = 0.05
+"""Share of the time from which on something else counts as a cause."""
+
+REMEDIES = {
+    "data": "data loading (more dataloader_num_workers, or data prepared beforehand)",
+    "evaluation": "evaluation (fewer of them, or fewer rows)",
+    "other": "what is done between steps: saving, logging, callbacks",
+}
+
+
+def enough(telemetry: Telemetry) -> bool:
+    """Whether there are enough steps of both kinds for a speed-up to mean something."""
+    return all(telemetry.counted(full=full) >= LEAST_OF_EACH for full in (True, False))
+
+
+def shortfall(telemetry: Telemetry) -> str | None:
+    """A message if the run realises less than nine tenths of the predicted speed-up and the cause is known, else None.
+
+    It takes at least 5 steps of each kind and 30 seconds.
+    """
+    elapsed = telemetry.elapsed
+    if not enough(telemetry) or elapsed < LEAST_SECONDS:
+        return None
+    predicted, realised = telemetry.predicted_so_far, telemetry.speedup_of_run(elapsed)
+    if realised is None or realised >= ENOUGH * predicted:
+        return None
+    causes = _of_steps(telemetry) + _of_the_rest(telemetry, elapsed)
+    if not causes:
+        return None  # nothing that a user could change
+    return f"the speed-up so far is {realised:.2f}, predicted {predicted:.2f}. Found: {'; '.join(causes)}."
+
+
+def _of_steps(telemetry: Telemetry) -> list[str]:
+    full, fast = telemetry.mean(full=True), telemetry.mean(full=False)
+    assert full  # there are steps of both kinds
+    assert fast
+    share, predicted = fast / full, telemetry.predicted_cost(full=False)
+    told = f"a fast-only step takes {share:.2f} of a full one, predicted {predicted:.2f}"
+    if share > ENOUGH and predicted < ENOUGH * share:
+        return [
+            f"boundary not reached: {told}, so backward seems to run below the fast groups (see "
+            "trainer.multirate.describe())"
+        ]
+    if share * ENOUGH > predicted:
+        return [
+            f"small batch: {told}, since the optimizer, drift and Python take as long as at a full step (try a larger "
+            "batch, or fewer drift_steps)"
+        ]
+    return []
+
+
+def _of_the_rest(telemetry: Telemetry, elapsed: float) -> list[str]:
+    seconds = dict(telemetry.aside)
+    seconds["other"] = elapsed - sum(seconds.values()) - telemetry.in_steps
+    shares = sorted(((value / elapsed, what) for what, value in seconds.items()), reverse=True)
+    return [f"{share:.0%} of the time goes into {REMEDIES[what]}" for share, what in shares if share >= NOTICED]

@@ -1,0 +1,183 @@
+"""One optimizer step as the processes of a run take it together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from textwrap import shorten
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from hf_multirate.config.config import MultirateConfig
+from hf_multirate.config.schedule import Schedule, Stages
+from hf_multirate.distributed.grad_sync import GradSync
+from hf_multirate.distributed.unsupported import refuse_subsets
+
+
+class SharedStep:
+    """Keeps account of whether the gradients of the present step are the same everywhere.
+
+    Args:
+        config: The rate groups.
+        sync: What the wrapper of the model asks for.
+        groups: Rate group name -> parameter name -> parameter.
+
+    Raises:
+        NotImplementedError: random subsets are to be drawn in sharded parameters.
+        RuntimeError: processes have different configurations or parameters.
+    """
+
+    def __init__(
+        self, config: MultirateConfig, sync: GradSync, groups: Mapping[str, Mapping[str, nn.Parameter]]
+    ) -> None:
+        self._config = config
+        self._cycles: Schedule | Stages = config.cycles
+        self._sync = sync
+        self._groups = groups
+        self._live: frozenset[str] | None = None
+        self._averaged = self._compared = False
+        self._records = sync.records_first
+        if sync.shards:
+            refuse_subsets(config)
+        if sync.group is not None:
+            members = {name: list(group) for name, group in groups.items()}
+            check_facts({"the configuration": config.to_json(), "the rate groups": str(members)}, sync.group)
+
+    def adopt(self, schedule: Schedule | Stages) -> None:
+        """Go on with other periods."""
+        self._cycles = schedule
+
+    def begin(self, live: frozenset[str]) -> None:
+        """Name the live groups of the step that begins."""
+        self._live = live if len(live) < len(self._groups) else None
+        self._averaged = False
+
+    def end(self) -> None:
+        """The optimizer has stepped."""
+        self._live, self._records = None, False
+
+    @property
+    def cuts(self) -> bool:
+        """Whether backward may be cut short: not while the wrapper records its first pass."""
+        return not self._records
+
+    @contextmanager
+    def micro_batch(self, *, last: bool) -> Iterator[None]:
+        """A context for forward and backward of one micro-batch, the ``last`` of a step or not known to be."""
+        if self._live is None:
+            yield
+            return
+        if self._averaged and self._sync.averages:
+            raise RuntimeError(
+                "synchronize() was called before the last micro-batch of a step: what is accumulated after it would "
+                "stay in one process. Call it once, behind the last backward pass (if accelerator.sync_gradients)."
+            )
+        if self.cuts:
+            with self._sync.pruned(self._parameters(live=True), last=last):
+                yield
+            return
+        yield
+        for parameter in self._parameters(live=False):
+            parameter.grad = None
+
+    def require_wrapper(self) -> None:
+        """Raise `RuntimeError` if there are several processes and the model is not wrapped for them."""
+        many = dist.is_initialized() and dist.get_world_size() > 1
+        if many and self._sync.group is None and self._config.prunes:
+            raise RuntimeError(
+                f"there are {dist.get_world_size()} processes, but the model that was attached is wrapped for one: "
+                "gradients of fast-only steps would differ between processes. Attach what DistributedDataParallel, "
+                "fully_shard() or Accelerator.prepare() returned, not the model inside."
+            )
+
+    def synchronize(self) -> None:
+        """Average the gradients, unless the wrapper has; does nothing when called again."""
+        if self._live is not None and self.cuts and not self._averaged:
+            self._sync.average(self._parameters(live=True))
+        self._averaged = True
+
+    def require_synchronized(self, step: int) -> None:
+        """Raise `RuntimeError` if `synchronize` was needed and not called."""
+        if self._live is not None and self._sync.averages and not self._averaged:
+            raise RuntimeError(
+                f"the gradients of step {step} were not averaged over the processes: call synchronize() of the "
+                "controller at every step, after the last backward pass and before gradients are clipped."
+            )
+
+    def compares(self, step: int) -> bool:
+        """Whether processes are compared before ``step``: the first, and every ``check_ranks``-th cycle's."""
+        if not self._compared:
+            return self._sync.group is not None
+        every = self._config.check_ranks * self._cycles.cycle
+        return every > 0 and max(0, step - self._cycles.initial_full_steps) % every == 0
+
+    def compare(self, step: int, facts: Mapping[str, str]) -> None:
+        """Raise `RuntimeError` if processes differ in step or ``facts`` or, with ``check_ranks``, in weights."""
+        group = self._sync.group
+        if group is None:
+            return
+        check_facts({"the step": str(step), **facts}, group)
+        self._compared = True
+        if self._config.check_ranks and not self._sync.shards:
+            check_weights({name: p for members in self._groups.values() for name, p in members.items()}, group, step)
+
+    def _parameters(self, *, live: bool) -> list[nn.Parameter]:
+        names = self._live or frozenset()
+        return [p for name, members in self._groups.items() if (name in names) is live for p in members.values()]
+
+
+CHUNK = 1 << 20
+"""Elements that are hashed together, to bound what the debug check needs of memory."""
+
+SHOWN = 160
+"""Characters of a text in an error."""
+
+
+def check_facts(facts: Mapping[str, str], group: dist.ProcessGroup) -> None:
+    """Raise `RuntimeError` if processes of ``group`` differ in one of ``facts``, which have the same keys in all."""
+    gathered: list[dict[str, str]] = [{} for _ in range(group.size())]
+    dist.all_gather_object(gathered, dict(facts), group=group)
+    for key in facts:
+        values = [theirs[key] for theirs in gathered]
+        if len(set(values)) > 1:
+            other = next(rank for rank, value in enumerate(values) if value != values[0])
+            first, second = _difference(values[0], values[other])
+            raise RuntimeError(
+                f"processes disagree about {key}: process 0 has {first}, process {other} has {second}. "
+                "Give every process the same configuration, model and checkpoint."
+            )
+
+
+def _difference(one: str, other: str) -> list[str]:
+    """Both texts, of long ones the part in which they begin to differ."""
+    alike = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    start = max(0, alike - SHOWN // 2)
+    return [("..." if start else "") + shorten(text[start:], SHOWN, placeholder="...") for text in (one, other)]
+
+
+def check_weights(parameters: Mapping[str, Tensor], group: dist.ProcessGroup, step: int) -> None:
+    """Raise `RuntimeError` if processes of ``group`` differ in a bit of ``parameters``, which each holds whole."""
+    hashes = torch.stack([_hash(parameter) for parameter in parameters.values()])
+    extremes = torch.stack([hashes, -hashes])
+    dist.all_reduce(extremes, op=dist.ReduceOp.MAX, group=group)
+    differ = [name for name, (high, low) in zip(parameters, extremes.T.tolist(), strict=True) if high != -low]
+    if differ:
+        raise RuntimeError(
+            f"before step {step} the weights differ between processes: {differ[0]!r} is the first of {len(differ)} of "
+            f"{len(parameters)} parameters. Something changes weights or gradients in one process alone, such as a "
+            "callback on rank 0, or a parameter that DistributedDataParallel does not own."
+        )
+
+
+@torch.no_grad()
+def _hash(parameter: Tensor) -> Tensor:
+    """Sum of the bits of the elements, each times its place, modulo 2**64."""
+    integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    bits = parameter.detach().contiguous().view(integers[parameter.element_size()]).view(-1)
+    found = torch.zeros((), dtype=torch.int64, device=parameter.device)
+    for start in range(0, bits.numel(), CHUNK):
+        part = bits[start : start + CHUNK].to(torch.int64)
+        found += (part * torch.arange(start + 1, start + 1 + part.numel(), device=part.device)).sum()
+    return found

@@ -1,0 +1,1 @@
+"""Which parameter of a model is where, and what a step of it costs."""

@@ -1,0 +1,125 @@
+"""A table of who is in which rate group and what that is expected to save."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Sequence
+
+from torch import nn
+
+from hf_multirate.config.config import MultirateConfig
+from hf_multirate.config.text import shortened
+from hf_multirate.model.cost_model import StepCosts, boundary, layers_of
+from hf_multirate.model.partition import Partition
+from hf_multirate.model.unwrap import named
+
+
+def describe(config: MultirateConfig, partition: Partition, model: nn.Module) -> str:
+    """Rate groups, boundary and predicted cost as lines of text of at most about 110 characters.
+
+    Parameter names are folded by layer: ``encoder.layer.{0-4}.*`` stands for all trainable parameters of
+    five blocks. The predicted cost is the share of a full step, from `hf_multirate.model.cost_model`.
+    """
+    sizes = {name: parameter.numel() for name, parameter in named(model).items()}
+    total = sum(sizes[name] for names in partition.values() for name in names)
+    header = ("rate group", "period", "idle", "parameters", "share", "names")
+    rows = [header]
+    for group in config.groups:
+        count = sum(sizes[name] for name in partition[group.name])
+        redrawn = group.subset is not None and group.subset.redraw == "step"
+        rule = group.idle if group.period > 1 or redrawn else "-"
+        folded = fold(partition[group.name])
+        figures = (shortened(group.name), str(group.period), rule, f"{count:,}", f"{count / total:.1%}")
+        rows += [(*figures, folded[0]), *(("", "", "", "", "", line) for line in folded[1:])]
+    lines = columns(rows, left=(0, 2))
+    if partition.frozen:
+        count = sum(sizes[name] for name in partition.frozen)
+        lines.append(
+            f"frozen by requires_grad=False, in no group: {count:,} parameters, {', '.join(fold(partition.frozen))}"
+        )
+    return "\n".join([*lines, *_costs(config, partition, model)])
+
+
+def columns(rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> list[str]:
+    """Lines of aligned cells: columns to the ``left`` and, as it is, the last one; all others to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
+    lines = []
+    for *cells, last in rows:
+        aligned = [
+            cell.ljust(width) if i in left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        ]
+        lines.append("  ".join((*aligned, last)).rstrip())
+    return lines
+
+
+def _costs(config: MultirateConfig, partition: Partition, model: nn.Module) -> list[str]:
+    layers = layers_of(model)
+    costs = StepCosts([group.name for group in config.groups], partition, layers)
+    kinds = config.schedule.kinds
+    if len(kinds) == 1:
+        subsets = [group.subset.fraction for group in config.groups if group.subset is not None]
+        if config.trains_plainly or not subsets:
+            return ["every step is a full step: plain training"]
+        shares = ", ".join(f"{fraction:.0%}" for fraction in subsets)
+        return [f"every step is a full step, with {shares} of a group held at zero in turn: no time is saved"]
+    lines = []
+    for groups in reversed(kinds):
+        if len(groups) == len(config.groups):
+            continue
+        members = [config.groups[i].name for i in groups]
+        names = [shortened(name) for name in members]
+        edge = boundary(layers, {name for group in members for name in partition[group]})
+        lines.append(
+            f"with {', '.join(names)} live: backward is skipped below {edge}, "
+            f"predicted cost {costs.of(groups):.2f} of a full step"
+        )
+    start = f" after {config.initial_full_steps} full steps" if config.initial_full_steps else ""
+    speedup = costs.speedup(kinds)
+    return [*lines, f"predicted speed-up{start}: {speedup:.2f}x over a cycle of {sum(kinds.values())} steps"]
+
+
+def fold(names: Sequence[str]) -> list[str]:
+    """Fold names by layer.
+
+    >>> fold(["layer.0.w", "layer.0.b", "layer.1.w", "layer.1.b", "head.w"])
+    ['layer.{0-1}.*', 'head.w']
+    """
+    blocks: dict[str, list[int]] = {}
+    order: dict[str, list[str]] = {}
+    # A number at the very front is a block if others are like it, and not the place of a whole model in a pipeline.
+    behind = Counter(name.partition(".")[2] for name in names)
+    for name in names:
+        match = re.match(r"(.*?\.)?(\d+)\.", name)
+        if match and (match.group(1) or behind[name[match.end() :]] > 1):
+            prefix = match.group(1) or ""
+            blocks.setdefault(prefix, [])
+            if int(match.group(2)) not in blocks[prefix]:
+                blocks[prefix].append(int(match.group(2)))
+            order.setdefault(f"{prefix}#", [])
+        else:
+            order.setdefault(name.rpartition(".")[0], []).append(name)
+    return [
+        f"{key[:-1]}{_ranges(sorted(blocks[key[:-1]]))}.*" if key.endswith("#") else _siblings(key, members)
+        for key, members in order.items()
+    ]
+
+
+def _siblings(path: str, names: Sequence[str]) -> str:
+    if len(names) == 1:
+        return names[0]
+    leaves = ",".join(name.rpartition(".")[2] for name in names)
+    return f"{path}.{{{leaves}}}" if path else leaves
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """``{0-2,5}`` for 0, 1, 2, 5, and ``5`` for 5 alone."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and number == parts[-1][1] + 1:
+            parts[-1][1] = number
+        else:
+            parts.append([number, number])
+    text = ",".join(str(a) if a == b else f"{a}-{b}" for a, b in parts)
+    return text if len(numbers) == 1 else f"{{{text}}}"

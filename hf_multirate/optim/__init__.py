@@ -1,0 +1,1 @@
+"""What happens around ``optimizer.step()``: drift, long steps, random subsets."""

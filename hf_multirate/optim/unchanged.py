@@ -1,0 +1,136 @@
+"""Whatever is done meanwhile, parameters, gradients, settings and random numbers are as before afterwards."""
+
+from __future__ import annotations
+
+import operator
+import random
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim import optimizer as torch_optimizer
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from hf_multirate.optim.dtensor import local
+
+
+class TouchedError(Exception):
+    """Something wants to write to a tensor that has to stay as it is."""
+
+
+class Guard(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Stops every operation that would write to one of ``tensors``, before it does."""
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._kept = {_memory(tensor) for tensor in tensors}
+        self._written: dict[Any, list[tuple[int, str]]] = {}
+        self.stopped = False
+        """Whether something was stopped: the error may have been caught on its way."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Called by torch for each operation."""
+        if func not in self._written:
+            arguments = enumerate(func._schema.arguments)
+            self._written[func] = [(i, a.name) for i, a in arguments if a.alias_info and a.alias_info.is_write]
+        kwargs = kwargs or {}
+        for i, name in self._written[func]:
+            written = args[i] if i < len(args) else kwargs.get(name)
+            if any(isinstance(leaf, Tensor) and _memory(leaf) in self._kept for leaf in tree_leaves(written)):
+                self.stopped = True
+                raise TouchedError(f"{func} on a tensor of the run itself")
+        return func(*args, **kwargs)
+
+
+def _memory(tensor: Tensor) -> int:
+    try:
+        return int(local(tensor).untyped_storage()._cdata)
+    except NotImplementedError:  # sparse
+        return id(tensor)
+
+
+@contextmanager
+def untouched(optimizer: Optimizer) -> Iterator[None]:
+    """Set aside the gradients of what ``optimizer`` trains, and all global hooks; put everything back on exit.
+
+    Values are not copied: see `Guard`.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    kept = [(p, p.data, p.grad, p.requires_grad) for p in parameters]
+    settings = [(group, dict(group)) for group in optimizer.param_groups]
+    hooks: list[Any] = [torch_optimizer._global_optimizer_pre_hooks, torch_optimizer._global_optimizer_post_hooks]
+    found = [dict(some) for some in hooks]
+    try:
+        for some in hooks:
+            some.clear()
+        for parameter in parameters:
+            parameter.grad = None
+        with _random_numbers(parameters), _classes():
+            yield
+    finally:
+        for some, entries in zip(hooks, found, strict=True):
+            some.update(entries)
+        for group, entries in settings:
+            group.clear()
+            group.update(entries)
+        for parameter, data, gradient, trains in kept:
+            if local(parameter.detach()).data_ptr() != local(data).data_ptr():
+                parameter.data = data
+            parameter.grad = gradient
+            parameter.requires_grad_(trains)
+
+
+@contextmanager
+def _classes() -> Iterator[None]:
+    """Put attributes of optimizer classes back on exit, but for those of torch: a step may count itself there."""
+    kinds = [kind for kind in _subclasses(Optimizer) if not kind.__module__.startswith("torch.")]
+    kept = [(kind, dict(vars(kind))) for kind in kinds]
+    containers = [v for _, entries in kept for v in entries.values() if isinstance(v, dict | list | set | deque)]
+    contents = [(container, container.copy()) for container in containers]
+    try:
+        yield
+    finally:
+        for kind, entries in kept:
+            for name in [name for name in vars(kind) if name not in entries]:
+                delattr(kind, name)
+            for name, value in entries.items():
+                if vars(kind).get(name) is not value:
+                    setattr(kind, name, value)
+        for container, content in contents:
+            if not _is_same(container, content):
+                container.clear()
+                (container.extend if isinstance(container, list | deque) else container.update)(content)
+
+
+def _subclasses(kind: type) -> set[type]:
+    own: list[type] = kind.__subclasses__()
+    return {*own, *(below for sub in own for below in _subclasses(sub))}
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Whether two containers hold the same objects."""
+    pairs = (one.values(), other.values()) if isinstance(one, dict) else (one, other)
+    keys = not isinstance(one, dict) or list(one) == list(other)
+    return len(one) == len(other) and keys and all(map(operator.is_, *pairs))
+
+
+@contextmanager
+def _random_numbers(parameters: Iterable[Tensor]) -> Iterator[None]:
+    kinds: dict[str, set[int]] = {}
+    for device in {p.device for p in parameters}:
+        if device.type not in ("cpu", "meta"):
+            kinds.setdefault(device.type, set()).add(device.index or 0)
+    python, numpy = random.getstate(), np.random.get_state()
+    kind, indices = next(iter(kinds.items()), ("cuda", set()))
+    with torch.random.fork_rng(sorted(indices), device_type=kind):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)

@@ -1,0 +1,99 @@
+"""What the values of a record have to be, so that whoever reads it finds what it looks for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from hf_multirate.config.shapes import Shape, anything, count, fields, flag, items, number, optional, table, text
+from hf_multirate.config.validation import LARGEST
+
+
+FROZEN = "frozen"
+"""Stands for the rate group of parameters that are in none."""
+
+ARGUMENTS = (
+    "seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "max_steps",
+    "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "optim", "max_grad_norm", "bf16", "fp16",
+)  # fmt: skip
+"""Arguments of Trainer that are kept, of which the first two are seeds."""
+
+
+def logged(value: Any, where: str) -> None:
+    """A number of a log, which may be NaN, or a flag."""
+    if not isinstance(value, bool):
+        number(finite=False)(value, where)
+
+
+PERIOD = count(1, LARGEST)
+
+GROUP: dict[str, Shape] = {
+    "name": text,
+    "patterns": items(text),
+    "period": PERIOD,
+    "idle": text,
+    "drift_steps": optional(count(0, LARGEST)),
+}
+
+PLAN: dict[str, Shape] = {"start": count(), "periods": items(PERIOD)}
+
+SUMMARY: dict[str, Shape] = {
+    "seconds": number(0),
+    "seconds_aside": table(number(0)),
+    "steps": count(),
+    "full_steps": count(),
+    "fast_steps": count(),
+    **dict.fromkeys(
+        (
+            "seconds_full_step", "seconds_fast_step", "speedup_predicted", "speedup_predicted_of_run",
+            "speedup_of_run", "speedup_realised",
+        ),
+        optional(number(finite=False)),
+    ),
+}  # fmt: skip
+
+ENVIRONMENT: dict[str, Shape] = {
+    "versions": table(text),
+    **dict.fromkeys(("device", "cores", "threads", "processes"), anything),
+}
+
+RECORD: dict[str, Shape] = {
+    "config": table(anything),
+    "groups": items(fields(GROUP, others=True)),
+    "arguments": fields(dict.fromkeys(ARGUMENTS, anything), others=True),
+    "data": fields({"rows": optional(count()), "checksums": items(count())}),
+    "model": text,
+    "blocks": table(fields({"parameters": count(), "groups": table(count())})),
+    "plain": flag,
+    "start_step": count(),
+    "steps": fields({"seconds": items(number(0)), "full": items(count(0, 1))}),
+    "logs": items(table(logged)),
+    "plans": items(fields(PLAN, others=True)),
+    "summary": fields(SUMMARY, others=True),
+    "environment": fields(ENVIRONMENT, others=True),
+    "format": count(),
+}
+
+
+def check_record(values: Mapping[str, Any]) -> None:
+    """Check the values of a record, and whether they fit each other.
+
+    Raises:
+        ValueError: one is missing, or of another kind.
+    """
+    fields(RECORD)(values, "the record")
+    steps = values["steps"]
+    if len(steps["seconds"]) != len(steps["full"]):
+        raise ValueError(
+            f"the record has seconds of {len(steps['seconds'])} steps and the kind of {len(steps['full'])} steps"
+        )
+    entry = fields({"step": count(), "seconds": number(0)}, others=True)
+    for i, logged in enumerate(values["logs"]):
+        entry(logged, f"the record.logs[{i}]")
+    names = [group["name"] for group in values["groups"]]
+    for block, parts in values["blocks"].items():
+        unknown = sorted(parts["groups"].keys() - {*names, FROZEN})
+        if unknown:
+            raise ValueError(f"the record has no rate group {unknown[0]!r}, in which its block {block!r} is")
+    for i, plan in enumerate(values["plans"]):
+        items(PERIOD, len(names))(plan["periods"], f"the record.plans[{i}].periods")

@@ -1,0 +1,1 @@
+"""Multirate training in the Trainer of transformers."""

@@ -1,0 +1,196 @@
+"""What is seen of one training run: figures for the logs, and all that goes into its record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import TrainingArguments
+from transformers.trainer_utils import has_length
+
+from hf_multirate.controller.multirate import Multirate
+from hf_multirate.controller.step_timer import enough
+from hf_multirate.model.blocks import blocks_of
+from hf_multirate.model.cost_model import backward_costs, layers_of, step_cost
+from hf_multirate.model.describe import fold
+from hf_multirate.model.unwrap import named, unwrapped
+from hf_multirate.reporting.record_check import ARGUMENTS, FROZEN
+from hf_multirate.reporting.run_record import CHECKED_STEPS, RunRecord, checksum
+from hf_multirate.trainer.log_values import PREFIX, Detailed, Mean, brief, with_valid_keys
+
+
+ASIDE = "seconds_of_"
+"""Prefix, in entries of the logs, of what took time and was no part of a step."""
+
+
+class Observation:
+    """Collects, between two logs and over a whole run.
+
+    Args:
+        multirate: The controller of the run.
+        args: Arguments of its Trainer.
+    """
+
+    def __init__(self, multirate: Multirate, args: TrainingArguments) -> None:
+        self._multirate = multirate
+        self._args = args
+        self._norms = {True: Mean(), False: Mean()}
+        self._logs: list[dict[str, float]] = []
+        self._detailed = Detailed()
+        self._checksums: list[int] = []
+        self._start_step = 0
+        self._seconds_before = 0.0
+        self._aside_before: dict[str, float] = {}
+        self._steps_before: dict[str, list[float]] = {"seconds": [], "full": []}
+        self._elapsed: float | None = None
+        self._blocks: dict[str, str] = {}
+        self._kind = ""
+        self._parts: dict[str, dict[str, Any]] = {}
+        self._units: dict[str, float] = {}
+        self._all_units = 0.0
+        self.begun = False
+
+    def begin(self, model: nn.Module, step: int, before: RunRecord | None) -> None:
+        """The first step of ``model`` begins: ``step``, and the record ``before`` it, if the run was resumed."""
+        model = unwrapped(model)
+        self._blocks, self.begun = blocks_of(model), True
+        # Later the model may have other parameters: an adapter that was merged, or a weight that was pruned.
+        self._kind, self._parts = type(model).__name__, self._partition(model)
+        layers = layers_of(model)
+        self._units = backward_costs(layers, self._blocks)
+        self._all_units = step_cost(layers, set(named(model)))
+        self._start_step = step
+        kept = 0 if before is None else step - before.start_step
+        if before is None or not 0 < kept <= len(before.steps["seconds"]):
+            return  # it is of another run, or not as far
+        self._start_step = before.start_step
+        self._checksums = (before.data["checksums"][:kept] + self._checksums)[:CHECKED_STEPS]
+        self._steps_before = {key: values[:kept] for key, values in before.steps.items()}
+        self._logs = [entry for entry in before.logs if entry["step"] <= step and "train_runtime" not in entry]
+        last: Mapping[str, float] = max(self._logs, key=lambda entry: entry["seconds"], default={})
+        self._seconds_before = last.get("seconds", 0.0)
+        self._aside_before = {key.removeprefix(ASIDE): last[key] for key in last if key.startswith(ASIDE)}
+
+    def see(self, batches: Sequence[Any]) -> None:
+        """The batches of a step."""
+        if len(self._checksums) < CHECKED_STEPS:
+            self._checksums.append(checksum(batches))
+
+    def add_norm(self, norm: Any) -> None:
+        """The norm of all gradients of a step, before they were clipped."""
+        if self._multirate.active and isinstance(norm, Tensor):
+            self._norms[self._multirate.full].add(norm)
+
+    def figures(self) -> dict[str, float]:
+        """All figures of the run so far, and of gradients since the last call."""
+        telemetry = self._multirate.telemetry
+        numbers = {full: telemetry.counted(full=full) for full in (True, False)}
+        found: dict[str, float | None] = {
+            "seconds_full_step": telemetry.mean(full=True),
+            "seconds_fast_step": telemetry.mean(full=False),
+            "speedup_realised": telemetry.speedup_of_run(telemetry.elapsed),
+            "speedup_predicted": telemetry.predicted_so_far,
+            "full_share": numbers[True] / max(1, sum(numbers.values())),
+        }
+        for kind, full in (("full", True), ("fast", False)):
+            found[f"grad_norm_{kind}"] = self._norms[full].take()
+        return {f"{PREFIX}{key}": value for key, value in (found | self._worth()).items() if value is not None}
+
+    def shown(self, figures: Mapping[str, float], log: str) -> dict[str, float]:
+        """The part of ``figures`` for Trainer's logs: ``log`` is ``"brief"`` or ``"all"``."""
+        if log == "all":
+            return with_valid_keys(figures)
+        return brief(figures, with_speedup=enough(self._multirate.telemetry))
+
+    def _worth(self) -> dict[str, float]:
+        unit = self._seconds_per_unit()
+        found: dict[str, float] = {}
+        for block, worth in self._multirate.telemetry.worth.take(self._blocks).items():
+            found[f"worth/{block}"] = worth.decrease
+            found[f"worth_age/{block}"] = worth.age
+            if unit and self._units.get(block):
+                found[f"worth_per_second/{block}"] = worth.decrease / (unit * self._units[block])
+        return found
+
+    def _seconds_per_unit(self) -> float | None:
+        """Seconds of backward for a unit of work of the cost model, from the difference of both kinds of step."""
+        telemetry = self._multirate.telemetry
+        full, fast = telemetry.mean(full=True), telemetry.mean(full=False)
+        left_out = (1.0 - telemetry.predicted_cost(full=False)) * self._all_units
+        return (full - fast) / left_out if full and fast and full > fast and left_out else None
+
+    def note(self, logs: Mapping[str, float], step: int) -> None:
+        """An entry of Trainer's logs."""
+        numbers = {key: value for key, value in logs.items() if isinstance(value, (int, float))}
+        # Before the first step the clock is that of the run before, if there was one.
+        seconds = self._seconds_before + self.elapsed if self.begun else 0.0
+        aside = {f"{ASIDE}{purpose}": spent for purpose, spent in self._aside().items()} if self.begun else {}
+        self._logs.append({**numbers, "step": step, "seconds": round(seconds, 4), **aside})
+        self._detailed.note(self._logs[-1])
+
+    def _aside(self) -> dict[str, float]:
+        """Seconds of the whole run that were no part of a step."""
+        now, before = self._multirate.telemetry.aside, self._aside_before
+        return {key: round(before.get(key, 0.0) + now.get(key, 0.0), 4) for key in before | now}
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the first step, until training was over."""
+        return self._multirate.telemetry.elapsed if self._elapsed is None else self._elapsed
+
+    def finish(self) -> None:
+        """Training is over."""
+        self._elapsed = self._multirate.telemetry.elapsed
+
+    def record(self, rows: Any) -> RunRecord:
+        """All of it; ``rows`` are the training data."""
+        telemetry, elapsed = self._multirate.telemetry, self.elapsed
+        before = self._steps_before
+        steps = {
+            "seconds": before["seconds"] + [round(seconds, 6) for seconds in telemetry.seconds],
+            "full": before["full"] + list(telemetry.full),
+        }
+        summary = telemetry.summary() | {
+            "seconds": round(self._seconds_before + elapsed, 4),
+            "seconds_aside": self._aside(),
+            "speedup_of_run": telemetry.speedup_of_run(elapsed),
+            "speedup_predicted_of_run": telemetry.predicted_so_far,
+            "steps": len(steps["full"]),
+            "full_steps": int(sum(steps["full"])),
+            "fast_steps": int(len(steps["full"]) - sum(steps["full"])),
+        }
+        given: dict[str, Any] = self._args.to_dict()  # type: ignore[no-untyped-call]
+        return RunRecord(
+            config=self._multirate.config.to_dict(),
+            groups=self._groups(),
+            plans=[asdict(plan) for plan in self._multirate.plans],
+            arguments={key: given.get(key) for key in ARGUMENTS},
+            data={"rows": len(rows) if has_length(rows) else None, "checksums": self._checksums},
+            model=self._kind,
+            blocks=self._parts,
+            plain=not self._multirate.active,
+            start_step=self._start_step,
+            steps=steps,
+            logs=self._logs,
+            summary=summary,
+        )
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """The rate groups as they are now; with a budget their patterns are the names of what is in them."""
+        groups = [asdict(group) for group in self._multirate.groups]
+        if self._multirate.config.budget is None:
+            return groups
+        names = self._multirate.partition
+        return [{**group, "patterns": fold(names[group["name"]])} for group in groups]
+
+    def _partition(self, model: nn.Module) -> dict[str, dict[str, Any]]:
+        groups = {name: group for group, names in self._multirate.partition.items() for name in names}
+        found: dict[str, dict[str, Any]] = {}
+        for name, parameter in named(model).items():
+            block = found.setdefault(self._blocks[name], {"parameters": 0, "groups": {}})
+            block["parameters"] += parameter.numel()
+            group = groups.get(name, FROZEN)
+            block["groups"][group] = block["groups"].get(group, 0) + parameter.numel()
+        return found

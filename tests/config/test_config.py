@@ -1,0 +1,150 @@
+"""Rate groups, configuration and schedule: values, and what is refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import hf_multirate
+from hf_multirate import MultirateConfig, MultirateTrainingArguments, RateGroup
+from hf_multirate.config.schedule import Schedule
+
+
+BAD_GROUPS = {
+    "unknown preset": ({"patterns": "lats:1"}, ValueError, "lats:1"),
+    "no blocks": ({"patterns": "last:0"}, ValueError, "last:0"),
+    "too deep": ({"patterns": "depth:1.5"}, ValueError, "depth:1.5"),
+    "bad expression": ({"patterns": "layer.(5"}, ValueError, r"layer\.\(5"),
+    "preset and expression": ({"patterns": ("head", "x")}, ValueError, "mixes"),
+    "no string": ({"patterns": (3,)}, TypeError, "3"),
+    "period zero": ({"period": 0}, ValueError, "at least 1, got 0"),
+    "period negative": ({"period": -2}, ValueError, "got -2"),
+    "period float": ({"period": 2.0}, TypeError, "2.0"),
+    "period bool": ({"period": True}, TypeError, "True"),
+    "idle": ({"idle": "sleep"}, ValueError, "sleep"),
+    "lr_scale": ({"lr_scale": 0.0}, ValueError, "lr_scale"),
+    "drift_steps negative": ({"drift_steps": -1}, ValueError, "must be at least 0, got -1"),
+    "drift_steps float": ({"drift_steps": 1.5}, TypeError, "1.5"),
+    "drift_steps of hold": ({"drift_steps": 1, "idle": "hold"}, ValueError, "only 'drift'"),
+    "part": ({"patterns": "part:3/2"}, ValueError, "part:3/2"),
+    "ladder": ({"patterns": "ladder:1,2"}, ValueError, "MultirateConfig.ladder"),
+    "no name": ({"name": ""}, ValueError, "name"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_GROUPS)
+def test_a_bad_rate_group_is_refused_by_value(case: str) -> None:
+    change, kind, words = BAD_GROUPS[case]
+    with pytest.raises(kind, match=words):
+        RateGroup(**{"name": "a", "patterns": ".*", "period": 1, **change})
+
+
+BAD_CONFIGS = {
+    "no fast group": ({"groups": [RateGroup("a", ".*", 2)]}, ValueError, "period 1"),
+    "same name": ({"groups": [RateGroup("a", "x", 1), RateGroup("a", "y", 2)]}, ValueError, "different names"),
+    "no group": ({"groups": [{"name": "a"}]}, TypeError, "RateGroup"),
+    "initial negative": ({"initial_full_steps": -1}, ValueError, "-1"),
+    "initial float": ({"initial_full_steps": 1.0}, TypeError, "1.0"),
+    "drift_scale": ({"drift_scale": 1.1}, ValueError, "1.1"),
+    "missing_gradients": ({"missing_gradients": "ignore"}, ValueError, "ignore"),
+    "idle_mode": ({"idle_mode": "sleep"}, ValueError, "sleep"),
+    "idle_dtype": ({"idle_dtype": "float8"}, ValueError, "float8"),
+    "idle_compile": ({"idle_compile": "yes"}, TypeError, "yes"),
+    "idle_buffers": ({"idle_buffers": "sleep"}, ValueError, "sleep"),
+    "no pattern": ({"groups": [RateGroup("a", (), 1)]}, ValueError, "'a' has no pattern"),
+    "group_of": ({"group_of": "norm"}, TypeError, "function of a name.*'norm'"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CONFIGS)
+def test_a_bad_config_is_refused_by_value(case: str) -> None:
+    change, kind, words = BAD_CONFIGS[case]
+    with pytest.raises(kind, match=words):
+        MultirateConfig(**{"groups": [RateGroup("a", ".*", 1)], **change})
+
+
+def test_ladder_is_equal_parts_from_the_top() -> None:
+    config = MultirateConfig.ladder([1, 2, 4], "hold", initial_full_steps=3)
+    parts = [(group.name, group.patterns, group.period, group.idle) for group in config.groups]
+    assert parts == [(f"part {i}", (f"part:{i}/3",), 2 ** (i - 1), "hold") for i in (1, 2, 3)]
+    assert config.initial_full_steps == 3
+
+
+def test_two_rate_is_fast_over_all_the_rest() -> None:
+    config = MultirateConfig.two_rate("head", period=3, idle="hold", drift_scale=0.5)
+    assert config.groups == (RateGroup("fast", "head", 1), RateGroup("slow", ".*", 3, "hold"))
+    assert config.drift_scale == 0.5
+
+
+def test_json_and_dictionary_give_the_same_config_back(tmp_path: Path) -> None:
+    config = MultirateConfig.two_rate(
+        ["a", "b"], period=7, initial_full_steps=2, missing_gradients="warn", idle_mode="eval"
+    )
+    path = tmp_path / "config.json"
+    path.write_text(config.to_json())
+    assert MultirateConfig.from_json_file(path) == config == MultirateConfig.from_dict(config.to_dict())
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"groups": 3}', '{"groups": [], "colour": 1}', '{"groups": [{"name": "a"}]}']
+)
+def test_a_file_that_holds_no_config_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"config|RateGroup|MultirateConfig"):
+        MultirateConfig.from_json_file(path)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"none\.json"):
+        MultirateConfig.from_json_file(tmp_path / "none.json")
+
+
+def test_config_is_plain_json() -> None:
+    assert json.loads(MultirateConfig.two_rate().to_json())["groups"][0]["patterns"] == ["depth:0.33"]
+
+
+def test_schedule_refreshes_at_step_zero_and_at_every_kth() -> None:
+    schedule = Schedule((1, 3))
+    assert [len(schedule.live(step)) for step in range(7)] == [2, 1, 1, 2, 1, 1, 2]
+    assert [schedule.phase(step) for step in range(7)] == [0, 1, 2, 0, 1, 2, 0]
+
+
+def test_initial_steps_are_full_and_a_refresh_follows() -> None:
+    schedule = Schedule((1, 3), initial_full_steps=2)
+    assert [len(schedule.live(step)) for step in range(6)] == [2, 2, 2, 1, 1, 2]
+    assert [schedule.steps_to_next_refresh(1, step) for step in (0, 1, 2, 5)] == [1, 1, 3, 3]
+    assert [schedule.steps_since_refresh(1, step) for step in range(7)] == [0, 0, 0, 1, 2, 0, 1]
+
+
+def test_cycle_is_the_least_common_multiple() -> None:
+    assert Schedule((1, 2, 3)).cycle == 6
+
+
+def test_everything_public_has_a_docstring_and_a_version() -> None:
+    for name in hf_multirate.__all__:
+        public = vars(hf_multirate)[name]
+        assert isinstance(public, str) or public.__doc__, name
+    assert {"Multirate", "MultirateConfig", "MultirateMixin", "MultirateTrainer", "MultirateTrainingArguments",
+            "RateGroup"} <= set(hf_multirate.__all__)  # fmt: skip
+
+
+def test_longer_steps_are_not_plain_training() -> None:
+    assert MultirateConfig((RateGroup("a", ".*", 1),)).trains_plainly
+    assert not MultirateConfig((RateGroup("a", ".*", 1, lr_scale=2.0),)).trains_plainly
+
+
+def test_drift_steps_of_a_ladder() -> None:
+    assert {group.drift_steps for group in MultirateConfig.ladder([1, 2, 4], drift_steps=2).groups} == {2}
+
+
+@pytest.mark.parametrize("value", [-1, 1.0, True])
+def test_check_ranks_is_a_number_of_cycles(value: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match="check_ranks must"):
+        MultirateConfig.two_rate(check_ranks=value)
+
+
+def test_check_ranks_on_the_command_line(tmp_path: Path) -> None:
+    config = MultirateTrainingArguments(str(tmp_path), multirate_check_ranks=3, report_to=[]).to_multirate_config()
+    assert config.check_ranks == 3

@@ -1,0 +1,23 @@
+"""Seconds of full and fast steps, and the speed-up that follows."""
+
+from __future__ import annotations
+
+import pytest
+
+from hf_multirate.controller.step_timer import Telemetry
+
+
+def test_telemetry_leaves_out_the_first_step_of_a_kind() -> None:
+    times = iter([0, 9, 10, 16, 20, 28, 30, 32, 40, 42])
+    telemetry = Telemetry(2.5, clock=lambda: float(next(times)))
+    for full in (True, True, False, False, False):
+        telemetry.start()
+        telemetry.stop(full=full)
+    summary = telemetry.summary()
+    assert (summary["seconds_full_step"], summary["seconds_fast_step"]) == (6.0, 2.0)
+    assert (summary["full_steps"], summary["fast_steps"], summary["speedup_predicted"]) == (2, 3, 2.5)
+    assert summary["speedup_realised"] == pytest.approx(5 * 6 / (2 * 6 + 3 * 2))
+
+
+def test_telemetry_of_nothing_claims_nothing() -> None:
+    assert Telemetry().summary()["speedup_realised"] is None

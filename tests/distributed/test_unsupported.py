@@ -1,0 +1,92 @@
+"""What is not known to train right stops before anything is trained, and names what to use."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from accelerate.utils import DistributedType, ParallelismConfig
+from torch import nn
+from torch.optim import SGD
+
+from hf_multirate import Multirate, MultirateConfig
+from hf_multirate.distributed.unsupported import refuse_untested
+from tests.support.runs import CONFIG
+
+
+SUBSETS = MultirateConfig.random_subgroups(3)
+
+
+def trainer(**settings: Any) -> Any:
+    """What is asked of a trainer; a real one cannot be made on this machine for most of these."""
+    plugin = SimpleNamespace(fsdp_version=settings.pop("fsdp_version", 2))
+    accelerator = SimpleNamespace(
+        distributed_type=settings.pop("distributed_type", DistributedType.MULTI_GPU),
+        parallelism_config=settings.pop("parallelism_config", None),
+        state=SimpleNamespace(fsdp_plugin=plugin),
+    )
+    found: dict[str, Any] = {
+        "is_deepspeed_enabled": False,
+        "is_fsdp_enabled": False,
+        "is_model_parallel": False,
+        "args": SimpleNamespace(n_gpu=1),
+        "accelerator": accelerator,
+        "model": nn.Linear(2, 2),
+    }
+    return SimpleNamespace(**(found | settings))
+
+
+def sharded_model() -> nn.Module:
+    model = nn.Linear(2, 2)
+    vars(model)["_tp_size"] = 2
+    return model
+
+
+REFUSED: dict[str, dict[str, Any]] = {
+    "DeepSpeed.*Use FSDP2": {"is_deepspeed_enabled": True},
+    "DataParallel on 2 devices.*accelerate launch": {"args": SimpleNamespace(n_gpu=2)},
+    "MEGATRON_LM.*DistributedDataParallel": {"distributed_type": DistributedType.MEGATRON_LM},
+    "XLA.*DistributedDataParallel": {"distributed_type": DistributedType.XLA},
+    "device_map": {"is_model_parallel": True},
+    "sharded when it was loaded": {"is_distributed_loading_by_transformers": True},
+    "tensor parallelism": {"model": sharded_model()},
+    "tensor, context or sequence": {"parallelism_config": ParallelismConfig(tp_size=2)},
+    "FSDP1.*Use FSDP2": {"is_fsdp_enabled": True, "fsdp_version": 1},
+}
+
+
+@pytest.mark.parametrize("match", REFUSED)
+def test_refused(match: str) -> None:
+    with pytest.raises(NotImplementedError, match=match):
+        refuse_untested(trainer(**REFUSED[match]), CONFIG)
+
+
+@pytest.mark.parametrize("kind", ["NO", "MULTI_CPU", "MULTI_GPU", "MULTI_XPU", "FSDP"])
+def test_accepted(kind: str) -> None:
+    refuse_untested(trainer(distributed_type=DistributedType[kind], is_fsdp_enabled=kind == "FSDP"), CONFIG)
+    refuse_untested(trainer(parallelism_config=ParallelismConfig(dp_shard_size=2)), CONFIG)
+
+
+def test_subsets_of_shards_are_refused() -> None:
+    refuse_untested(trainer(), SUBSETS)
+    with pytest.raises(NotImplementedError, match="idle='zero'"):
+        refuse_untested(trainer(is_fsdp_enabled=True), SUBSETS)
+
+
+def test_data_parallel_is_refused_in_a_loop_of_ones_own() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with pytest.raises(NotImplementedError, match=r"DataParallel.*torchrun"):
+        Multirate(MultirateConfig.two_rate("1")).attach(nn.DataParallel(model), optimizer)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_compiled_model_is_looked_into() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with Multirate(MultirateConfig.two_rate("1")).attach(
+        torch.compile(model, backend="eager"), optimizer
+    ) as multirate:
+        assert dict(multirate.partition) == {"fast": ("1.weight", "1.bias"), "slow": ("0.weight", "0.bias")}

@@ -1,0 +1,202 @@
+"""Plans against work counted by hand, and against what training really does; the command and its errors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hf_multirate import MultirateConfig, Plan, RateGroup, plan
+from hf_multirate.cli import configs_of, main
+from hf_multirate.cli.load_model import Size, load
+from hf_multirate.planning import reaching
+from tests.support.runs import example
+from tests.support.tiny import FAMILIES
+
+
+ROWS = 6
+
+
+class Stack(nn.Module):
+    """Three matrices of 8 x 8 and a head of 8 x 2, so that all work is known."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Linear(8, 8, bias=False) for _ in range(3))
+        self.head = nn.Linear(8, 2, bias=False)
+
+    def forward(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        for block in self.blocks:
+            x = block(x).relu()
+        return {"loss": nn.functional.cross_entropy(self.head(x), labels)}
+
+
+def stack() -> tuple[Stack, dict[str, Tensor]]:
+    return Stack(), {"x": torch.randn(ROWS, 8), "labels": torch.zeros(ROWS, dtype=torch.long)}
+
+
+def product(rows: int, one: int, other: int) -> int:
+    return 2 * rows * one * other
+
+
+BLOCK, HEAD = product(ROWS, 8, 8), product(ROWS, 8, 2)
+
+
+def only(model: nn.Module, batch: Any, config: MultirateConfig, **settings: Any) -> Plan:
+    (found,) = plan(model, batch, {"it": config}, **settings)
+    return found
+
+
+def test_work_of_two_rates_is_that_counted_by_hand() -> None:
+    found = only(*stack(), MultirateConfig.two_rate("^head", 4))
+    fast, slow = found.groups
+    assert (fast.forward, fast.activation_gradients, fast.weight_gradients) == (HEAD, 0, HEAD)
+    # The slow part makes the gradients of its activations those of the head's input and two of its own.
+    assert (slow.forward, slow.activation_gradients, slow.weight_gradients) == (3 * BLOCK, HEAD + 2 * BLOCK, 3 * BLOCK)
+    full, short = found.steps
+    assert (full.flops, short.flops) == (8 * BLOCK + 3 * HEAD, 3 * BLOCK + 2 * HEAD)
+    assert (full.per_cycle, short.per_cycle) == (1, 3)
+    assert found.speedup == pytest.approx(4 * full.flops / (full.flops + 3 * short.flops))
+    assert found.bound == pytest.approx(full.flops / short.flops)
+    assert (full.boundary, short.boundary) == (None, "head.weight")
+    assert (full.communicated, short.communicated) == (4 * (3 * 64 + 16), 4 * 16)
+    # Weights, their gradients, two moments; kept are the inputs of each product, relu outputs among them.
+    kept = full.memory - 4 * 4 * (3 * 64 + 16)
+    assert kept == 4 * ROWS * (8 * 4) + kept_by_the_loss()
+
+
+def kept_by_the_loss() -> int:
+    return ROWS * (8 + 4 * 2) + 4 * ROWS // 2  # labels, logarithms of two classes, a sum of weights for two rows
+
+
+def test_groups_of_a_ladder_add_up_to_a_full_step() -> None:
+    groups = [RateGroup("a", "^head", 1), RateGroup("b", r"blocks\.2", 2), RateGroup("c", ".*", 3)]
+    found = only(*stack(), MultirateConfig(groups, turns="fixed"))
+    work = [group.forward + group.activation_gradients + group.weight_gradients for group in found.groups]
+    assert sum(work) == found.steps[0].flops == 8 * BLOCK + 3 * HEAD
+    assert {step.live: step.per_cycle for step in found.steps} == {
+        ("a", "b", "c"): 1, ("a", "b"): 2, ("a", "c"): 1, ("a",): 2,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2-lm", "resnet", "t5"])
+def test_model_and_batch_are_as_before(family: str) -> None:
+    model, rows = example(family, count=4)
+    batch = {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
+    next(model.parameters()).requires_grad_(False)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    state = torch.get_rng_state()
+    found = only(model, batch, MultirateConfig.two_rate("last:1"), measure=True)
+    assert found.speedup_measured is not None
+    assert found.speedup_measured > 0
+    assert torch.equal(state, torch.get_rng_state())
+    assert flags == {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    assert all(parameter.grad is None for parameter in model.parameters())
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable`:FutureWarning")  # both lines have this name
+def test_what_blocks_the_saving_is_named() -> None:
+    model, batch = FAMILIES["gpt2-lm"]()
+    tied = only(model, batch, MultirateConfig.two_rate(["wte", "h.3"], 4))
+    assert any("'transformer.wte.weight' is in the fast group" in text for text in tied.blockers)
+    assert tied.speedup < 1.3
+    low = only(*stack(), MultirateConfig.two_rate([r"blocks\.0"], 4))
+    assert any("the lowest fast parameter is 'blocks.0.weight'" in text for text in low.blockers)
+    assert any("backward runs through" in text for text in low.blockers)
+    bert, batch = FAMILIES["bert"]()
+    bert.gradient_checkpointing_enable()
+    found = only(bert, batch, MultirateConfig.two_rate("head", 4))
+    assert any("activation checkpointing" in text for text in found.blockers)
+    assert only(*stack(), MultirateConfig.off()).blockers == ("every step is a full step",)
+    assert only(*stack(), MultirateConfig.two_rate("^head", 4)).blockers == ()
+
+
+def test_a_target_lists_what_reaches_it_the_smallest_period_first() -> None:
+    model, batch = stack()
+    plans = plan(model, batch, configs_of(["^head", r"^head|blocks\.2"], [2, 8, 4]))
+    found = reaching(1.5, plans)
+    assert [p.label for p in found][:1] == ["^head, period 4"]
+    assert all(p.speedup >= 1.5 for p in found)
+    assert [sum(s.per_cycle for s in p.steps) for p in found] == sorted(
+        sum(s.per_cycle for s in p.steps) for p in found
+    )
+    assert reaching(9.0, plans) == []
+
+
+def folder_of(family: str, folder: Path) -> str:
+    model, _ = FAMILIES[family]()
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(folder)
+    return str(folder)
+
+
+def printed(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    capsys.readouterr()
+    main(["plan", *words])
+    return capsys.readouterr().out
+
+
+def test_the_command_prints_a_table_and_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [
+        folder_of("bert", tmp_path),
+        "--batch",
+        "4",
+        "--seq",
+        "8",
+        "--fast",
+        "head",
+        "ladder:1,2",
+        "--period",
+        "3",
+    ]
+    table = printed(capsys, *words, "--details")
+    assert "head, period 3" in table
+    assert "ladder:1,2" in table
+    assert "classifier.weight" in table.replace("\n", "")
+    values = json.loads(printed(capsys, *words, "--json"))
+    assert [value["label"] for value in values] == ["head, period 3", "ladder:1,2"]
+    assert values[0]["steps"][0]["per_cycle"] == 1
+    assert values[0]["speedup_measured"] is None
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2-lm", "t5", "vit", "resnet", "llama-lm"])
+def test_a_folder_with_a_configuration_is_enough(family: str, tmp_path: Path) -> None:
+    model, batch = load(folder_of(family, tmp_path), None, Size(3, 6))
+    assert len(next(iter(batch.values()))) == 3
+    assert only(model, batch, MultirateConfig.two_rate("last:1", 3)).speedup > 1
+
+
+def test_a_function_gives_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = ["import test_plan", "def both():", "    return test_plan.stack()", "model = test_plan.Stack"]
+    (tmp_path / "mine.py").write_text("\n".join(lines))
+    monkeypatch.chdir(tmp_path)
+    model, batch = load("mine:both", None, Size(1, 1))
+    assert only(model, batch, MultirateConfig.two_rate("^head")).bound > 2
+    with pytest.raises(ValueError, match="have the function return one too"):
+        load("mine:model", None, Size(1, 1))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nowhere/at-all"], "could not be loaded"),
+        (["nothing_there:model"], "could not be called"),
+        (["FOLDER", "--seq", "9999"], "does not run through"),
+        (["FOLDER", "--seq", "8", "--speedup", "50"], "no setting reaches a speed-up of 50"),
+        (["FOLDER", "--seq", "8", "--fast", "ladder:a"], "a ladder is integers"),
+        (["FOLDER", "--seq", "8", "--fast", "no_such_part"], "no_such_part"),
+    ],
+)
+def test_what_cannot_be_planned_ends_with_one_line(words: list[str], message: str, tmp_path: Path) -> None:
+    words = [folder_of("bert", tmp_path) if word == "FOLDER" else word for word in words]
+    with pytest.raises(SystemExit) as stop:
+        main(["plan", "--batch", "2", *words])
+    assert str(stop.value.code).startswith("error: ")
+    assert message in str(stop.value.code)

@@ -1,0 +1,67 @@
+"""Start processes.py in some processes, and read what each of them has in the end."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.support.processes import SAVED
+
+
+HERE = Path(__file__).parent
+ALONE = "alone"
+"""Instead of a wrapper: one process without torchrun."""
+
+
+def launch(folder: Path, wrapper: str, processes: int, cases: Sequence[str], *options: str) -> Path:
+    """Run ``cases`` in ``folder``; ``options`` are torchrun's."""
+    folder.mkdir(exist_ok=True)
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parents[1]), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    # With the agent's own store gloo may read addresses of processes that died, and a restart then fails or hangs.
+    environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", *options]
+    command = [sys.executable, *([] if wrapper == ALONE else torchrun), str(HERE / "processes.py")]
+    done = subprocess.run(
+        [*command, str(folder), wrapper, *cases], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+def result(folder: Path, case: str, rank: int = 0) -> dict[str, Any]:
+    """What ``case`` came to in one process."""
+    found: dict[str, Any] = torch.load(folder / f"{case}-{rank}.pt")
+    return found
+
+
+def again(folder: Path, case: str) -> str:
+    """Resume ``case`` from the checkpoint that it has left in ``folder``."""
+    return f"{case}-again@{folder / case / f'checkpoint-{SAVED}'}"
+
+
+def assert_trained_alike(alone: Path, folder: Path, case: str, wrapper: str) -> None:
+    """Processes with ``wrapper`` end with the weights of one process, up to rounding."""
+    one, many = result(alone, case), result(folder, case)
+    assert many["wrapper"] == [wrapper]
+    assert largest(one, many) < 2e-6
+    assert mean(one, many) < 2e-8
+
+
+def largest(one: dict[str, Any], other: dict[str, Any]) -> float:
+    """Largest difference between the weights of two results."""
+    for outcome in (one, other):
+        assert "error" not in outcome, outcome["error"]
+    pairs = [(value, other["weights"][name]) for name, value in one["weights"].items()]
+    return max(float((a.double() - b.double()).abs().max()) for a, b in pairs)
+
+
+def mean(one: dict[str, Any], other: dict[str, Any]) -> float:
+    """Mean difference between the weights of two results."""
+    differences = [(v.double() - other["weights"][name].double()).abs() for name, v in one["weights"].items()]
+    return float(torch.cat([difference.flatten() for difference in differences]).mean())

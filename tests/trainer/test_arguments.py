@@ -1,0 +1,61 @@
+"""Training arguments build the configuration, and refuse what contradicts itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hf_multirate import MultirateConfig, MultirateTrainingArguments
+
+
+def _arguments(folder: Path, **settings: object) -> MultirateConfig:
+    return MultirateTrainingArguments(output_dir=str(folder), report_to=[], **settings).to_multirate_config()
+
+
+@pytest.mark.parametrize(("word", "same"), [(False, "off"), (True, "on")])
+def test_off_and_on_of_yaml_are_what_they_say(tmp_path: Path, word: bool, same: str) -> None:
+    args = MultirateTrainingArguments(output_dir=str(tmp_path), report_to=[], multirate=word)
+    assert args.multirate == same
+    assert _arguments(tmp_path, multirate=word) == _arguments(tmp_path, multirate=same)
+
+
+def test_arguments_build_the_config(tmp_path: Path) -> None:
+    given = {
+        "multirate_fast": "head",
+        "multirate_period": 3,
+        "multirate_idle": "hold",
+        "multirate_idle_mode": "train",
+        "multirate_idle_dtype": "bfloat16",
+        "multirate_idle_compile": True,
+    }
+    more = {"idle_dtype": "bfloat16", "idle_compile": True}
+    assert _arguments(tmp_path, **given) == MultirateConfig.two_rate("head", 3, "hold", idle_mode="train", **more)
+    assert _arguments(tmp_path) == MultirateConfig.two_rate()
+    assert _arguments(tmp_path, multirate="off") == MultirateConfig.off()
+    drifting = _arguments(tmp_path, multirate_drift_steps=2)
+    assert drifting == MultirateConfig.two_rate(drift_steps=2)
+    assert [group.drift_steps for group in drifting.groups] == [None, 2]
+    path = tmp_path / "c.json"
+    path.write_text(MultirateConfig.two_rate("x").to_json())
+    assert _arguments(tmp_path, multirate_config=str(path)) == MultirateConfig.two_rate("x")
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"multirate": "maybe"}, "maybe"),
+        ({"multirate_period": 0}, "at least 1"),
+        ({"multirate_fast": "last:x"}, "last:x"),
+        ({"multirate_config": "none.json"}, "none.json"),
+        ({"multirate_config": "none.json", "multirate_fast": "head"}, "multirate_fast"),
+        ({"multirate_drift_steps": -1}, "multirate_drift_steps must be at least 0"),
+        ({"multirate_drift_steps": 2, "multirate_idle": "hold"}, "only 'drift'"),
+        ({"multirate_drift_steps": 0, "multirate": "auto"}, "multirate_drift_steps is given too"),
+    ],
+)
+def test_bad_arguments_are_refused_before_a_model_is_there(
+    tmp_path: Path, settings: dict[str, object], words: str
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        _arguments(tmp_path, **settings)
