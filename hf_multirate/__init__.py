@@ -9,7 +9,7 @@ from hf_multirate.averaged_copies.controller import AveragedCopies
 from hf_multirate.averaged_copies.trainer import AveragedCopiesMixin, AveragedCopiesTrainer
 from hf_multirate.config.config import MultirateConfig
 from hf_multirate.config.rate_group import RateGroup
-from hf_multirate.config.subset import Subset
+from hf_multirate.config.subset import RandomSubset
 from hf_multirate.controller.multirate import Multirate
 from hf_multirate.planning import Plan, plan
 from hf_multirate.trainer.arguments import MultirateSeq2SeqTrainingArguments, MultirateTrainingArguments
@@ -31,7 +31,7 @@ __all__ = [
     "MultirateTrainer",
     "MultirateTrainingArguments",
     "Plan",
+    "RandomSubset",
     "RateGroup",
-    "Subset",
     "plan",
 ]

@@ -17,9 +17,9 @@ from hf_multirate.config.config import MultirateConfig
 from hf_multirate.config.rate_group import RateGroup
 from hf_multirate.config.schedule import Schedule, Stages
 from hf_multirate.config.text import one_line, shortened
-from hf_multirate.model.describe import columns, fold
+from hf_multirate.model.describe import align_columns, shorten_names
 from hf_multirate.model.partition import Partition
-from hf_multirate.model.unwrap import named
+from hf_multirate.model.unwrap import canonical_parameters
 from hf_multirate.optim.state_check import check_plan
 
 
@@ -227,14 +227,19 @@ def _tuples(plan: Mapping[str, Any]) -> dict[str, Any]:
 
 def describe_plan(partition: Partition, model: nn.Module, budget: Budget, planner: Planner | None) -> str:
     """Blocks from the top with worth, work, period and drift, as far as they are known."""
-    sizes = {name: parameter.numel() for name, parameter in named(model).items()}
+    sizes = {name: parameter.numel() for name, parameter in canonical_parameters(model).items()}
     rows = [("block", "parameters", "worth", "+-", "work", "period", "drift", "names")]
     for index, (block, names) in enumerate(partition.items()):
         figures = ("-", "-", "-", "-", "-") if planner is None else _figures(planner, index)
         rows.append(
-            (shortened(block), f"{sum(sizes[name] for name in names):,}", *figures, ", ".join(fold(names)[:2]))
+            (
+                shortened(block),
+                f"{sum(sizes[name] for name in names):,}",
+                *figures,
+                ", ".join(shorten_names(names)[:2]),
+            )
         )
-    lines = columns(rows)
+    lines = align_columns(rows)
     if partition.frozen:
         count = sum(sizes[name] for name in partition.frozen)
         lines.append(f"frozen by requires_grad=False, in no block: {count:,} parameters")

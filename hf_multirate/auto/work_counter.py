@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from hf_multirate.model.cost_model import Layer, costs_by_depth, layers_of
 from hf_multirate.model.hooks import OwnHook
-from hf_multirate.model.unwrap import canonical, named
+from hf_multirate.model.unwrap import canonical_name, canonical_parameters
 
 
 MATRIX = 2
@@ -64,7 +64,7 @@ class CountedWork:
         for name, module in self._model.named_modules():
             matrices = [p for p in module.parameters(recurse=False) if p.dim() > 1]
             if matrices and not isinstance(module, nn.Embedding):
-                noting = OwnHook(self._noting(canonical(name), matrices[0].dim()), module)
+                noting = OwnHook(self._noting(canonical_name(name), matrices[0].dim()), module)
                 self._hooks.append(module.register_forward_hook(noting))
         # The hook of a model that is one matrix comes before the one that ends its pass.
         enter, leave = OwnHook(self._enter, self._model), OwnHook(self._leave, self._model)
@@ -122,7 +122,7 @@ class CountedWork:
         """
         self.settle(processes)
         positions = {name: value / max(1, self.steps) for name, value in self.positions.items()}
-        sizes = {name: parameter.numel() for name, parameter in named(self._model).items()}
+        sizes = {name: parameter.numel() for name, parameter in canonical_parameters(self._model).items()}
         layers = _used(self._model, layers_of(self._model), positions)
         updates = [UPDATE * sum(sizes[name] for name in names) for names in groups]
         totals = accumulate(updates, initial=0.0)
@@ -133,7 +133,7 @@ class CountedWork:
 
 def _used(model: nn.Module, layers: Sequence[Layer], positions: Mapping[str, float]) -> list[Layer]:
     """``layers`` with their work times the positions of their module: of one that was not seen, those around it."""
-    names = {module: canonical(name) for name, module in model.named_modules()}
+    names = {module: canonical_name(name) for name, module in model.named_modules()}
     usual = sum(positions.values()) / len(positions) if positions else UNSEEN
 
     def at(name: str) -> float:

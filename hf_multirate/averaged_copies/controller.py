@@ -17,7 +17,14 @@ from torch.optim import Optimizer
 from hf_multirate.averaged_copies.config import CopiesConfig
 from hf_multirate.averaged_copies.store import CopyStore
 from hf_multirate.config.validation import require_step, wrong_type
-from hf_multirate.controller.guards import innermost, lease, on_look, release, require_free, require_model
+from hf_multirate.controller.guards import (
+    before_save_or_eval,
+    check_unattached,
+    mark_attached,
+    mark_detached,
+    require_model,
+    unwrap_optimizer,
+)
 from hf_multirate.optim.optimizer_check import check_optimizer, require_rates
 from hf_multirate.optim.step_hooks import StepHooks
 
@@ -66,10 +73,10 @@ class AveragedCopies:
             RuntimeError: this controller or another one is attached to the optimizer already.
         """
         require_model("attach()", model)
-        optimizer = innermost(optimizer)
+        optimizer = unwrap_optimizer(optimizer)
         if self.attached:
             raise RuntimeError("these copies are attached already: call detach() first.")
-        require_free(optimizer, model)
+        check_unattached(optimizer, model)
         require_rates(optimizer, "a copy cannot take longer ones")
         check_optimizer(optimizer, idles=False, changes=True, exchanges=True)
         self._store = CopyStore(model, optimizer, len(self.config.periods))
@@ -77,8 +84,8 @@ class AveragedCopies:
         self.applied, self.step, self._begun = 0, None, False
         self._steps = StepHooks(optimizer, self._before_optimizer_step, self._after_optimizer_step)
         self._hooks = [self._steps]
-        self._looks = on_look(model, self._show_fastest, self._show_begun)
-        lease(optimizer, model)
+        self._looks = before_save_or_eval(model, self._show_fastest, self._show_begun)
+        mark_attached(optimizer, model)
         self._model = model
         return self
 
@@ -90,7 +97,7 @@ class AveragedCopies:
         self._restore_rates()
         for hook in [*self._hooks, *self._looks]:
             hook.remove()
-        release(self._optimizer, self._model)
+        mark_detached(self._optimizer, self._model)
         self._hooks, self._looks, self._optimizer, self._store = [], [], None, None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -129,7 +136,7 @@ class AveragedCopies:
 
     def controls(self, optimizer: Optimizer) -> bool:
         """Whether ``optimizer``, or what Accelerate has wrapped in it, is the one that is attached."""
-        return self._optimizer is not None and innermost(optimizer) is self._optimizer
+        return self._optimizer is not None and unwrap_optimizer(optimizer) is self._optimizer
 
     @property
     def active(self) -> bool:
@@ -165,7 +172,7 @@ class AveragedCopies:
         if self._steps is not None:
             self._steps.reset()
         if not self._looks:
-            self._looks = on_look(self._model, self._show_fastest, self._show_begun)
+            self._looks = before_save_or_eval(self._model, self._show_fastest, self._show_begun)
 
     def _show_fastest(self) -> None:
         # Trainer asks for a copy by a context, and may look at it there: a reference model does.

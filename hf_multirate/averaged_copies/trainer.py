@@ -9,10 +9,10 @@ from transformers import Trainer
 from hf_multirate.averaged_copies.config import CopiesConfig
 from hf_multirate.averaged_copies.controller import AveragedCopies
 from hf_multirate.config.validation import wrong_type
-from hf_multirate.trainer.lifecycle import ControlledMixin
+from hf_multirate.trainer.lifecycle import TrainerLifecycleMixin
 
 
-class AveragedCopiesMixin(ControlledMixin):
+class AveragedCopiesMixin(TrainerLifecycleMixin):
     """Averaged copies for any subclass of `transformers.Trainer`: ``class Mine(AveragedCopiesMixin, TheirTrainer)``.
 
     Every optimizer step is that of one copy, so ``max_steps`` counts the steps of all copies together. The model that

@@ -16,7 +16,7 @@ from hf_multirate.config.schedule import Schedule
 from hf_multirate.model.cost_model import Layer, StepCosts, layers_of, step_cost
 from hf_multirate.model.hooks import OwnHook, tensors_in
 from hf_multirate.model.setup_warnings import not_a_suffix
-from hf_multirate.model.unwrap import canonical
+from hf_multirate.model.unwrap import canonical_name
 
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class Passage:
     passes: int = 0
 
 
-class Forecast:
+class CostCheck:
     """Predicted costs of steps, corrected by what is seen of them.
 
     Args:
@@ -143,7 +143,7 @@ class Forecast:
             parts = self._model.get_submodule(name).modules()
             if any(passage.last.get(part, -1) > turns[first] for part in parts):
                 above.append(name)
-        return next(canonical(path) for path, module in self._model.named_modules() if module is first), above
+        return next(canonical_name(path) for path, module in self._model.named_modules() if module is first), above
 
 
 def _noting(passage: Passage) -> Any:

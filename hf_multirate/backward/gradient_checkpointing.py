@@ -52,7 +52,7 @@ class _WithoutReentrance(functools.partial[Any]):
 
 
 @contextmanager
-def without_reentrance(model: nn.Module, modules: Sequence[nn.Module], *, hooked: bool = True) -> Iterator[None]:
+def non_reentrant(model: nn.Module, modules: Sequence[nn.Module], *, hooked: bool = True) -> Iterator[None]:
     """Have ``modules`` recompute with ``use_reentrant=False``, which gives the same gradients with no mark needed.
 
     Args:
@@ -117,7 +117,7 @@ def _input_embeddings(model: PreTrainedModel) -> nn.Module | None:
 
 @contextmanager
 def without_marks(model: nn.Module, modules: Sequence[nn.Module], *, renewed: bool = True) -> Iterator[None]:
-    """Cut the marks that activation checkpointing puts on outputs of ``modules``: see `cut_mark`.
+    """Cut the marks that activation checkpointing puts on outputs of ``modules``: see `detach_marked_input`.
 
     An output that requires a gradient before any hook has seen it is left alone: a tensor that the module was given,
     or made itself, is to have one.
@@ -134,7 +134,7 @@ def without_marks(model: nn.Module, modules: Sequence[nn.Module], *, renewed: bo
         wanted[module] = any(tensor.requires_grad for tensor in tensors_in(output))
 
     def cut(module: nn.Module, args: Any, output: Any) -> Any:
-        return output if wanted.get(module) else cut_mark(module, args, output)
+        return output if wanted.get(module) else detach_marked_input(module, args, output)
 
     handles = [module.register_forward_hook(OwnHook(note, module), prepend=True) for module in modules]
     try:
@@ -145,7 +145,7 @@ def without_marks(model: nn.Module, modules: Sequence[nn.Module], *, renewed: bo
             handle.remove()
 
 
-def cut_mark(module: nn.Module, args: Any, output: Any) -> Any:
+def detach_marked_input(module: nn.Module, args: Any, output: Any) -> Any:
     """A forward hook that detaches an output which requires a gradient only because checkpointing has marked it.
 
     Activation checkpointing in transformers registers a hook that marks the output of the input embeddings,

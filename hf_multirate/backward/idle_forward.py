@@ -12,13 +12,13 @@ import torch
 from torch import nn
 from torch.optim import SGD, Optimizer
 
-from hf_multirate.backward.low_precision import DTYPES, LowPrecision
+from hf_multirate.backward.low_precision import DTYPES, LowPrecisionForward
 from hf_multirate.backward.noise_modules import only_noise
 from hf_multirate.config.config import MultirateConfig
 from hf_multirate.model.hooks import around_forward
 
 
-class IdlePass:
+class InactiveForward:
     """Mode, buffers, precision and compilation of modules of idle parameters without a live one.
 
     Args:
@@ -33,7 +33,7 @@ class IdlePass:
     def __init__(self, config: MultirateConfig, optimizer: type[Optimizer], *, compiled: bool, sharded: bool) -> None:
         self._evaluates = (config.idle_mode or ("train" if optimizer is SGD else "eval")) == "eval"
         self._freezes = config.idle_buffers == "freeze"
-        self._precision = None if config.idle_dtype is None else LowPrecision(DTYPES[config.idle_dtype])
+        self._precision = None if config.idle_dtype is None else LowPrecisionForward(DTYPES[config.idle_dtype])
         self._compiles = config.idle_compile
         self._forwards: dict[nn.Module, _Compiled] = {}
         self._noisy: dict[nn.Module, list[nn.Module]] = {}

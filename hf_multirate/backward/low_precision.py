@@ -24,7 +24,7 @@ LOWERED = (nn.Linear, _ConvNd, Conv1D)
 """Modules whose weight autocast would cast at each forward pass."""
 
 
-class LowPrecision:
+class LowPrecisionForward:
     """Autocast of single modules, with copies of their weights in ``dtype`` that last as long as the weights stay.
 
     Autocast keeps no copy of a weight that requires no gradient. Here a weight is cast again only when something was

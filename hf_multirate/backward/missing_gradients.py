@@ -11,7 +11,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from hf_multirate.backward.gradient_checkpointing import inside_functions
-from hf_multirate.model.unwrap import named
+from hf_multirate.model.unwrap import canonical_parameters
 
 
 logger = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ SHOWN = 5
 """Names of parameters in a warning at most."""
 
 
-class GradientCheck:
+class MissingGradientCheck:
     """Compares the gradients that are there with those that the schedule asks for.
 
     The rule is that of Trainer: a parameter without a gradient is skipped. A warning names such parameters when that
@@ -230,7 +230,7 @@ class GradientCheck:
         new = {k: p for k, p in missing.items() if k not in self.missed and not isinstance(p, DTensor)}
         if self._model is None or not new:
             return
-        present = named(self._model)
+        present = canonical_parameters(self._model)
         replaced = [key for key, parameter in new.items() if present.get(key, parameter) is not parameter]
         if replaced:
             raise RuntimeError(

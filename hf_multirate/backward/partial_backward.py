@@ -9,14 +9,14 @@ from typing import Any
 
 from torch import nn
 
-from hf_multirate.backward.cost_check import Forecast
+from hf_multirate.backward.cost_check import CostCheck
 from hf_multirate.backward.gradient_checkpointing import (
     checkpointing_modules,
     markable,
+    non_reentrant,
     without_marks,
-    without_reentrance,
 )
-from hf_multirate.backward.idle_forward import IdlePass
+from hf_multirate.backward.idle_forward import InactiveForward
 from hf_multirate.model.cost_model import StepCosts, layers_of
 from hf_multirate.model.hooks import OwnHook, last_hooks, tensors_in
 
@@ -32,7 +32,7 @@ class _Idle:
     inspected: bool = False
 
 
-class Pruner:
+class PartialBackward:
     """Opens the context in which a micro-batch runs; the model is as before when it closes.
 
     Args:
@@ -47,10 +47,10 @@ class Pruner:
         self,
         model: nn.Module,
         groups: Mapping[str, Mapping[str, nn.Parameter]],
-        idle_pass: IdlePass,
+        idle_pass: InactiveForward,
         *,
         compiled: bool = False,
-        forecast: Forecast | None = None,
+        forecast: CostCheck | None = None,
     ) -> None:
         self._model = model
         self._compiled = compiled
@@ -59,7 +59,7 @@ class Pruner:
         self._idle: dict[frozenset[str], _Idle] = {}
         self._checkpointing = checkpointing_modules(model)
         if forecast is None:
-            forecast = Forecast(model, groups, StepCosts(list(groups), groups, layers_of(model)))
+            forecast = CostCheck(model, groups, StepCosts(list(groups), groups, layers_of(model)))
         self._forecast = forecast
 
     @contextmanager
@@ -95,12 +95,12 @@ class Pruner:
     @contextmanager
     def _cut(self, live: frozenset[str], found: _Idle) -> Iterator[None]:
         with ExitStack() as stack:
-            stack.enter_context(idle(found.parameters))
-            stack.enter_context(without_reentrance(self._model, self._checkpointing, hooked=not self._compiled))
+            stack.enter_context(requires_grad_off(found.parameters))
+            stack.enter_context(non_reentrant(self._model, self._checkpointing, hooked=not self._compiled))
             stack.enter_context(without_marks(self._model, found.markable, renewed=not self._compiled))
             if not self._compiled:  # a graph cannot change flags
                 trained = [p for p, flag in zip(found.parameters, found.trained, strict=True) if flag]
-                stack.enter_context(kept_idle(self._model, trained))
+                stack.enter_context(keep_requires_grad_off(self._model, trained))
             # Hooks that come and go would have a compiled model compiled once more.
             if not found.inspected and not self._compiled:
                 stack.enter_context(self._inspected(live, found))
@@ -118,7 +118,7 @@ class Pruner:
     def _find(self, live: frozenset[str]) -> _Idle:
         live_parameters = [p for name in live for p in self._groups[name].values()]
         parameters = [p for name, members in self._groups.items() if name not in live for p in members.values()]
-        found = idle_modules(self._model, live_parameters)
+        found = inactive_modules(self._model, live_parameters)
         # What is frozen may lie between live modules, as the base of an adapter does: it stays as it is.
         trained = [parameter.requires_grad for parameter in parameters]
         identities = {id(parameter) for parameter, flag in zip(parameters, trained, strict=True) if flag}
@@ -128,7 +128,7 @@ class Pruner:
     @contextmanager
     def _inspected(self, live: frozenset[str], found: _Idle) -> Iterator[None]:
         """Watch the forward pass of a micro-batch; one that fails is not counted."""
-        with recorded(self._model, found.modules) as names, self._forecast.watched() as passage:
+        with modules_recorded_by_autograd(self._model, found.modules) as names, self._forecast.watched() as passage:
             yield
         if passage.turns:
             self._idle[live].inspected = True
@@ -136,7 +136,7 @@ class Pruner:
 
 
 @contextmanager
-def idle(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+def requires_grad_off(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
     """Switch ``requires_grad`` off for ``parameters``, and give each its flag back on exit, also after an error."""
     flags = [parameter.requires_grad for parameter in parameters]
     try:
@@ -149,7 +149,7 @@ def idle(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
 
 
 @contextmanager
-def kept_idle(model: nn.Module, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+def keep_requires_grad_off(model: nn.Module, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
     """Switch ``requires_grad`` off again before each forward pass of ``model``.
 
     PEFT switches it on for all adapters whenever it leaves ``disable_adapter()``, as trainers of TRL do for the
@@ -185,7 +185,7 @@ def kept_idle(model: nn.Module, parameters: Sequence[nn.Parameter]) -> Iterator[
 
 
 @contextmanager
-def recorded(model: nn.Module, modules: Iterable[tuple[str, nn.Module]]) -> Iterator[list[str]]:
+def modules_recorded_by_autograd(model: nn.Module, modules: Iterable[tuple[str, nn.Module]]) -> Iterator[list[str]]:
     """Collect the names of those ``modules`` of ``model`` whose output autograd has recorded.
 
     The list is filled while the context is open, in the order of the forward pass.
@@ -204,7 +204,7 @@ def recorded(model: nn.Module, modules: Iterable[tuple[str, nn.Module]]) -> Iter
         yield names
 
 
-def idle_modules(model: nn.Module, live: Sequence[nn.Parameter]) -> list[tuple[str, nn.Module]]:
+def inactive_modules(model: nn.Module, live: Sequence[nn.Parameter]) -> list[tuple[str, nn.Module]]:
     """The outermost modules that own parameters and none of the ``live`` ones, in order of registration."""
     identities = {id(parameter) for parameter in live}
     embeddings = [part for part in model.modules() if isinstance(part, nn.Embedding)]

@@ -14,7 +14,7 @@ from hf_multirate.config.budget import require_speedup
 from hf_multirate.config.config import MultirateConfig
 from hf_multirate.config.rate_group import parse_ladder
 from hf_multirate.config.validation import reason, require_int
-from hf_multirate.planning import plan, reaching
+from hf_multirate.planning import plan, plans_reaching
 from hf_multirate.reporting import report
 
 
@@ -53,7 +53,7 @@ def _plan(options: argparse.Namespace) -> None:
         plans = plan(model, batch, configs, measure=options.measure)
     if options.speedup is not None:
         bound = max(p.bound_measured or p.bound for p in plans)
-        plans = reaching(options.speedup, plans)
+        plans = plans_reaching(options.speedup, plans)
         if not plans:
             raise ValueError(
                 f"no setting reaches a speed-up of {options.speedup}: the bound of {', '.join(options.fast)} is "

@@ -18,7 +18,7 @@ from hf_multirate.config.consistency import check_budget, check_groups, plain_se
 from hf_multirate.config.rate_group import RateGroup
 from hf_multirate.config.schedule import Schedule
 from hf_multirate.config.serialization import build, read_json, to_plain, with_groups
-from hf_multirate.config.subset import Subset
+from hf_multirate.config.subset import RandomSubset
 from hf_multirate.config.validation import require_items, require_text, shown
 
 
@@ -135,13 +135,13 @@ class MultirateConfig:
 
     @classmethod
     def random_subgroups(
-        cls, period: int = 5, subset: Subset | None = None, patterns: str | Sequence[str] = ".*", **settings: Any
+        cls, period: int = 5, subset: RandomSubset | None = None, patterns: str | Sequence[str] = ".*", **settings: Any
     ) -> MultirateConfig:
         """Regularisation: random subsets of the weights that take turns at being zero for a cycle.
 
         Args:
             period: Steps of a cycle: a subset is zero at all but the first.
-            subset: What is drawn; None is ``Subset()``.
+            subset: What is drawn; None is ``RandomSubset()``.
             patterns: Where it is drawn; all other parameters get a gradient at every step as ever.
             **settings: Further fields of `MultirateConfig`.
         """
@@ -195,7 +195,7 @@ class MultirateConfig:
         return self._schedule(group.period for group in self.groups)
 
     @property
-    def trains_plainly(self) -> bool:
+    def is_standard_training(self) -> bool:
         """Whether every step is that of plain training."""
         redrawn = any(group.subset is not None and group.subset.redraw == "step" for group in self.groups)
         scaled = any(group.lr_scale != 1.0 for group in self.groups)

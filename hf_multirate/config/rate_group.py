@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hf_multirate.config.subset import Subset
+from hf_multirate.config.subset import RandomSubset
 from hf_multirate.config.validation import (
     require_choice,
     require_int,
@@ -104,7 +104,7 @@ class RateGroup:
             is held at zero between refreshes, while all the rest of it gets a gradient at every step.
         lr_scale: Factor on the learning rate of the group, at its refreshes and in its drift.
         drift_steps: Idle steps after a refresh for which the group drifts before it stands still; None for all.
-        subset: The random subset, for ``zero`` only; None is ``Subset()``.
+        subset: The random subset, for ``zero`` only; None is ``RandomSubset()``.
 
     Raises:
         ValueError: a value is out of range; the message names it.
@@ -117,7 +117,7 @@ class RateGroup:
     idle: str = "drift"
     lr_scale: float = 1.0
     drift_steps: int | None = None
-    subset: Subset | None = None
+    subset: RandomSubset | None = None
 
     def __post_init__(self) -> None:
         """Validate, and make values plain ones and ``patterns`` a tuple."""
@@ -135,7 +135,7 @@ class RateGroup:
             "idle": require_choice(f"idle {of}", self.idle, IDLE_RULES),
             "lr_scale": scale,
             "drift_steps": _drift_steps(self),
-            "subset": Subset() if self.idle == "zero" and self.subset is None else self.subset,
+            "subset": RandomSubset() if self.idle == "zero" and self.subset is None else self.subset,
         }
         for field, value in values.items():
             object.__setattr__(self, field, value)
@@ -173,7 +173,7 @@ def _check_subset(group: RateGroup) -> None:
     subset = group.subset
     if subset is None:
         return
-    if not isinstance(subset, Subset):
+    if not isinstance(subset, RandomSubset):
         wrong_type(f"subset of rate group {shown(group.name)}", "a Subset", subset)
     if group.idle != "zero":
         raise ValueError(

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from hf_multirate.config.budget import Budget
 from hf_multirate.config.rate_group import RateGroup
-from hf_multirate.config.subset import Subset
+from hf_multirate.config.subset import RandomSubset
 from hf_multirate.config.validation import require_path, shown
 
 
@@ -82,7 +82,7 @@ def with_groups(values: Any) -> dict[str, Any]:
 
 def _rate_group(values: Any) -> RateGroup:
     subset = values.get("subset") if isinstance(values, Mapping) else None
-    return build(RateGroup, values if subset is None else {**values, "subset": build(Subset, subset)})
+    return build(RateGroup, values if subset is None else {**values, "subset": build(RandomSubset, subset)})
 
 
 def build(kind: type[_Value], values: Any) -> _Value:

@@ -12,7 +12,7 @@ REDRAWS = ("cycle", "step")
 
 
 @dataclass(frozen=True)
-class Subset:
+class RandomSubset:
     """A random subset of the weights of a rate group.
 
     Attributes:

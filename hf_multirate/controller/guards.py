@@ -18,7 +18,7 @@ from hf_multirate.model.hooks import OwnHook
 _leased: WeakSet[Optimizer | nn.Module] = WeakSet()
 
 
-def innermost(optimizer: Optimizer) -> Optimizer:
+def unwrap_optimizer(optimizer: Optimizer) -> Optimizer:
     """The optimizer itself, without the wrapper of Accelerate; any other that holds optimizers is one by itself.
 
     Raises:
@@ -28,7 +28,7 @@ def innermost(optimizer: Optimizer) -> Optimizer:
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"attach() takes one torch optimizer, got {type(optimizer).__name__}.")
     if isinstance(optimizer, AcceleratedOptimizer):
-        return innermost(optimizer.optimizer)
+        return unwrap_optimizer(optimizer.optimizer)
     if "_optimizer_step_pre_hooks" not in vars(optimizer):
         _add_hooks(optimizer)
     return optimizer
@@ -49,7 +49,7 @@ def _add_hooks(optimizer: Optimizer) -> None:
     Optimizer.__setstate__(optimizer, {})
 
 
-def require_free(optimizer: Optimizer, model: nn.Module) -> None:
+def check_unattached(optimizer: Optimizer, model: nn.Module) -> None:
     """Raise `RuntimeError` if a controller has one of the two already."""
     for name, thing in (("optimizer", optimizer), ("model", model)):
         if thing in _leased:
@@ -61,17 +61,19 @@ def is_leased(optimizer: Optimizer) -> bool:
     return optimizer in _leased
 
 
-def lease(optimizer: Optimizer, model: nn.Module) -> None:
+def mark_attached(optimizer: Optimizer, model: nn.Module) -> None:
     """Note that a controller has taken both."""
     _leased.update((optimizer, model))
 
 
-def release(optimizer: Optimizer, model: nn.Module) -> None:
+def mark_detached(optimizer: Optimizer, model: nn.Module) -> None:
     """Note that it has let go of them."""
     _leased.difference_update((optimizer, model))
 
 
-def on_look(model: nn.Module, look: Callable[[], None], train: Callable[[], None] | None = None) -> list[Any]:
+def before_save_or_eval(
+    model: nn.Module, look: Callable[[], None], train: Callable[[], None] | None = None
+) -> list[Any]:
     """Call ``look`` before ``model`` gives its state_dict, is copied or pickled, or runs without gradients.
 
     Args:

@@ -12,15 +12,22 @@ from torch.optim import Optimizer
 
 from hf_multirate.config.config import MultirateConfig
 from hf_multirate.config.validation import require_int, require_step, wrong_type
-from hf_multirate.controller.guards import innermost, lease, on_look, release, require_free, require_model
+from hf_multirate.controller.guards import (
+    before_save_or_eval,
+    check_unattached,
+    mark_attached,
+    mark_detached,
+    require_model,
+    unwrap_optimizer,
+)
 from hf_multirate.controller.standing import Standing
-from hf_multirate.controller.step_pipeline import Attachment
-from hf_multirate.controller.step_timer import Telemetry
+from hf_multirate.controller.step_pipeline import StepPipeline
+from hf_multirate.controller.step_timer import StepTimer
 from hf_multirate.distributed import GradSync, choose
 from hf_multirate.model.blocks import resolved
 from hf_multirate.model.partition import left_out, settle
 from hf_multirate.model.setup_warnings import drops_layers, warn_of_lost_steps, warn_of_tied_head, warn_of_towers
-from hf_multirate.model.unwrap import is_compiled, named, unwrapped
+from hf_multirate.model.unwrap import canonical_parameters, is_compiled, unwrap_model
 from hf_multirate.optim.step_hooks import StepHooks
 
 
@@ -47,7 +54,7 @@ class Multirate(Standing):
         if not isinstance(config, MultirateConfig):
             wrong_type("config of Multirate", "a MultirateConfig, as MultirateConfig.two_rate() makes one", config)
         super().__init__(config)
-        self.telemetry = Telemetry()
+        self.telemetry = StepTimer()
         self.applied = 0
         """Steps that the optimizer has applied since `attach`; one that a gradient scaler skipped does not count."""
         self.total_steps: int | None = None
@@ -77,7 +84,7 @@ class Multirate(Standing):
         if first:
             warn_of_towers(self._resolved, model)
             warn_of_tied_head(self._resolved, self._partition, model)
-            warn_of_lost_steps(self._resolved, self._partition, named(model))
+            warn_of_lost_steps(self._resolved, self._partition, canonical_parameters(model))
         return self
 
     def attach(self, model: nn.Module, optimizer: Optimizer) -> Multirate:
@@ -95,30 +102,30 @@ class Multirate(Standing):
             NotImplementedError: this package does not work with the wrapper of the model, or with its adapter.
         """
         require_model("attach()", model)
-        optimizer = innermost(optimizer)
+        optimizer = unwrap_optimizer(optimizer)
         if self.attached:
             raise RuntimeError("this controller is attached already: call detach() first.")
-        require_free(optimizer, unwrapped(model))
+        check_unattached(optimizer, unwrap_model(model))
         sync = choose(model) if self.active else GradSync()
         compiled = is_compiled(model)
-        model = unwrapped(model)
+        model = unwrap_model(model)
         self.assign(model)
         self._say(left_out(self.config, self._resolved))
         self._say(drops_layers(model) if self.prunes else None)
         groups = self.partition.parameters(model)
-        self._attachment = Attachment(self._resolved, model, optimizer, groups, sync, compiled=compiled)
+        self._attachment = StepPipeline(self._resolved, model, optimizer, groups, sync, compiled=compiled)
         self._planner = self._attachment.planner
         self._costs = self._attachment.costs
         budget = self.config.budget
         kinds = self._resolved.schedule.kinds
         promised = self._costs.speedup(kinds) if budget is None else 1.0 / budget.share
-        self.telemetry = Telemetry(promised, worth=self._attachment.movement.worth)
+        self.telemetry = StepTimer(promised, worth=self._attachment.movement.worth)
         self.applied, self.step, self._live, self._corrections = 0, None, None, 0
         self._optimizer = optimizer
         self._steps = StepHooks(optimizer, self._before_optimizer_step, self._after_optimizer_step)
         self._hooks = [self._steps]
-        self._looks = on_look(model, self._open.close)
-        lease(optimizer, model)
+        self._looks = before_save_or_eval(model, self._open.close)
+        mark_attached(optimizer, model)
         return self
 
     def _say(self, text: str | None) -> None:
@@ -133,7 +140,7 @@ class Multirate(Standing):
         for hook in self._hooks:
             hook.remove()
         if self._optimizer is not None and self._model is not None:
-            release(self._optimizer, self._model)
+            mark_detached(self._optimizer, self._model)
             self._attachment.close()
         self._hooks, self._optimizer, self._live = [], None, None
 
@@ -175,7 +182,7 @@ class Multirate(Standing):
 
     def controls(self, optimizer: Optimizer) -> bool:
         """Whether ``optimizer``, or what Accelerate has wrapped in it, is the one that is attached."""
-        return self._optimizer is not None and innermost(optimizer) is self._optimizer
+        return self._optimizer is not None and unwrap_optimizer(optimizer) is self._optimizer
 
     def begin_step(self, step: int) -> None:
         """Prune backward for the optimizer step ``step``, until `synchronize` or ``optimizer.step()``.
@@ -199,7 +206,7 @@ class Multirate(Standing):
             self._open.close()
             self.select(step)
         if not self._looks and self._model is not None:
-            self._looks = on_look(self._model, self._open.close)
+            self._looks = before_save_or_eval(self._model, self._open.close)
         if not self._inside:
             self._open.enter_context(self.micro_batch())
 

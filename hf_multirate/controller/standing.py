@@ -37,7 +37,7 @@ class Standing:
     @property
     def active(self) -> bool:
         """False for period 1, where training is left exactly as it is."""
-        return not self._resolved.trains_plainly
+        return not self._resolved.is_standard_training
 
     @property
     def prunes(self) -> bool:

@@ -12,23 +12,23 @@ from torch.optim import Optimizer
 from hf_multirate.auto.planner import Planner
 from hf_multirate.auto.work_budget import Account
 from hf_multirate.auto.work_counter import CountedWork
-from hf_multirate.backward.cost_check import Forecast
-from hf_multirate.backward.idle_forward import IdlePass
-from hf_multirate.backward.missing_gradients import GradientCheck
-from hf_multirate.backward.partial_backward import Pruner, idle
+from hf_multirate.backward.cost_check import CostCheck
+from hf_multirate.backward.idle_forward import InactiveForward
+from hf_multirate.backward.missing_gradients import MissingGradientCheck
+from hf_multirate.backward.partial_backward import PartialBackward, requires_grad_off
 from hf_multirate.config.config import MultirateConfig
 from hf_multirate.distributed import GradSync
-from hf_multirate.distributed.synced_step import SharedStep
+from hf_multirate.distributed.synced_step import SyncedStep
 from hf_multirate.model.cost_model import StepCosts, layers_of
-from hf_multirate.model.unwrap import named
+from hf_multirate.model.unwrap import canonical_parameters
 from hf_multirate.optim.adalora import SensitivityOfLive, allocators_of
 from hf_multirate.optim.optimizer_check import check_optimizer
-from hf_multirate.optim.random_subsets import Subgroups
+from hf_multirate.optim.random_subsets import RandomSubsets
 from hf_multirate.optim.state_check import check_state
-from hf_multirate.optim.updater import Movement, changes_weights
+from hf_multirate.optim.updater import ParameterUpdater, moves_parameters
 
 
-class Attachment:
+class StepPipeline:
     """Prunes, holds, synchronises, checks and moves the parameters of rate groups, step by step.
 
     Args:
@@ -59,25 +59,25 @@ class Attachment:
     ) -> None:
         self._config = config
         self._compiled = compiled  # hooks that come and go would have it compiled once more
-        if not config.trains_plainly:
+        if not config.is_standard_training:
             zeroes = any(group.idle == "zero" for group in config.groups)
-            changes = changes_weights(config)
+            changes = moves_parameters(config)
             check_optimizer(optimizer, idles=config.prunes, changes=changes, exchanges=zeroes)
-        self.shared = SharedStep(config, sync, groups)
+        self.shared = SyncedStep(config, sync, groups)
         self.planner = self._planner(model, groups, sync, compiled=compiled)
         signals = None if self.planner is None else self.planner.signals
-        self.movement = Movement(config, optimizer, groups, signals)
-        self._subgroups = Subgroups(config, optimizer, groups)
-        self._idle_pass = IdlePass(config, type(optimizer), compiled=compiled, sharded=sync.shards)
+        self.movement = ParameterUpdater(config, optimizer, groups, signals)
+        self._subgroups = RandomSubsets(config, optimizer, groups)
+        self._idle_pass = InactiveForward(config, type(optimizer), compiled=compiled, sharded=sync.shards)
         self.costs = StepCosts([group.name for group in config.groups], groups, layers_of(model))
-        forecast = Forecast(model, groups, self.costs, None if config.budget is not None else config.schedule)
-        self._pruner = Pruner(model, groups, self._idle_pass, compiled=compiled, forecast=forecast)
+        forecast = CostCheck(model, groups, self.costs, None if config.budget is not None else config.schedule)
+        self._pruner = PartialBackward(model, groups, self._idle_pass, compiled=compiled, forecast=forecast)
         had = [p for members in groups.values() for p in members.values() if optimizer.state.get(p)]
         self._parameters = {name: parameter for members in groups.values() for name, parameter in members.items()}
         known = set(self._parameters.values())
-        others = {name: parameter for name, parameter in named(model).items() if parameter not in known}
+        others = {name: parameter for name, parameter in canonical_parameters(model).items() if parameter not in known}
         self._others = frozenset(others)
-        self._check = GradientCheck(
+        self._check = MissingGradientCheck(
             groups,
             model=model,
             strict=config.missing_gradients == "error",
@@ -105,8 +105,8 @@ class Attachment:
             self._adopt(self.planner)
 
     def _adopt(self, planner: Planner) -> None:
-        self.movement.adopt(planner.groups, planner.schedule)
-        self.shared.adopt(planner.schedule)
+        self.movement.set_schedule(planner.groups, planner.schedule)
+        self.shared.set_schedule(planner.schedule)
 
     def close(self) -> None:
         """Leave nothing on the model, and keep nothing of it."""
@@ -151,7 +151,7 @@ class Attachment:
         self.shared.begin(self._names(live))
         if self.shared.compares(step):
             plan = {} if self.planner is None else {"the plan": str(self.planner.state_dict())}
-            self.shared.compare(step, {**self.movement.facts(), **plan})
+            self.shared.compare(step, {**self.movement.rank_fingerprint(), **plan})
 
     @contextmanager
     def micro_batch(self, step: int, live: Sequence[int], *, last: bool) -> Iterator[None]:
@@ -174,7 +174,7 @@ class Attachment:
         Returns:
             Whether any parameter has a gradient. Otherwise nothing moves at this step, and `after_step` has no place.
         """
-        if not self._config.trains_plainly and any(callable(value) for value in arguments):
+        if not self._config.is_standard_training and any(callable(value) for value in arguments):
             raise ValueError(
                 "optimizer.step(closure) runs backward inside of the step, where nothing is pruned or held: call "
                 "backward first, then optimizer.step(). Optimizers that need a closure (LBFGS) train plainly only."
@@ -194,7 +194,7 @@ class Attachment:
     def after_step(self, step: int, live: Sequence[int]) -> None:
         """Move what the optimizer has not moved, or not far enough. Not called for a step that was skipped."""
         # A parameter that had no gradient at its turn has no fresh update to drift along.
-        with idle(list(self._check.missed.values())):
+        with requires_grad_off(list(self._check.missed.values())):
             self.movement.after_step(step, live)
         self._subgroups.after_step(step)
         self._idle_pass.moved(self.movement.moved(step, live))

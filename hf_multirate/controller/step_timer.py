@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from hf_multirate.optim.loss_decrease import Worth
+from hf_multirate.optim.loss_decrease import LossDecreaseAverages
 
 
 @dataclass
@@ -27,7 +27,7 @@ class _Kind:
         self.predicted_cost += predicted_cost
 
 
-class Telemetry:
+class StepTimer:
     """Wall-clock seconds of every step that was really applied, apart for full and fast-only steps.
 
     A step is timed from the start of its first micro-batch to the end of ``optimizer.step()``. On an
@@ -44,12 +44,12 @@ class Telemetry:
         self,
         speedup_predicted: float = 1.0,
         clock: Callable[[], float] = time.perf_counter,
-        worth: Worth | None = None,
+        worth: LossDecreaseAverages | None = None,
     ) -> None:
         self.speedup_predicted = speedup_predicted
         self.seconds, self.full = array("d"), bytearray()
         """Seconds of each step, and whether it was a full one: nine bytes a step, which the record of a run needs."""
-        self.worth = Worth() if worth is None else worth
+        self.worth = LossDecreaseAverages() if worth is None else worth
         self._aside: dict[str, float] = {}
         self._since: dict[str, float] = {}
         """What goes on right now, and when it began: one thing at a time."""
@@ -74,18 +74,18 @@ class Telemetry:
         self._kinds[full].add(seconds, predicted_cost)
 
     @contextmanager
-    def elsewhere(self, purpose: str) -> Iterator[None]:
+    def outside_step(self, purpose: str) -> Iterator[None]:
         """A context for what is no part of a step: ``"data"``, ``"evaluation"``. Before the first step it is free."""
         if self._begun is not None:
             self._since[purpose] = self._clock()
         try:
             yield
         finally:
-            self._aside = self.aside
+            self._aside = self.outside_seconds
             self._since.clear()
 
     @property
-    def aside(self) -> dict[str, float]:
+    def outside_seconds(self) -> dict[str, float]:
         """Seconds that went into something else, by what it was, up to now."""
         return self._aside | {
             purpose: self._aside.get(purpose, 0.0) + self._clock() - start for purpose, start in self._since.items()
@@ -173,12 +173,12 @@ REMEDIES = {
 }
 
 
-def enough(telemetry: Telemetry) -> bool:
+def enough(telemetry: StepTimer) -> bool:
     """Whether there are enough steps of both kinds for a speed-up to mean something."""
     return all(telemetry.counted(full=full) >= LEAST_OF_EACH for full in (True, False))
 
 
-def shortfall(telemetry: Telemetry) -> str | None:
+def shortfall(telemetry: StepTimer) -> str | None:
     """A message if the run realises less than nine tenths of the predicted speed-up and the cause is known, else None.
 
     It takes at least 5 steps of each kind and 30 seconds.
@@ -195,7 +195,7 @@ def shortfall(telemetry: Telemetry) -> str | None:
     return f"the speed-up so far is {realised:.2f}, predicted {predicted:.2f}. Found: {'; '.join(causes)}."
 
 
-def _of_steps(telemetry: Telemetry) -> list[str]:
+def _of_steps(telemetry: StepTimer) -> list[str]:
     full, fast = telemetry.mean(full=True), telemetry.mean(full=False)
     assert full  # there are steps of both kinds
     assert fast
@@ -214,8 +214,8 @@ def _of_steps(telemetry: Telemetry) -> list[str]:
     return []
 
 
-def _of_the_rest(telemetry: Telemetry, elapsed: float) -> list[str]:
-    seconds = dict(telemetry.aside)
+def _of_the_rest(telemetry: StepTimer, elapsed: float) -> list[str]:
+    seconds = dict(telemetry.outside_seconds)
     seconds["other"] = elapsed - sum(seconds.values()) - telemetry.in_steps
     shares = sorted(((value / elapsed, what) for what, value in seconds.items()), reverse=True)
     return [f"{share:.0%} of the time goes into {REMEDIES[what]}" for share, what in shares if share >= NOTICED]

@@ -9,7 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 from hf_multirate.distributed.ddp import DDPSync
 from hf_multirate.distributed.fsdp2 import FSDP2Sync
 from hf_multirate.distributed.grad_sync import GradSync
-from hf_multirate.distributed.unsupported import FSDP1, REPLICAS, refuse
+from hf_multirate.distributed.unsupported import FSDP1, REPLICAS, raise_unsupported
 
 
 __all__ = ["GradSync", "choose"]
@@ -25,14 +25,16 @@ def choose(model: nn.Module) -> GradSync:
     """
     wrappers = [module for module in model.modules() if isinstance(module, DistributedDataParallel)]
     if len(wrappers) > 1:
-        refuse(f"{len(wrappers)} modules wrapped in DistributedDataParallel within one model: wrap the whole model.")
+        raise_unsupported(
+            f"{len(wrappers)} modules wrapped in DistributedDataParallel within one model: wrap the whole model."
+        )
     for module in model.modules():
         if isinstance(module, DistributedDataParallel):
             return DDPSync(module)
         if isinstance(module, FSDPModule):
             return FSDP2Sync(model)
         if isinstance(module, FullyShardedDataParallel):
-            refuse(FSDP1)
+            raise_unsupported(FSDP1)
         if isinstance(module, nn.DataParallel):
-            refuse(f"DataParallel, {REPLICAS}")
+            raise_unsupported(f"DataParallel, {REPLICAS}")
     return GradSync()

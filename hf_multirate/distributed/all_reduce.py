@@ -15,7 +15,7 @@ BUCKET_BYTES = 25 << 20
 """As in `torch.nn.parallel.DistributedDataParallel`."""
 
 
-class Average:
+class GradientAllReduce:
     """The gradients of one step on their way to their mean over the processes of a group.
 
     A process without a gradient that others have counts as zero, as in DDP with ``find_unused_parameters``. All
@@ -35,7 +35,7 @@ class Average:
         self._buckets = list(_split(parameters[::-1]))
         self._place = {p: i for i, bucket in enumerate(self._buckets) for p in bucket}
         self._waiting = [set(bucket) for bucket in self._buckets]
-        self._sent: list[_Sent] = []
+        self._sent: list[_BucketInFlight] = []
         self.counts: Counter[nn.Parameter] = Counter()
         """How often backward has reached each parameter that was watched."""
 
@@ -63,7 +63,7 @@ class Average:
                 handle.remove()
 
     def _send(self) -> None:
-        self._sent.append(_Sent(self._buckets[len(self._sent)], self._group, self._wire))
+        self._sent.append(_BucketInFlight(self._buckets[len(self._sent)], self._group, self._wire))
 
     def finish(self) -> None:
         """Start what is left, wait for all of it, and replace gradients by their mean.
@@ -83,7 +83,7 @@ class Average:
             bucket.receive()
 
 
-class _Sent:
+class _BucketInFlight:
     """Gradients of one dtype and device side by side, and behind them for each whether this process has it."""
 
     @torch.no_grad()

@@ -16,9 +16,9 @@ from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
 
-from hf_multirate.distributed.all_reduce import Average
+from hf_multirate.distributed.all_reduce import GradientAllReduce
 from hf_multirate.distributed.grad_sync import GradSync
-from hf_multirate.distributed.unsupported import refuse
+from hf_multirate.distributed.unsupported import raise_unsupported
 from hf_multirate.model.hooks import OwnHook
 
 
@@ -59,7 +59,7 @@ class DDPSync(GradSync):
                 )
             self._wire = WIRE[hook]
             self._reduces_over = state if isinstance(state, dist.ProcessGroup) else _world()
-        self._average: Average | None = None
+        self._average: GradientAllReduce | None = None
         self._overlaps: bool | None = None
 
     @contextmanager
@@ -71,7 +71,7 @@ class DDPSync(GradSync):
         losses), in any process, everything is sent behind backward for good.
         """
         if self._ddp._join_config.enable:
-            refuse(
+            raise_unsupported(
                 "Join (join_uneven_inputs) around DistributedDataParallel: a process without batches takes no part in "
                 "the means of fast-only steps. Give all processes as many batches, as drop_last does."
             )
@@ -96,8 +96,8 @@ class DDPSync(GradSync):
         if self._ddp.find_unused_parameters and not self._ddp.static_graph:
             self._ddp.reducer._reset_state()
 
-    def _average_of(self, live: Sequence[nn.Parameter]) -> Average:
-        return Average([p for p in live if p in self._owned], self._reduces_over, self._wire)
+    def _average_of(self, live: Sequence[nn.Parameter]) -> GradientAllReduce:
+        return GradientAllReduce([p for p in live if p in self._owned], self._reduces_over, self._wire)
 
 
 @contextmanager

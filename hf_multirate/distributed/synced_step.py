@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from hf_multirate.config.config import MultirateConfig
 from hf_multirate.config.schedule import Schedule, Stages
 from hf_multirate.distributed.grad_sync import GradSync
-from hf_multirate.distributed.unsupported import refuse_subsets
+from hf_multirate.distributed.unsupported import raise_if_random_subsets
 
 
-class SharedStep:
+class SyncedStep:
     """Keeps account of whether the gradients of the present step are the same everywhere.
 
     Args:
@@ -40,12 +40,12 @@ class SharedStep:
         self._averaged = self._compared = False
         self._records = sync.records_first
         if sync.shards:
-            refuse_subsets(config)
+            raise_if_random_subsets(config)
         if sync.group is not None:
             members = {name: list(group) for name, group in groups.items()}
-            check_facts({"the configuration": config.to_json(), "the rate groups": str(members)}, sync.group)
+            check_ranks_agree({"the configuration": config.to_json(), "the rate groups": str(members)}, sync.group)
 
-    def adopt(self, schedule: Schedule | Stages) -> None:
+    def set_schedule(self, schedule: Schedule | Stages) -> None:
         """Go on with other periods."""
         self._cycles = schedule
 
@@ -118,7 +118,7 @@ class SharedStep:
         group = self._sync.group
         if group is None:
             return
-        check_facts({"the step": str(step), **facts}, group)
+        check_ranks_agree({"the step": str(step), **facts}, group)
         self._compared = True
         if self._config.check_ranks and not self._sync.shards:
             check_weights({name: p for members in self._groups.values() for name, p in members.items()}, group, step)
@@ -135,7 +135,7 @@ SHOWN = 160
 """Characters of a text in an error."""
 
 
-def check_facts(facts: Mapping[str, str], group: dist.ProcessGroup) -> None:
+def check_ranks_agree(facts: Mapping[str, str], group: dist.ProcessGroup) -> None:
     """Raise `RuntimeError` if processes of ``group`` differ in one of ``facts``, which have the same keys in all."""
     gathered: list[dict[str, str]] = [{} for _ in range(group.size())]
     dist.all_gather_object(gathered, dict(facts), group=group)

@@ -21,26 +21,26 @@ FSDP1 = (
 )
 
 
-def refuse(reason: str) -> NoReturn:
+def raise_unsupported(reason: str) -> NoReturn:
     """Raise `NotImplementedError`."""
     raise NotImplementedError(f"multirate training does not work with {reason}")
 
 
-def refuse_untested(trainer: Trainer, config: MultirateConfig) -> None:
+def check_supported(trainer: Trainer, config: MultirateConfig) -> None:
     """Raise `NotImplementedError` if the run of ``trainer`` is distributed in a way that is not known to be right."""
     reason = _devices(trainer) or _model(trainer)
     if reason is not None:
-        refuse(reason)
+        raise_unsupported(reason)
     if trainer.is_fsdp_enabled:
         if trainer.accelerator.state.fsdp_plugin.fsdp_version == 1:
-            refuse(FSDP1)
-        refuse_subsets(config)
+            raise_unsupported(FSDP1)
+        raise_if_random_subsets(config)
 
 
-def refuse_subsets(config: MultirateConfig) -> None:
+def raise_if_random_subsets(config: MultirateConfig) -> None:
     """Raise `NotImplementedError` if ``config`` cannot train sharded parameters."""
     if any(group.subset is not None for group in config.groups):
-        refuse(
+        raise_unsupported(
             "FSDP and idle='zero' together: random subsets are drawn in whole parameters, and FSDP shards them. Use "
             "DistributedDataParallel, or idle='drift' or 'hold'."
         )

@@ -10,7 +10,7 @@ from torch import nn
 from hf_multirate.config.config import MultirateConfig
 from hf_multirate.config.rate_group import RateGroup
 from hf_multirate.model.presets import parameter_levels
-from hf_multirate.model.unwrap import named
+from hf_multirate.model.unwrap import canonical_parameters
 
 
 BELOW, ABOVE = "embeddings", "head"
@@ -19,11 +19,11 @@ BELOW, ABOVE = "embeddings", "head"
 
 def blocks_of(model: nn.Module) -> dict[str, str]:
     """Parameter name -> its block, in the order of ``model.named_parameters()``."""
-    owners = owners_of(model)
-    return {name: owners[parameter] for name, parameter in named(model).items()}
+    owners = block_of_parameter(model)
+    return {name: owners[parameter] for name, parameter in canonical_parameters(model).items()}
 
 
-def owners_of(model: nn.Module) -> dict[nn.Parameter, str]:
+def block_of_parameter(model: nn.Module) -> dict[nn.Parameter, str]:
     """Parameter -> its block, blocks in order from the top down: the head, those of the stack, what lies below.
 
     A model without a stack has its children instead, taken to be registered in forward order.
@@ -70,9 +70,9 @@ def resolved(config: MultirateConfig, model: nn.Module) -> MultirateConfig:
 
 def block_groups(model: nn.Module) -> tuple[RateGroup, ...]:
     """A rate group for each block with a trainable parameter, from the top down."""
-    owners = owners_of(model)
+    owners = block_of_parameter(model)
     members: dict[str, list[str]] = {block: [] for block in owners.values()}
-    for name, parameter in named(model).items():
+    for name, parameter in canonical_parameters(model).items():
         if parameter.requires_grad:
             members[owners[parameter]].append(name)
     return tuple(

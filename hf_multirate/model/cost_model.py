@@ -18,7 +18,7 @@ from torch import nn
 
 from hf_multirate.model.levels import levels_of
 from hf_multirate.model.stacks import find_stack
-from hf_multirate.model.unwrap import named
+from hf_multirate.model.unwrap import canonical_parameters
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Layer:
 
 def layers_of(model: nn.Module) -> list[Layer]:
     """The modules of ``model`` that own parameters, in the order of the forward pass as far as it is known."""
-    parameters = named(model)
+    parameters = canonical_parameters(model)
     names = {id(parameter): name for name, parameter in parameters.items()}
     layers = []
     for module in _in_order(model):

@@ -12,7 +12,7 @@ from hf_multirate.config.config import MultirateConfig
 from hf_multirate.config.text import shortened
 from hf_multirate.model.cost_model import StepCosts, boundary, layers_of
 from hf_multirate.model.partition import Partition
-from hf_multirate.model.unwrap import named
+from hf_multirate.model.unwrap import canonical_parameters
 
 
 def describe(config: MultirateConfig, partition: Partition, model: nn.Module) -> str:
@@ -21,7 +21,7 @@ def describe(config: MultirateConfig, partition: Partition, model: nn.Module) ->
     Parameter names are folded by layer: ``encoder.layer.{0-4}.*`` stands for all trainable parameters of
     five blocks. The predicted cost is the share of a full step, from `hf_multirate.model.cost_model`.
     """
-    sizes = {name: parameter.numel() for name, parameter in named(model).items()}
+    sizes = {name: parameter.numel() for name, parameter in canonical_parameters(model).items()}
     total = sum(sizes[name] for names in partition.values() for name in names)
     header = ("rate group", "period", "idle", "parameters", "share", "names")
     rows = [header]
@@ -29,19 +29,17 @@ def describe(config: MultirateConfig, partition: Partition, model: nn.Module) ->
         count = sum(sizes[name] for name in partition[group.name])
         redrawn = group.subset is not None and group.subset.redraw == "step"
         rule = group.idle if group.period > 1 or redrawn else "-"
-        folded = fold(partition[group.name])
+        folded = shorten_names(partition[group.name])
         figures = (shortened(group.name), str(group.period), rule, f"{count:,}", f"{count / total:.1%}")
         rows += [(*figures, folded[0]), *(("", "", "", "", "", line) for line in folded[1:])]
-    lines = columns(rows, left=(0, 2))
+    lines = align_columns(rows, left=(0, 2))
     if partition.frozen:
-        count = sum(sizes[name] for name in partition.frozen)
-        lines.append(
-            f"frozen by requires_grad=False, in no group: {count:,} parameters, {', '.join(fold(partition.frozen))}"
-        )
+        count, names = sum(sizes[name] for name in partition.frozen), ", ".join(shorten_names(partition.frozen))
+        lines.append(f"frozen by requires_grad=False, in no group: {count:,} parameters, {names}")
     return "\n".join([*lines, *_costs(config, partition, model)])
 
 
-def columns(rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> list[str]:
+def align_columns(rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> list[str]:
     """Lines of aligned cells: columns to the ``left`` and, as it is, the last one; all others to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
     lines = []
@@ -60,7 +58,7 @@ def _costs(config: MultirateConfig, partition: Partition, model: nn.Module) -> l
     kinds = config.schedule.kinds
     if len(kinds) == 1:
         subsets = [group.subset.fraction for group in config.groups if group.subset is not None]
-        if config.trains_plainly or not subsets:
+        if config.is_standard_training or not subsets:
             return ["every step is a full step: plain training"]
         shares = ", ".join(f"{fraction:.0%}" for fraction in subsets)
         return [f"every step is a full step, with {shares} of a group held at zero in turn: no time is saved"]
@@ -80,10 +78,10 @@ def _costs(config: MultirateConfig, partition: Partition, model: nn.Module) -> l
     return [*lines, f"predicted speed-up{start}: {speedup:.2f}x over a cycle of {sum(kinds.values())} steps"]
 
 
-def fold(names: Sequence[str]) -> list[str]:
+def shorten_names(names: Sequence[str]) -> list[str]:
     """Fold names by layer.
 
-    >>> fold(["layer.0.w", "layer.0.b", "layer.1.w", "layer.1.b", "head.w"])
+    >>> shorten_names(["layer.0.w", "layer.0.b", "layer.1.w", "layer.1.b", "head.w"])
     ['layer.{0-1}.*', 'head.w']
     """
     blocks: dict[str, list[int]] = {}

@@ -133,5 +133,5 @@ def _is_input(name: str, module: nn.Module) -> bool:
     # The name counts too: BART registers layernorm_embedding after the layers it feeds, ViT's
     # position_embeddings are a bare parameter. Only names that own parameters: every LoRA layer
     # has an empty child called lora_embedding_A.
-    named = any("embed" in f"{name}.{inner}".lower() for inner, _ in module.named_parameters())
-    return named or any(isinstance(inner, nn.Embedding) for inner in module.modules())
+    canonical_parameters = any("embed" in f"{name}.{inner}".lower() for inner, _ in module.named_parameters())
+    return canonical_parameters or any(isinstance(inner, nn.Embedding) for inner in module.modules())

@@ -16,7 +16,7 @@ from torch import nn
 from hf_multirate.config.config import MultirateConfig
 from hf_multirate.config.rate_group import PRESETS, RateGroup, parse_preset, place_in
 from hf_multirate.model.presets import Levels, parameter_levels, preset_names
-from hf_multirate.model.unwrap import named
+from hf_multirate.model.unwrap import canonical_parameters
 
 
 class FrozenError(ValueError):
@@ -44,7 +44,7 @@ class Partition(Mapping[str, tuple[str, ...]]):
 
     def parameters(self, model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
         """Rate group name -> parameter name -> parameter of ``model``, which the partition was made for."""
-        parameters = named(model)
+        parameters = canonical_parameters(model)
         return {group: {name: parameters[name] for name in names} for group, names in self._groups.items()}
 
     def __repr__(self) -> str:
@@ -62,7 +62,7 @@ def assign(config: MultirateConfig, model: nn.Module) -> Partition:
         ValueError: a group matches nothing or only what earlier groups took, a parameter is in no group, or a function
             names a group that is not there.
     """
-    parameters = named(model)
+    parameters = canonical_parameters(model)
     trainable = [name for name, parameter in parameters.items() if parameter.requires_grad]
     frozen = tuple(name for name, parameter in parameters.items() if not parameter.requires_grad)
     if not trainable:
@@ -177,7 +177,7 @@ def settle(config: MultirateConfig, model: nn.Module) -> tuple[MultirateConfig, 
         whole = _whole(config, model)
         if whole is None:
             raise
-        trainable = {name for name, parameter in named(model).items() if parameter.requires_grad}
+        trainable = {name for name, parameter in canonical_parameters(model).items() if parameter.requires_grad}
         names = {group: tuple(name for name in members if name in trainable) for group, members in whole.items()}
         kept = [group for group in config.groups if names[group.name]]
         if config.budget is None and all(group.gradient_period > 1 for group in kept):
@@ -185,7 +185,7 @@ def settle(config: MultirateConfig, model: nn.Module) -> tuple[MultirateConfig, 
                 f"{error} The parameters of rate groups {[g.name for g in config.groups if g not in kept]} are frozen "
                 "(requires_grad=False)."
             ) from error
-        frozen = tuple(name for name in named(model) if name not in trainable)
+        frozen = tuple(name for name in canonical_parameters(model) if name not in trainable)
         return replace(config, groups=kept), Partition({group.name: names[group.name] for group in kept}, frozen)
 
 
@@ -217,5 +217,5 @@ def left_out(given: MultirateConfig, settled: MultirateConfig) -> str | None:
     gone = [group.name for group in given.groups if group.name not in names]
     if not gone:
         return None
-    nothing = " There is nothing to save: training is that of Trainer." if settled.trains_plainly else ""
+    nothing = " There is nothing to save: training is that of Trainer." if settled.is_standard_training else ""
     return f"all parameters of the rate groups {gone} are frozen, so these groups are left out.{nothing}"

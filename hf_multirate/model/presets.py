@@ -16,7 +16,7 @@ from torch import nn
 from hf_multirate.config.rate_group import PresetValue
 from hf_multirate.model.levels import levels_of, unwrap
 from hf_multirate.model.stacks import Stack, find_stack
-from hf_multirate.model.unwrap import named
+from hf_multirate.model.unwrap import canonical_parameters
 
 
 Levels = Callable[[nn.Module, str | None], tuple[Stack, dict[nn.Parameter, int]]]
@@ -66,7 +66,7 @@ def preset_names(
         fast = _top(kind, value, *levels(model, place))
     else:
         raise ValueError(f"a preset is one of 'head', 'last', 'depth', 'part', got {kind!r}")
-    return frozenset(name for name, parameter in named(model).items() if parameter in fast)
+    return frozenset(name for name, parameter in canonical_parameters(model).items() if parameter in fast)
 
 
 def stack_of(model: nn.Module, place: str | None = None) -> tuple[str, int]:

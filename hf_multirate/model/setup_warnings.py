@@ -13,7 +13,7 @@ from hf_multirate.config.config import MultirateConfig
 from hf_multirate.config.rate_group import parse_preset, place_in
 from hf_multirate.model.cost_model import boundary, layers_of
 from hf_multirate.model.stacks import find_stack, rivals
-from hf_multirate.model.unwrap import canonical, named
+from hf_multirate.model.unwrap import canonical_name, canonical_parameters
 
 
 logger = logging.getLogger(__name__)
@@ -85,11 +85,11 @@ def warn_of_lost_steps(
 
 def _tied_to_embedding(model: nn.Module) -> list[tuple[str, str]]:
     """Pairs of names of one parameter: as ``model.named_parameters()`` spells it, and in a module of another kind."""
-    first = {id(parameter): name for name, parameter in named(model).items()}
+    first = {id(parameter): name for name, parameter in canonical_parameters(model).items()}
     tied: dict[str, list[tuple[str, bool]]] = {}
     for path, module in model.named_modules():
         for key, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
-            place = canonical(f"{path}.{key}" if path else key)
+            place = canonical_name(f"{path}.{key}" if path else key)
             tied.setdefault(first[id(parameter)], []).append((place, isinstance(module, nn.Embedding)))
     pairs = []
     for name, places in tied.items():

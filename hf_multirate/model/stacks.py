@@ -11,7 +11,7 @@ from itertools import pairwise
 from torch import nn
 from transformers import PreTrainedModel
 
-from hf_multirate.model.unwrap import canonical
+from hf_multirate.model.unwrap import canonical_name
 
 
 MATRIX = 2
@@ -127,7 +127,7 @@ def place_of(model: nn.Module, place: str) -> str:
         ValueError: there is no such module, or several.
     """
     paths: dict[str, str] = {
-        canonical(f"{path}.")[:-1]: path for path, _ in model.named_modules(remove_duplicate=False) if path
+        canonical_name(f"{path}.")[:-1]: path for path, _ in model.named_modules(remove_duplicate=False) if path
     }
     if place in paths:
         return paths[place]

@@ -11,7 +11,7 @@ WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
 """What regional compilation and Accelerate's activation checkpointing put into the names of parameters."""
 
 
-def canonical(name: str) -> str:
+def canonical_name(name: str) -> str:
     """The name without what wrappers of inner modules have added to it.
 
     >>> canonical("model.layers.0._orig_mod.self_attn.q_proj.weight")
@@ -22,12 +22,12 @@ def canonical(name: str) -> str:
     return name
 
 
-def named(model: nn.Module) -> dict[str, nn.Parameter]:
+def canonical_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Canonical name -> parameter, in the order of ``model.named_parameters()``."""
-    return {canonical(name): parameter for name, parameter in model.named_parameters()}
+    return {canonical_name(name): parameter for name, parameter in model.named_parameters()}
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
+def unwrap_model(model: nn.Module) -> nn.Module:
     """The model as made, whatever DistributedDataParallel and ``torch.compile`` have put around it."""
     inner: nn.Module = extract_model_from_parallel(model, keep_torch_compile=False)
     return inner

@@ -79,7 +79,7 @@ class AdamDrift:
                 objects.append(None)
         return Basis(objects, values)
 
-    def course(
+    def prepare_drift(
         self, parameters: Sequence[Tensor], group: Mapping[str, Any], factors: Mapping[Tensor, float]
     ) -> Callable[[float], None]:
         """See `hf_multirate.optim.drift.DriftRule`."""
@@ -103,7 +103,7 @@ class AdamDrift:
 
         return advance
 
-    def slopes(self, parameters: Sequence[Tensor], group: Mapping[str, Any]) -> list[Tensor | None]:
+    def gradient_update_products(self, parameters: Sequence[Tensor], group: Mapping[str, Any]) -> list[Tensor | None]:
         """See `hf_multirate.optim.drift.DriftRule`; of a large parameter it is an estimate from a sample."""
         found: dict[Tensor, Tensor] = {}
         stepped = [parameter for parameter in parameters if parameter.grad is not None]
@@ -124,7 +124,7 @@ class AdamDrift:
             }
         return [found.get(parameter) for parameter in parameters]
 
-    def keep(self, parameters: Sequence[Tensor], before: Sequence[Tensor], group: Mapping[str, Any]) -> None:
+    def record_step(self, parameters: Sequence[Tensor], before: Sequence[Tensor], group: Mapping[str, Any]) -> None:
         """See `hf_multirate.optim.drift.DriftRule`: the optimizer keeps all that is needed."""
 
 

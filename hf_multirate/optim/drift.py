@@ -26,9 +26,9 @@ class DriftRule(Protocol):
     """Moves idle parameters of one torch parameter group; values ``before`` and all it keeps are those of shards."""
 
     needs_snapshot: bool
-    """Whether `keep` has to be called around every step that gives the parameters a gradient."""
+    """Whether `record_step` has to be called around every step that gives the parameters a gradient."""
 
-    def course(
+    def prepare_drift(
         self, parameters: Sequence[Tensor], group: Mapping[str, Any], factors: Mapping[Tensor, float]
     ) -> Callable[[float], None]:
         """What moves each of ``parameters`` by its factor times its last update, at a given learning rate.
@@ -38,16 +38,16 @@ class DriftRule(Protocol):
         """
 
     def basis(self, parameters: Sequence[Tensor], group: Mapping[str, Any]) -> Basis:
-        """What a `course` is made from: settings may follow a schedule, and state may be replaced."""
+        """What a `prepare_drift` is made from: settings may follow a schedule, and state may be replaced."""
 
-    def slopes(self, parameters: Sequence[Tensor], group: Mapping[str, Any]) -> list[Tensor | None]:
+    def gradient_update_products(self, parameters: Sequence[Tensor], group: Mapping[str, Any]) -> list[Tensor | None]:
         """Inner product of each gradient with the last update: negative where the update still goes downhill.
 
         The update is that of a learning rate of 1, and of a large parameter it is an estimate from a sample. Of a
         sharded parameter it is that of the shard, to be summed over processes.
         """
 
-    def keep(self, parameters: Sequence[Tensor], before: Sequence[Tensor], group: Mapping[str, Any]) -> None:
+    def record_step(self, parameters: Sequence[Tensor], before: Sequence[Tensor], group: Mapping[str, Any]) -> None:
         """Take note of a step that moved ``parameters`` from the values ``before``."""
 
 
@@ -67,7 +67,7 @@ class SGDDrift:
         buffer: Tensor | None = self._optimizer.state.get(parameter, {}).get("momentum_buffer")
         return None if buffer is None else local(buffer)
 
-    def course(
+    def prepare_drift(
         self, parameters: Sequence[Tensor], group: Mapping[str, Any], factors: Mapping[Tensor, float]
     ) -> Callable[[float], None]:
         """See `DriftRule`."""
@@ -78,11 +78,11 @@ class SGDDrift:
         buffers = [self._optimizer.state.get(p, {}).get("momentum_buffer") for p in parameters]
         return Basis([*parameters, *buffers], [])
 
-    def slopes(self, parameters: Sequence[Tensor], group: Mapping[str, Any]) -> list[Tensor | None]:
+    def gradient_update_products(self, parameters: Sequence[Tensor], group: Mapping[str, Any]) -> list[Tensor | None]:
         """See `DriftRule`."""
         return [_dot(p, self._buffer(p), -sign(group)) for p in parameters]
 
-    def keep(self, parameters: Sequence[Tensor], before: Sequence[Tensor], group: Mapping[str, Any]) -> None:
+    def record_step(self, parameters: Sequence[Tensor], before: Sequence[Tensor], group: Mapping[str, Any]) -> None:
         """See `DriftRule`: the optimizer keeps all that is needed."""
 
 
@@ -99,7 +99,7 @@ class DisplacementDrift:
         self.velocity: dict[Tensor, Tensor] = {}
         """Displacement per unit of learning rate at the last refresh."""
 
-    def course(
+    def prepare_drift(
         self, parameters: Sequence[Tensor], group: Mapping[str, Any], factors: Mapping[Tensor, float]
     ) -> Callable[[float], None]:
         """See `DriftRule`."""
@@ -109,11 +109,11 @@ class DisplacementDrift:
         """See `DriftRule`."""
         return Basis([*parameters, *map(self.velocity.get, parameters)], [])
 
-    def slopes(self, parameters: Sequence[Tensor], group: Mapping[str, Any]) -> list[Tensor | None]:
+    def gradient_update_products(self, parameters: Sequence[Tensor], group: Mapping[str, Any]) -> list[Tensor | None]:
         """See `DriftRule`."""
         return [_dot(p, self.velocity.get(p), sign(group)) for p in parameters]
 
-    def keep(self, parameters: Sequence[Tensor], before: Sequence[Tensor], group: Mapping[str, Any]) -> None:
+    def record_step(self, parameters: Sequence[Tensor], before: Sequence[Tensor], group: Mapping[str, Any]) -> None:
         """See `DriftRule`."""
         rate = float(group["lr"])
         if rate == 0:
@@ -152,7 +152,7 @@ def _dot(parameter: Tensor, update: Tensor | None, sign: float) -> Tensor | None
     return sign * extrapolation(parameter) * product.sum(dtype=torch.float32)
 
 
-def stretch_(parameters: Sequence[Tensor], before: Sequence[Tensor], factor: float) -> None:
+def scale_last_step_(parameters: Sequence[Tensor], before: Sequence[Tensor], factor: float) -> None:
     """Make the step from ``before`` to the present values of ``parameters`` ``factor`` times as long."""
     targets = [local(parameter) for parameter in parameters]
     torch._foreach_add_(targets, torch._foreach_sub(targets, list(before)), alpha=factor - 1.0)

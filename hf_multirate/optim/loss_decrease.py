@@ -12,13 +12,13 @@ from torch.optim import Optimizer
 
 from hf_multirate.auto.estimates import Signals
 from hf_multirate.config.schedule import Schedule, Stages
-from hf_multirate.optim.update_group import Bucket
+from hf_multirate.optim.update_group import UpdateGroup
 
 
-class Appraisal:
+class LossDecreaseTracker:
     """Fresh gradients held against the last updates of live groups, where somebody wants to know.
 
-    The looks at one step go from `begin` over `appraise` of each live bucket to `send`.
+    The looks at one step go from `begin` over `track` of each live bucket to `send`.
 
     Args:
         optimizer: Whose gradients, learning rates and updates they are.
@@ -30,7 +30,7 @@ class Appraisal:
     def __init__(
         self, optimizer: Optimizer, names: Mapping[Tensor, str], signals: Signals | None, *, of_drift: bool
     ) -> None:
-        self.worth = Worth()
+        self.worth = LossDecreaseAverages()
         self._optimizer = optimizer
         self._names = names
         self._signals = signals
@@ -52,8 +52,8 @@ class Appraisal:
         self._schedule, self._step, self._counts = schedule, step, counts
         self._tells = self.asked and step > 0 and len(schedule.live(step)) > 1 and schedule.samples(step)
 
-    def appraise(self, bucket: Bucket, stepped: Sequence[nn.Parameter], *, wanted: bool) -> Mapping[Tensor, float]:
-        """Inner products of the gradients of ``stepped`` with their last updates: see `Bucket.slopes`.
+    def track(self, bucket: UpdateGroup, stepped: Sequence[nn.Parameter], *, wanted: bool) -> Mapping[Tensor, float]:
+        """Inner products of the gradients of ``stepped`` with their last updates, by parameter.
 
         It is empty unless somebody asks, or they are ``wanted`` for something else.
         """
@@ -61,7 +61,9 @@ class Appraisal:
         if not (wanted or self._counts or tells):
             return {}
         self._scale = self._gradient_scale() if self._scale is None else self._scale
-        slopes = bucket.slopes(stepped, self._optimizer.param_groups[bucket.torch_group], self._scale)
+        slopes = bucket.gradient_update_products(
+            stepped, self._optimizer.param_groups[bucket.torch_group], self._scale
+        )
         if self._counts:
             self._count(bucket, slopes)
         if tells and slopes:
@@ -81,14 +83,14 @@ class Appraisal:
         scale = vars(self._optimizer).get("grad_scale")
         return 1.0 if scale is None else float(scale)
 
-    def _count(self, bucket: Bucket, slopes: Mapping[Tensor, float]) -> None:
+    def _count(self, bucket: UpdateGroup, slopes: Mapping[Tensor, float]) -> None:
         rate = self._optimizer.param_groups[bucket.torch_group].get("lr")
         if rate is None:  # the optimizer finds its own step sizes
             return
         rate = float(rate) * bucket.rate_group.lr_scale
         self.worth.add({self._names[p]: -rate * slope for p, slope in slopes.items()}, self._age(bucket.index))
 
-    def _note(self, bucket: Bucket, slopes: Mapping[Tensor, float]) -> None:
+    def _note(self, bucket: UpdateGroup, slopes: Mapping[Tensor, float]) -> None:
         """Worth of a bucket at a learning rate of 1 for the group of the optimizer with the highest."""
         rates = [float(group["lr"]) for group in self._optimizer.param_groups]
         if max(rates) > 0:
@@ -102,14 +104,14 @@ class Appraisal:
 
 
 @dataclass(frozen=True)
-class BlockWorth:
+class BlockLossDecrease:
     """Of one block: the decrease of the loss, and the steps since the update that brings it."""
 
     decrease: float
     age: int
 
 
-class Worth:
+class LossDecreaseAverages:
     """Sums over parameters, means over full steps, since they were last taken.
 
     The decrease is of first order: minus the inner product of the fresh gradient, as the optimizer gets it, with the
@@ -131,7 +133,7 @@ class Worth:
             self._counts[name] += 1
             self._ages[name] = age
 
-    def take(self, blocks: Mapping[str, str]) -> dict[str, BlockWorth]:
+    def take(self, blocks: Mapping[str, str]) -> dict[str, BlockLossDecrease]:
         """By block, from parameter name -> block; nothing is left behind."""
         sums: dict[str, float] = defaultdict(float)
         ages: dict[str, int] = {}
@@ -140,4 +142,4 @@ class Worth:
             ages[blocks[name]] = max(self._ages[name], ages.get(blocks[name], 0))
         self._sums.clear()
         self._counts.clear()
-        return {block: BlockWorth(value, ages[block]) for block, value in sums.items()}
+        return {block: BlockLossDecrease(value, ages[block]) for block, value in sums.items()}

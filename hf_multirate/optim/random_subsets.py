@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 
 from hf_multirate.config.config import MultirateConfig
 from hf_multirate.config.rate_group import RateGroup
-from hf_multirate.config.subset import Subset
+from hf_multirate.config.subset import RandomSubset
 
 
 @dataclass
@@ -29,7 +29,7 @@ class _Group:
 
     index: int
     rate_group: RateGroup
-    subset: Subset
+    subset: RandomSubset
     members: dict[str, nn.Parameter]
     drawn: int | None = None
     masks: dict[nn.Parameter, Tensor] = field(default_factory=dict)
@@ -41,7 +41,7 @@ class _Group:
         return self.masks
 
 
-class Subgroups:
+class RandomSubsets:
     """The random subsets of all rate groups with ``idle="zero"``.
 
     Args:
@@ -135,7 +135,9 @@ class Subgroups:
         return [value for value in state.values() if isinstance(value, Tensor) and value.shape == parameter.shape]
 
 
-def _members(group: RateGroup, subset: Subset, parameters: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+def _members(
+    group: RateGroup, subset: RandomSubset, parameters: Mapping[str, nn.Parameter]
+) -> dict[str, nn.Parameter]:
     members = {name: parameter for name, parameter in parameters.items() if can_hold(subset, parameter)}
     if not members:
         raise ValueError(
@@ -158,7 +160,7 @@ def _masked(mask: Tensor, scale: float) -> Callable[[Tensor], Tensor]:
     return hook
 
 
-def can_hold(subset: Subset, parameter: Tensor) -> bool:
+def can_hold(subset: RandomSubset, parameter: Tensor) -> bool:
     """Whether ``parameter`` can be in ``subset``: matrices always, vectors with ``biases``, scalars never.
 
     Nor can the only neuron of a layer: a subset never has all of them.
@@ -167,7 +169,7 @@ def can_hold(subset: Subset, parameter: Tensor) -> bool:
     return (parameter.dim() > 1 or (parameter.dim() == 1 and subset.biases)) and parameter.shape[0] >= rows
 
 
-def draw(subset: Subset, index: int, name: str, parameter: Tensor) -> Tensor:
+def draw(subset: RandomSubset, index: int, name: str, parameter: Tensor) -> Tensor:
     """Draw number ``index`` of the weights of one parameter.
 
     With unit ``element`` each weight is in by itself, with probability ``fraction``. With unit ``neuron`` the

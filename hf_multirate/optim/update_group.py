@@ -16,7 +16,7 @@ from hf_multirate.optim.dtensor import total
 
 
 @dataclass
-class Bucket:
+class UpdateGroup:
     """The parameters of one rate group that share a torch parameter group, with their drift rule."""
 
     index: int
@@ -24,7 +24,7 @@ class Bucket:
     torch_group: int
     parameters: list[nn.Parameter]
     rule: DriftRule
-    trust: DriftTrust
+    trust: DriftFactors
     before: list[Tensor] = field(default_factory=list)
     course: Callable[[float], None] | None = None
     """What drifts the parameters until their next step, or until its basis changes."""
@@ -32,7 +32,9 @@ class Bucket:
     """What the course was made from."""
     levels: dict[Tensor, int] = field(default_factory=dict)
 
-    def slopes(self, stepped: Sequence[nn.Parameter], group: Mapping[str, Any], scale: float) -> dict[Tensor, float]:
+    def gradient_update_products(
+        self, stepped: Sequence[nn.Parameter], group: Mapping[str, Any], scale: float
+    ) -> dict[Tensor, float]:
         """Inner products of fresh gradients with last updates, all fetched from the device at once.
 
         Args:
@@ -40,7 +42,7 @@ class Bucket:
             group: The group of the optimizer.
             scale: What the gradients are multiplied with.
         """
-        found = self.rule.slopes(stepped, group)
+        found = self.rule.gradient_update_products(stepped, group)
         known = [(p, slope) for p, slope in zip(stepped, found, strict=True) if slope is not None]
         if not known:
             return {}
@@ -53,7 +55,7 @@ START, LEAST = 7, 11
 """Levels n of the factor RATIO ** -n: 0.06 before anything is known, and at least 0.01."""
 
 
-class DriftTrust:
+class DriftFactors:
     """Drift factor of every parameter: a constant, or a level that each refresh moves by one.
 
     Args:
@@ -68,10 +70,10 @@ class DriftTrust:
 
     @property
     def adapts(self) -> bool:
-        """Whether `look_back` is of any use."""
+        """Whether `update_levels` is of any use."""
         return self._adapts
 
-    def look_back(self, slopes: Mapping[Tensor, float]) -> dict[Tensor, int]:
+    def update_levels(self, slopes: Mapping[Tensor, float]) -> dict[Tensor, int]:
         """Levels that follow from the inner products of fresh gradients with last updates; see `set`."""
         return {
             p: max(self.levels[p] - 1, 0) if slope < 0 else min(self.levels[p] + 1, LEAST)
@@ -79,7 +81,7 @@ class DriftTrust:
         }
 
     def set(self, levels: Mapping[Tensor, int]) -> None:
-        """Take over levels of `look_back` or of a checkpoint."""
+        """Take over levels of `update_levels` or of a checkpoint."""
         self.levels.update(levels)
         self.factors.update({parameter: RATIO**-level for parameter, level in levels.items()})
 

@@ -14,14 +14,14 @@ from hf_multirate.auto.estimates import Signals
 from hf_multirate.config.config import MultirateConfig
 from hf_multirate.config.rate_group import RateGroup
 from hf_multirate.config.schedule import Schedule, Stages
-from hf_multirate.optim.drift import DisplacementDrift, DriftRule, SGDDrift, stretch_
+from hf_multirate.optim.drift import DisplacementDrift, DriftRule, SGDDrift, scale_last_step_
 from hf_multirate.optim.dtensor import local, shard_of, whole
-from hf_multirate.optim.loss_decrease import Appraisal, Worth
+from hf_multirate.optim.loss_decrease import LossDecreaseAverages, LossDecreaseTracker
 from hf_multirate.optim.state_check import check_movement
-from hf_multirate.optim.update_group import Bucket, DriftTrust, choose_rule
+from hf_multirate.optim.update_group import DriftFactors, UpdateGroup, choose_rule
 
 
-def changes_weights(config: MultirateConfig) -> bool:
+def moves_parameters(config: MultirateConfig) -> bool:
     """Whether weights are changed by anything but the optimizer: drift, longer steps or subsets held at zero."""
     if config.budget is not None and config.budget.drift:
         return True
@@ -31,7 +31,7 @@ def changes_weights(config: MultirateConfig) -> bool:
     )
 
 
-class Movement:
+class ParameterUpdater:
     """Makes live groups take their step and idle ones drift; called right before and after ``optimizer.step()``.
 
     The optimizer moves every live parameter by itself. What is left to do is to make that step longer where
@@ -58,7 +58,7 @@ class Movement:
         self._drift_scale = config.drift_scale
         self._displacement = DisplacementDrift()
         self._names: dict[Tensor, str] = {p: name for members in groups.values() for name, p in members.items()}
-        self._appraisal = Appraisal(optimizer, self._names, signals, of_drift=self._plans_drift)
+        self._appraisal = LossDecreaseTracker(optimizer, self._names, signals, of_drift=self._plans_drift)
         counts = Counter(p for group in optimizer.param_groups for p in group["params"])
         twice = [name for p, name in self._names.items() if counts[p] > 1]
         if twice:
@@ -82,44 +82,44 @@ class Movement:
         ]
         self._buckets = [bucket for bucket in self._buckets if bucket.parameters]
 
-    def _bucket(self, index: int, group: RateGroup, torch_group: int, parameters: list[nn.Parameter]) -> Bucket:
+    def _bucket(self, index: int, group: RateGroup, torch_group: int, parameters: list[nn.Parameter]) -> UpdateGroup:
         rule = self._rule(torch_group)
         drifts = group.idle == "drift" and group.drift_steps != 0 and (group.period > 1 or self._plans_drift)
         constant = self._drift_scale
         if constant is None and (not drifts or type(self._optimizer) is SGD):
             constant = 1.0
-        return Bucket(index, group, torch_group, parameters, rule, DriftTrust(parameters, constant))
+        return UpdateGroup(index, group, torch_group, parameters, rule, DriftFactors(parameters, constant))
 
     def _rule(self, torch_group: int) -> DriftRule:
         return choose_rule(self._optimizer, self._optimizer.param_groups[torch_group], self._displacement)
 
     @property
-    def worth(self) -> Worth:
+    def worth(self) -> LossDecreaseAverages:
         """What the gradient of each parameter is worth at full steps."""
         return self._appraisal.worth
 
-    def adopt(self, rate_groups: Sequence[RateGroup], schedule: Schedule | Stages) -> None:
+    def set_schedule(self, rate_groups: Sequence[RateGroup], schedule: Schedule | Stages) -> None:
         """Go on with other periods and drift steps of the same groups."""
         self._schedule = schedule
         for bucket in self._buckets:
             bucket.rate_group = rate_groups[bucket.index]
 
-    def _stretch(self, bucket: Bucket, step: int) -> float:
+    def _stretch(self, bucket: UpdateGroup, step: int) -> float:
         length = self._schedule.step_length(bucket.index, step) if bucket.rate_group.idle == "hold" else 1
         return length * bucket.rate_group.lr_scale
 
-    def _to_keep(self, bucket: Bucket, step: int) -> bool:
+    def _to_keep(self, bucket: UpdateGroup, step: int) -> bool:
         """Whether the step is repeated in drift, or the next gradient is held against it to see what it is worth."""
         group = bucket.rate_group
         repeats = group.drift_steps != 0 and self._schedule.steps_to_next_refresh(bucket.index, step) > 1
         of_use = group.idle == "drift" and (repeats or self._appraisal.asked)
         return of_use and bucket.rule.needs_snapshot
 
-    def _to_look_back(self, bucket: Bucket, step: int) -> bool:
+    def _to_look_back(self, bucket: UpdateGroup, step: int) -> bool:
         drifted = step > 0 and bucket.index not in self._schedule.live(step - 1)
         return drifted and bucket.rate_group.idle == "drift" and bucket.trust.adapts
 
-    def _drifts_at(self, bucket: Bucket, step: int) -> bool:
+    def _drifts_at(self, bucket: UpdateGroup, step: int) -> bool:
         limit = bucket.rate_group.drift_steps
         since = self._schedule.steps_since_refresh(bucket.index, step)
         return bucket.rate_group.idle == "drift" and (limit is None or since <= limit)
@@ -138,8 +138,8 @@ class Movement:
                 continue
             stepped = [parameter for parameter in bucket.parameters if parameter.grad is not None]
             looks_back = self._to_look_back(bucket, step)
-            slopes = self._appraisal.appraise(bucket, stepped, wanted=looks_back)
-            bucket.levels = bucket.trust.look_back(slopes) if looks_back else {}
+            slopes = self._appraisal.track(bucket, stepped, wanted=looks_back)
+            bucket.levels = bucket.trust.update_levels(slopes) if looks_back else {}
             bucket.rule = self._rule(bucket.torch_group)  # a schedule may turn momentum on or off
             if self._to_keep(bucket, step) or self._stretch(bucket, step) != 1.0:
                 bucket.before = [local(parameter).clone() for parameter in stepped]
@@ -161,9 +161,9 @@ class Movement:
             if bucket.before:
                 stepped = [parameter for parameter in bucket.parameters if parameter.grad is not None]
                 if self._to_keep(bucket, step):
-                    bucket.rule.keep(stepped, bucket.before, group)
+                    bucket.rule.record_step(stepped, bucket.before, group)
                 if self._stretch(bucket, step) != 1.0:
-                    stretch_(stepped, bucket.before, self._stretch(bucket, step))
+                    scale_last_step_(stepped, bucket.before, self._stretch(bucket, step))
             bucket.before = []
 
     def moved(self, step: int, live: Sequence[int]) -> Iterator[nn.Parameter]:
@@ -172,11 +172,11 @@ class Movement:
             if bucket.index in live or self._drifts_at(bucket, step):
                 yield from bucket.parameters
 
-    def _drift(self, bucket: Bucket, group: Mapping[str, Any]) -> None:
+    def _drift(self, bucket: UpdateGroup, group: Mapping[str, Any]) -> None:
         moving = [parameter for parameter in bucket.parameters if parameter.requires_grad]  # some may be frozen by now
         basis = bucket.rule.basis(moving, group)
         if bucket.course is None or not basis.same(bucket.basis):
-            bucket.course, bucket.basis = bucket.rule.course(moving, group, bucket.trust.factors), basis
+            bucket.course, bucket.basis = bucket.rule.prepare_drift(moving, group, bucket.trust.factors), basis
         bucket.course(float(group["lr"]) * bucket.rate_group.lr_scale)
 
     def trust(self, index: int) -> float:
@@ -190,7 +190,7 @@ class Movement:
         """Parameter name -> level of its drift, where it finds its own: see `hf_multirate.optim.update_group`."""
         return {self._names[p]: level for bucket in self._buckets for p, level in bucket.trust.levels.items()}
 
-    def facts(self) -> dict[str, str]:
+    def rank_fingerprint(self) -> dict[str, str]:
         """What all processes of a run have in common, in words."""
         displaced = [self._names[p] for p in self._displacement.velocity]
         return {"the levels of drift": str(self.levels), "the parameters with a displacement": str(sorted(displaced))}
@@ -223,7 +223,7 @@ class Movement:
             if bucket.trust.adapts:
                 bucket.trust.set({p: levels[p] for p in bucket.parameters if p in levels})
 
-    def _rule_of_last_step(self, bucket: Bucket) -> DriftRule:
+    def _rule_of_last_step(self, bucket: UpdateGroup) -> DriftRule:
         """What `state_dict` and the optimizer hold says it: a schedule may have turned momentum on or off since."""
         if any(parameter in self._displacement.velocity for parameter in bucket.parameters):
             return self._displacement

@@ -62,7 +62,7 @@ def try_out(model: nn.Module, batch: Mapping[str, Any]) -> None:
     Raises:
         ValueError: the batch has no rows or does not run through the model, or its loss cannot be trained with.
     """
-    part, _ = few_rows(batch)
+    part, _ = first_rows(batch)
     name = type(model).__name__
     try:
         with torch.random.fork_rng():
@@ -94,7 +94,7 @@ COUNTED_ROWS = 2
 """Rows of a batch that are really run: work grows with rows, and batch norm wants more than one."""
 
 
-def few_rows(batch: Any) -> tuple[Any, float]:
+def first_rows(batch: Any) -> tuple[Any, float]:
     """`COUNTED_ROWS` rows of ``batch``, and how many times as many it has.
 
     Tensors with another first dimension than the first tensor, and everything else, go into the part as they are.

@@ -12,13 +12,13 @@ from accelerate.utils import recursively_apply
 from torch import nn
 
 from hf_multirate.backward.gradient_checkpointing import checkpointing_modules
-from hf_multirate.backward.idle_forward import IdlePass, frozen_buffers
-from hf_multirate.backward.partial_backward import Pruner
+from hf_multirate.backward.idle_forward import InactiveForward, frozen_buffers
+from hf_multirate.backward.partial_backward import PartialBackward
 from hf_multirate.config.config import MultirateConfig
 from hf_multirate.config.validation import require_bool
 from hf_multirate.controller.multirate import Multirate
 from hf_multirate.model.cost_model import boundary, layers_of, step_cost
-from hf_multirate.planning.inputs import few_rows, require_arguments, try_out
+from hf_multirate.planning.inputs import first_rows, require_arguments, try_out
 from hf_multirate.planning.measure import Count, Live, count, kinds_of, seconds_of
 from hf_multirate.planning.results import GroupPlan, Plan, StepPlan
 
@@ -99,8 +99,8 @@ def _counts(
     groups: Mapping[str, Mapping[str, nn.Parameter]],
 ) -> dict[Live, Count]:
     """Work of each kind of step, and of steps with one group more after the other."""
-    pruner = Pruner(model, groups, IdlePass(config, torch.optim.AdamW, compiled=False, sharded=False))
-    part, times = few_rows(batch)
+    pruner = PartialBackward(model, groups, InactiveForward(config, torch.optim.AdamW, compiled=False, sharded=False))
+    part, times = first_rows(batch)
     found = {}
     for live in {*kinds_of(config.schedule), *_prefixes(config)}:
         with pruner.pruned(frozenset(config.groups[i].name for i in live)):

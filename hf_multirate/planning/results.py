@@ -72,7 +72,7 @@ class Plan:
         return asdict(self)
 
 
-def reaching(target: float, plans: Sequence[Plan]) -> list[Plan]:
+def plans_reaching(target: float, plans: Sequence[Plan]) -> list[Plan]:
     """Those of ``plans`` that reach a speed-up, by what was measured if it was, the smallest cycle first."""
     fast_enough = [p for p in plans if (p.speedup_measured or p.speedup) >= target]
     return sorted(fast_enough, key=lambda p: (sum(s.per_cycle for s in p.steps), -(p.speedup_measured or p.speedup)))

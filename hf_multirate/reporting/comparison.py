@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hf_multirate.config.text import one_line
-from hf_multirate.reporting.run_record import RunRecord, figure
+from hf_multirate.reporting.run_record import RunRecord, format_number
 
 
 SAME = ("seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps", "bf16", "fp16")
@@ -61,7 +61,7 @@ def is_metric(key: str) -> bool:
     return key.startswith("eval_") and not key.endswith(("runtime", "per_second"))
 
 
-def verdict(run: RunRecord, baseline: RunRecord | None) -> dict[str, Any]:
+def compare_records(run: RunRecord, baseline: RunRecord | None) -> dict[str, Any]:
     """All figures of the page, by name; those of the baseline and the differences to it if there is one."""
     summary = run.summary
     found: dict[str, Any] = {
@@ -88,13 +88,13 @@ def verdict(run: RunRecord, baseline: RunRecord | None) -> dict[str, Any]:
     return found
 
 
-def sentence(figures: dict[str, Any]) -> str:
+def summary_sentence(figures: dict[str, Any]) -> str:
     """The verdict in one or two sentences."""
     if "speedup_proved" not in figures:
         realised = figures["speedup_of_run"]
         told = "No step was finished." if realised is None else (
             f"The run was {realised:.2f} times as fast as its own full steps alone would have been "
-            f"({figure(figures['speedup_predicted'])} predicted)."
+            f"({format_number(figures['speedup_predicted'])} predicted)."
         )  # fmt: skip
         return f"{told} Without a baseline this says nothing about accuracy, nor about plain training."
     shared = [key for key in figures["metrics"] if key in figures["baseline_metrics"]]

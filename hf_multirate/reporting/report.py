@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from hf_multirate.config.files import write_text
-from hf_multirate.reporting.comparison import sentence, verdict
-from hf_multirate.reporting.run_record import RunRecord, figure, in_between, plain_values, read_record
+from hf_multirate.reporting.comparison import compare_records, summary_sentence
+from hf_multirate.reporting.run_record import RunRecord, format_number, in_between, plain_values, read_record
 
 
 PAGE, FIGURES = "report.html", "report.json"
@@ -47,7 +47,7 @@ def report(
     """
     run = read_record(folder)
     other = None if baseline is None else read_record(baseline)
-    figures = verdict(run, other)
+    figures = compare_records(run, other)
     if figures.get("differences") and not anyway:
         raise ValueError(
             f"{str(baseline)!r} proves nothing about {str(folder)!r}, they differ in "
@@ -85,7 +85,7 @@ def _page(runs: dict[str, RunRecord], figures: dict[str, Any], target: Path) -> 
     )
     return environment.from_string(template).render(
         model=run.model,
-        verdict=sentence(figures),
+        verdict=summary_sentence(figures),
         figures=figures,
         rows=_rows(figures),
         labels=list(runs),
@@ -98,12 +98,14 @@ def _page(runs: dict[str, RunRecord], figures: dict[str, Any], target: Path) -> 
 def _rows(figures: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     """Key, name, value of the run and of the baseline, as text."""
     rows = [
-        (key, name, figure(figures[key]), figure(figures[other]) if other in figures else "")
+        (key, name, format_number(figures[key]), format_number(figures[other]) if other in figures else "")
         for key, (name, other) in ROWS.items()
         if key in figures
     ]
     theirs = figures.get("baseline_metrics", {})
-    return rows + [(key, key, figure(value), figure(theirs.get(key))) for key, value in figures["metrics"].items()]
+    return rows + [
+        (key, key, format_number(value), format_number(theirs.get(key))) for key, value in figures["metrics"].items()
+    ]
 
 
 def _settings(run: RunRecord) -> dict[str, Any]:

@@ -74,7 +74,7 @@ class RunRecord:
         logs: What Trainer has logged, with ``step`` and ``seconds`` since the first step, and how many of them went
             into loading data and evaluation.
         plans: With a budget, what was planned: see `hf_multirate.auto.periods.Plan`.
-        summary: Numbers of steps and seconds of the whole run; times of a step and speed-ups of `Telemetry`, since
+        summary: Numbers of steps and seconds of the whole run; times of a step and speed-ups of `StepTimer`, since
             the run was last resumed.
     """
 
@@ -207,10 +207,10 @@ def card_section(run: RunRecord) -> str:
     rows = [f"| {markdown(group['name'])} | {group['period']} | {in_between(group)} |" for group in run.groups]
     told = {
         "steps with a full backward": f"{summary['full_steps']} of {summary['full_steps'] + summary['fast_steps']}",
-        "seconds of a full step": figure(summary["seconds_full_step"]),
-        "seconds of another step": figure(summary["seconds_fast_step"]),
-        "speed-up over full steps, whole run": figure(summary["speedup_of_run"]),
-        "predicted": figure(summary["speedup_predicted_of_run"]),
+        "seconds of a full step": format_number(summary["seconds_full_step"]),
+        "seconds of another step": format_number(summary["seconds_fast_step"]),
+        "speed-up over full steps, whole run": format_number(summary["speedup_of_run"]),
+        "predicted": format_number(summary["speedup_predicted_of_run"]),
     }
     return "\n".join(
         [
@@ -240,6 +240,6 @@ def in_between(group: Mapping[str, Any]) -> str:
     return "drift" if steps is None else f"drift for {steps} steps" if steps else "stand still"
 
 
-def figure(value: float | None) -> str:
+def format_number(value: float | None) -> str:
     """Four significant digits, or a dash."""
     return "-" if value is None else f"{value:.4g}"

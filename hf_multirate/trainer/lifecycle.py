@@ -77,7 +77,7 @@ class Controller(Protocol):
         """Take over a `state_dict`."""
 
 
-class ControlledMixin(_Base):
+class TrainerLifecycleMixin(_Base):
     """Gives a controller its place in the life of a `transformers.Trainer`.
 
     A subclass calls `_control` at the beginning of its ``__init__``: the one behind it may create an optimizer, or
@@ -91,15 +91,15 @@ class ControlledMixin(_Base):
         """Refuse bases of which `transformers.Trainer` comes first: it would train plainly and say nothing."""
         super().__init_subclass__(**kwargs)
         order = cls.__mro__
-        if Trainer in order and order.index(Trainer) < order.index(ControlledMixin):
+        if Trainer in order and order.index(Trainer) < order.index(TrainerLifecycleMixin):
             theirs = next(base for base in order if base is Trainer or base in cls.__bases__)
-            ours = next(base for base in cls.__bases__ if issubclass(base, ControlledMixin))
+            ours = next(base for base in cls.__bases__ if issubclass(base, TrainerLifecycleMixin))
             raise TypeError(
                 f"class {cls.__name__} names {theirs.__name__} before {ours.__name__}, so that its methods would come "
                 f"first and train plainly. Write class {cls.__name__}({ours.__name__}, {theirs.__name__})."
             )
         owner = next((base for base in order if "train" in vars(base)), cls)
-        if not is_ours(owner) and (owner is cls or not issubclass(owner, ControlledMixin)):
+        if not is_ours(owner) and (owner is cls or not issubclass(owner, TrainerLifecycleMixin)):
             cls.train = _watched(cls.train)  # type: ignore[method-assign]
 
     def _control(self, controller: Controller) -> None:
@@ -302,7 +302,7 @@ def _watched(train: Callable[..., Any]) -> Callable[..., Any]:
     """The ``train`` of a subclass, in which no step of an optimizer goes by unseen."""
 
     @functools.wraps(train)
-    def watched(self: ControlledMixin, *args: Any, **kwargs: Any) -> Any:
+    def watched(self: TrainerLifecycleMixin, *args: Any, **kwargs: Any) -> Any:
         with self._watch_outside():
             return train(self, *args, **kwargs)
 

@@ -19,14 +19,14 @@ from hf_multirate.controller.multirate import Multirate
 from hf_multirate.controller.step_timer import enough, shortfall
 from hf_multirate.reporting.run_record import FILE, RECORD_VARIABLE, RunRecord, card_section, read_record
 from hf_multirate.trainer.arguments import MultirateTrainingArguments
-from hf_multirate.trainer.lifecycle import ControlledMixin
-from hf_multirate.trainer.run_metrics import Observation
+from hf_multirate.trainer.lifecycle import TrainerLifecycleMixin
+from hf_multirate.trainer.run_metrics import RunMetrics
 
 
 logger = logging.getLogger(__name__)
 
 
-class ObservedMixin(ControlledMixin):
+class RunLoggingMixin(TrainerLifecycleMixin):
     """Adds what was measured to all that Trainer writes; a subclass calls `_observe` when it is initialized."""
 
     multirate: Multirate
@@ -34,7 +34,7 @@ class ObservedMixin(ControlledMixin):
     """Which figures are logged: ``"brief"`` or ``"all"``. None is the setting of the arguments, else ``"brief"``."""
 
     # A base class may log or evaluate in its constructor, before `_observe`.
-    _observation: Observation | None = None
+    _observation: RunMetrics | None = None
     _observed: TrainerState | None = None
     _record_wanted: bool | None = None
     _warned = _unrecorded = False
@@ -43,11 +43,11 @@ class ObservedMixin(ControlledMixin):
         """``record`` is whether a run leaves a record; None is yes for all but standard training."""
         self._record_wanted = None if record is None else require_bool("multirate_record", record)
         if self.multirate.active:
-            self.add_callback(PhaseOnBar(self.multirate, self.callback_handler.callbacks))
+            self.add_callback(SpeedupProgressCallback(self.multirate, self.callback_handler.callbacks))
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As in `transformers.Trainer`; a record of the run is in ``output_dir`` at the end, also after an error."""
-        self._observation, self._observed = Observation(self.multirate, self.args), None
+        self._observation, self._observed = RunMetrics(self.multirate, self.args), None
         self._warned = self._unrecorded = False
         with self._never_in_the_way():
             self._try_record_folder()
@@ -89,7 +89,7 @@ class ObservedMixin(ControlledMixin):
         """Forget what was seen of an attempt that ran out of memory: each one has a state of its own."""
         if self._training and self._observed is not self.state:
             if self._observed is not None:
-                self._observation = Observation(self.multirate, self.args)
+                self._observation = RunMetrics(self.multirate, self.args)
             self._observed = self.state
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
@@ -97,17 +97,17 @@ class ObservedMixin(ControlledMixin):
         self._observe_attempt()
         if not self._training or self._observation is None:
             return super().get_batch_samples(*args, **kwargs)
-        with self.multirate.telemetry.elsewhere("data"):
+        with self.multirate.telemetry.outside_step("data"):
             samples = super().get_batch_samples(*args, **kwargs)
         with self._never_in_the_way():
-            self._observation.see(samples[0])
+            self._observation.add_batches(samples[0])
         return samples
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As in `transformers.Trainer`; in training, the time is that of evaluation."""
         if not self._training:
             return super().evaluate(*args, **kwargs)
-        with self.multirate.telemetry.elsewhere("evaluation"):
+        with self.multirate.telemetry.outside_step("evaluation"):
             return super().evaluate(*args, **kwargs)
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
@@ -124,12 +124,12 @@ class ObservedMixin(ControlledMixin):
         figures: dict[str, float] = {}
         if seen is not None and self._training and self.multirate.attached and self.multirate.active:
             if "loss" in logs:
-                figures = seen.figures()
+                figures = seen.log_values()
                 logs |= seen.shown(figures, self._log_setting())
             self._warn_once()
         super().log(logs, *args, **kwargs)
         if seen is not None:
-            seen.note(figures | logs, self.state.global_step)
+            seen.add_log_entry(figures | logs, self.state.global_step)
             if not self._training:
                 self._write_record()
 
@@ -190,7 +190,7 @@ class ObservedMixin(ControlledMixin):
                 write_text(card, f"{card.read_text(encoding='utf-8').rstrip()}\n\n{card_section(record)}")
 
 
-class PhaseOnBar(TrainerCallback):
+class SpeedupProgressCallback(TrainerCallback):
     """Writes behind the bar that `transformers.ProgressCallback` draws.
 
     Args:

@@ -14,8 +14,8 @@ from hf_multirate.controller.multirate import Multirate
 from hf_multirate.controller.step_timer import enough
 from hf_multirate.model.blocks import blocks_of
 from hf_multirate.model.cost_model import backward_costs, layers_of, step_cost
-from hf_multirate.model.describe import fold
-from hf_multirate.model.unwrap import named, unwrapped
+from hf_multirate.model.describe import shorten_names
+from hf_multirate.model.unwrap import canonical_parameters, unwrap_model
 from hf_multirate.reporting.record_check import ARGUMENTS, FROZEN
 from hf_multirate.reporting.run_record import CHECKED_STEPS, RunRecord, checksum
 from hf_multirate.trainer.log_values import PREFIX, Detailed, Mean, brief, with_valid_keys
@@ -25,7 +25,7 @@ ASIDE = "seconds_of_"
 """Prefix, in entries of the logs, of what took time and was no part of a step."""
 
 
-class Observation:
+class RunMetrics:
     """Collects, between two logs and over a whole run.
 
     Args:
@@ -54,13 +54,13 @@ class Observation:
 
     def begin(self, model: nn.Module, step: int, before: RunRecord | None) -> None:
         """The first step of ``model`` begins: ``step``, and the record ``before`` it, if the run was resumed."""
-        model = unwrapped(model)
+        model = unwrap_model(model)
         self._blocks, self.begun = blocks_of(model), True
         # Later the model may have other parameters: an adapter that was merged, or a weight that was pruned.
         self._kind, self._parts = type(model).__name__, self._partition(model)
         layers = layers_of(model)
         self._units = backward_costs(layers, self._blocks)
-        self._all_units = step_cost(layers, set(named(model)))
+        self._all_units = step_cost(layers, set(canonical_parameters(model)))
         self._start_step = step
         kept = 0 if before is None else step - before.start_step
         if before is None or not 0 < kept <= len(before.steps["seconds"]):
@@ -73,7 +73,7 @@ class Observation:
         self._seconds_before = last.get("seconds", 0.0)
         self._aside_before = {key.removeprefix(ASIDE): last[key] for key in last if key.startswith(ASIDE)}
 
-    def see(self, batches: Sequence[Any]) -> None:
+    def add_batches(self, batches: Sequence[Any]) -> None:
         """The batches of a step."""
         if len(self._checksums) < CHECKED_STEPS:
             self._checksums.append(checksum(batches))
@@ -83,7 +83,7 @@ class Observation:
         if self._multirate.active and isinstance(norm, Tensor):
             self._norms[self._multirate.full].add(norm)
 
-    def figures(self) -> dict[str, float]:
+    def log_values(self) -> dict[str, float]:
         """All figures of the run so far, and of gradients since the last call."""
         telemetry = self._multirate.telemetry
         numbers = {full: telemetry.counted(full=full) for full in (True, False)}
@@ -99,7 +99,7 @@ class Observation:
         return {f"{PREFIX}{key}": value for key, value in (found | self._worth()).items() if value is not None}
 
     def shown(self, figures: Mapping[str, float], log: str) -> dict[str, float]:
-        """The part of ``figures`` for Trainer's logs: ``log`` is ``"brief"`` or ``"all"``."""
+        """The part of ``log_values`` for Trainer's logs: ``log`` is ``"brief"`` or ``"all"``."""
         if log == "all":
             return with_valid_keys(figures)
         return brief(figures, with_speedup=enough(self._multirate.telemetry))
@@ -121,7 +121,7 @@ class Observation:
         left_out = (1.0 - telemetry.predicted_cost(full=False)) * self._all_units
         return (full - fast) / left_out if full and fast and full > fast and left_out else None
 
-    def note(self, logs: Mapping[str, float], step: int) -> None:
+    def add_log_entry(self, logs: Mapping[str, float], step: int) -> None:
         """An entry of Trainer's logs."""
         numbers = {key: value for key, value in logs.items() if isinstance(value, (int, float))}
         # Before the first step the clock is that of the run before, if there was one.
@@ -132,7 +132,7 @@ class Observation:
 
     def _aside(self) -> dict[str, float]:
         """Seconds of the whole run that were no part of a step."""
-        now, before = self._multirate.telemetry.aside, self._aside_before
+        now, before = self._multirate.telemetry.outside_seconds, self._aside_before
         return {key: round(before.get(key, 0.0) + now.get(key, 0.0), 4) for key in before | now}
 
     @property
@@ -183,12 +183,12 @@ class Observation:
         if self._multirate.config.budget is None:
             return groups
         names = self._multirate.partition
-        return [{**group, "patterns": fold(names[group["name"]])} for group in groups]
+        return [{**group, "patterns": shorten_names(names[group["name"]])} for group in groups]
 
     def _partition(self, model: nn.Module) -> dict[str, dict[str, Any]]:
         groups = {name: group for group, names in self._multirate.partition.items() for name in names}
         found: dict[str, dict[str, Any]] = {}
-        for name, parameter in named(model).items():
+        for name, parameter in canonical_parameters(model).items():
             block = found.setdefault(self._blocks[name], {"parameters": 0, "groups": {}})
             block["parameters"] += parameter.numel()
             group = groups.get(name, FROZEN)

@@ -15,16 +15,16 @@ from hf_multirate.backward.unread_loss import skipped_backward
 from hf_multirate.config.config import MultirateConfig
 from hf_multirate.config.validation import wrong_type
 from hf_multirate.controller.multirate import Multirate
-from hf_multirate.distributed.unsupported import refuse_untested
+from hf_multirate.distributed.unsupported import check_supported
 from hf_multirate.model.partition import FrozenError
 from hf_multirate.trainer.arguments import MultirateTrainingArguments, require_log, switched_off
-from hf_multirate.trainer.run_logging import ObservedMixin
+from hf_multirate.trainer.run_logging import RunLoggingMixin
 
 
 logger = logging.getLogger(__name__)
 
 
-class MultirateMixin(ObservedMixin):
+class MultirateMixin(RunLoggingMixin):
     """Multirate training for any subclass of `transformers.Trainer`: ``class Mine(MultirateMixin, TheirTrainer)``.
 
     Args:
@@ -82,8 +82,8 @@ class MultirateMixin(ObservedMixin):
     def _take_over_arguments(self) -> None:
         if self._configured_by_arguments:
             self.multirate.config = _from_arguments(self.args)
-        if not self.multirate.config.trains_plainly:
-            refuse_untested(cast(Trainer, self), self.multirate.config)
+        if not self.multirate.config.is_standard_training:
+            check_supported(cast(Trainer, self), self.multirate.config)
 
     def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
         """As in `transformers.Trainer`, with a backward pass that stops above idle groups."""

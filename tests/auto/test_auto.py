@@ -29,7 +29,7 @@ from hf_multirate.auto.work_counter import CountedWork
 from hf_multirate.config.budget import Budget
 from hf_multirate.config.schedule import Schedule, Stages
 from hf_multirate.distributed import GradSync
-from hf_multirate.distributed.synced_step import SharedStep
+from hf_multirate.distributed.synced_step import SyncedStep
 from hf_multirate.model.blocks import block_groups
 from hf_multirate.model.partition import assign
 from hf_multirate.planning.measure import count
@@ -449,9 +449,9 @@ def test_a_step_is_answered_for_by_the_schedule_it_is_in() -> None:
 
 
 def test_ranks_are_compared_at_refreshes_of_the_plan_in_force() -> None:
-    shared = SharedStep(short(check_ranks=1), GradSync(), {})
+    shared = SyncedStep(short(check_ranks=1), GradSync(), {})
     shared._compared = True
-    shared.adopt(Stages(((3, Schedule((1, 2), 4)), (8, Schedule((1, 4), 9)))))
+    shared.set_schedule(Stages(((3, Schedule((1, 2), 4)), (8, Schedule((1, 4), 9)))))
     assert [step for step in range(9, 20) if shared.compares(step)] == [9, 13, 17]
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from hf_multirate import Multirate, MultirateConfig, MultirateTrainer, RateGroup
-from hf_multirate.backward.gradient_checkpointing import cut_mark, reentrant, without_marks
+from hf_multirate.backward.gradient_checkpointing import detach_marked_input, reentrant, without_marks
 from hf_multirate.model.hooks import last_hooks
 from tests.support.counted import Counted, saving
 from tests.support.runs import CONFIG, PERIOD, assert_same, example, history, trainer_for, weights
@@ -134,7 +134,7 @@ def test_a_live_parameter_added_to_the_embeddings_is_not_cut_off() -> None:
     table, prompt = nn.Embedding(5, 3), nn.Parameter(torch.ones(3))
     table.weight.requires_grad_(False)
     table.register_forward_hook(lambda module, args, output: output.requires_grad_() * 2 + prompt)
-    with last_hooks(table, [(table, cut_mark)]):
+    with last_hooks(table, [(table, detach_marked_input)]):
         table(torch.tensor([1])).sum().backward()
     assert prompt.grad is not None
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_multirate import Multirate, MultirateConfig
-from hf_multirate.backward.low_precision import LowPrecision
+from hf_multirate.backward.low_precision import LowPrecisionForward
 from tests.support.runs import PERIOD, example, trainer_for, weights
 from tests.support.small import batch, network
 
@@ -70,7 +70,7 @@ def test_low_precision_changes_losses_by_its_rounding_only(dtype: str) -> None:
 
 
 def test_a_low_precision_pass_is_that_of_the_weights_as_they_are_now() -> None:
-    layer, low = nn.Linear(6, 6), LowPrecision(torch.bfloat16)
+    layer, low = nn.Linear(6, 6), LowPrecisionForward(torch.bfloat16)
     inputs = torch.randn(4, 6)
     writes = (
         lambda: None, lambda: layer.weight.mul_(2), lambda: None, lambda: layer.weight.copy_(torch.eye(6)),

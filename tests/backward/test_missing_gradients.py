@@ -16,7 +16,7 @@ from torch.optim import SGD, AdamW
 from torch.utils.checkpoint import checkpoint
 
 from hf_multirate import Multirate, MultirateConfig, MultirateTrainer, RateGroup
-from hf_multirate.backward.missing_gradients import GradientCheck
+from hf_multirate.backward.missing_gradients import MissingGradientCheck
 from tests.support.runs import CONFIG, PERIOD, assert_same, example, phases, trainer_for, weights
 from tests.support.tiny import ENCODER, FAMILIES
 
@@ -400,20 +400,20 @@ def test_an_attack_on_the_embeddings_acts_at_full_steps(tmp_path: Path) -> None:
 def test_a_parameter_of_a_resumed_run_has_had_a_gradient() -> None:
     part = nn.Linear(2, 2)
     groups = {"slow": dict(part.named_parameters())}
-    assert GradientCheck(groups).silent == {"slow"}
-    assert not GradientCheck(groups, had=part.parameters()).silent
+    assert MissingGradientCheck(groups).silent == {"slow"}
+    assert not MissingGradientCheck(groups, had=part.parameters()).silent
     part.weight.grad = torch.ones(2, 2)
-    resumed = GradientCheck(groups, strict=True, had=part.parameters())
+    resumed = MissingGradientCheck(groups, strict=True, had=part.parameters())
     with pytest.raises(
         RuntimeError, match=r"1 of 2 parameters of rate group 'slow' got no gradient at step 7.*'bias'"
     ):
         resumed.check(frozenset({"slow"}), 7)
 
 
-def _check(strict: bool = False) -> tuple[GradientCheck, dict[str, nn.Parameter]]:
+def _check(strict: bool = False) -> tuple[MissingGradientCheck, dict[str, nn.Parameter]]:
     members = {name: nn.Parameter(torch.ones(1)) for name in "abc"}
     groups = {"fast": {"a": members["a"]}, "slow": {"b": members["b"], "c": members["c"]}}
-    return GradientCheck(groups, strict=strict), members
+    return MissingGradientCheck(groups, strict=strict), members
 
 
 def _give(members: dict[str, nn.Parameter], names: str) -> None:

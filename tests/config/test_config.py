@@ -131,8 +131,8 @@ def test_everything_public_has_a_docstring_and_a_version() -> None:
 
 
 def test_longer_steps_are_not_plain_training() -> None:
-    assert MultirateConfig((RateGroup("a", ".*", 1),)).trains_plainly
-    assert not MultirateConfig((RateGroup("a", ".*", 1, lr_scale=2.0),)).trains_plainly
+    assert MultirateConfig((RateGroup("a", ".*", 1),)).is_standard_training
+    assert not MultirateConfig((RateGroup("a", ".*", 1, lr_scale=2.0),)).is_standard_training
 
 
 def test_drift_steps_of_a_ladder() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import SequentialSampler
 from transformers import BertConfig, BertForSequenceClassification
 
-from hf_multirate import Multirate, MultirateConfig, MultirateTrainer, Subset
+from hf_multirate import Multirate, MultirateConfig, MultirateTrainer, RandomSubset
 from hf_multirate.config.drawn_positions import DrawnPositions
 from hf_multirate.config.schedule import COUNTED_STEPS, Schedule
 from tests.support.runs import arguments
@@ -223,10 +223,11 @@ def test_a_loss_term_at_every_fifth_step_reaches_the_slow_group() -> None:
 
 
 def test_random_subsets_are_held_between_drawn_refreshes() -> None:
-    config = MultirateConfig.random_subgroups(4, Subset(0.5, seed=1))
+    config = MultirateConfig.random_subgroups(4, RandomSubset(0.5, seed=1))
     schedule = config.cycles
     held = [
-        Subset().held(schedule.last_refresh(0, step), schedule.steps_since_refresh(0, step)) for step in range(200)
+        RandomSubset().held(schedule.last_refresh(0, step), schedule.steps_since_refresh(0, step))
+        for step in range(200)
     ]
     refreshed = [step for step, number in enumerate(held) if number is None]
     assert [step // 4 for step in refreshed] == list(range(50))
@@ -235,7 +236,7 @@ def test_random_subsets_are_held_between_drawn_refreshes() -> None:
     numbers = [number for number in held if number is not None]
     assert numbers == sorted(numbers)
     returned = [
-        Subset().returning(schedule.last_refresh(0, step), schedule.steps_since_refresh(0, step))
+        RandomSubset().returning(schedule.last_refresh(0, step), schedule.steps_since_refresh(0, step))
         for step in refreshed[1:]
     ]
     assert returned == list(range(49))

@@ -22,8 +22,8 @@ from hf_multirate import (
     MultirateConfig,
     MultirateTrainer,
     MultirateTrainingArguments,
+    RandomSubset,
     RateGroup,
-    Subset,
 )
 from hf_multirate.config.budget import Budget
 from hf_multirate.config.validation import LARGEST
@@ -95,13 +95,13 @@ SETTINGS: list[tuple[Maker, str, list[Any]]] = [
     (group, "idle", [*NO_CHOICES, None]),
     (group, "lr_scale", [*NO_NUMBERS, None, 0, 0.0, -1.0, 1e7, 1e300]),
     (group, "drift_steps", [*NO_INTEGERS, -1, HUGE]),
-    (group, "subset", [5, True, "element", {"fraction": 0.5}, Subset]),
-    (Subset, "fraction", [*NO_NUMBERS, None, 0, 1, 0.0, 1.0, -0.5]),
-    (Subset, "unit", [*NO_CHOICES, None]),
-    (Subset, "biases", [*NO_SWITCHES, None]),
-    (Subset, "rescale", [*NO_SWITCHES, None]),
-    (Subset, "redraw", [*NO_CHOICES, None]),
-    (Subset, "seed", [*NO_INTEGERS, None, HUGE, -HUGE]),
+    (group, "subset", [5, True, "element", {"fraction": 0.5}, RandomSubset]),
+    (RandomSubset, "fraction", [*NO_NUMBERS, None, 0, 1, 0.0, 1.0, -0.5]),
+    (RandomSubset, "unit", [*NO_CHOICES, None]),
+    (RandomSubset, "biases", [*NO_SWITCHES, None]),
+    (RandomSubset, "rescale", [*NO_SWITCHES, None]),
+    (RandomSubset, "redraw", [*NO_CHOICES, None]),
+    (RandomSubset, "seed", [*NO_INTEGERS, None, HUGE, -HUGE]),
     (config, "groups", [*NO_ITEMS, None, [5], ["fast"], [None], [{"name": "a"}], group(), [RateGroup], [], ()]),
     (config, "initial_full_steps", [*NO_INTEGERS, None, -1, HUGE]),
     (config, "drift_scale", [*NO_NUMBERS, -0.1, 1.1, 2]),
@@ -203,7 +203,7 @@ def test_every_field_has_a_row_in_the_tables() -> None:
     for make, kind in (
         (group, RateGroup),
         (config, MultirateConfig),
-        (Subset, Subset),
+        (RandomSubset, RandomSubset),
         (Budget, Budget),
         (CopiesConfig,) * 2,
     ):
@@ -228,7 +228,7 @@ def test_numbers_of_numpy_become_plain_ones(tmp_path: Path) -> None:
     plain = MultirateConfig([wanted], 3, 0.5, idle_compile=True, check_ranks=2)
     assert repr(config) == repr(plain)
     assert config.to_json() == plain.to_json()
-    assert repr(Subset(np.float32(0.5), seed=np.int64(-7), biases=np.False_)) == repr(Subset(0.5, seed=-7))
+    assert repr(RandomSubset(np.float32(0.5), seed=np.int64(-7), biases=np.False_)) == repr(RandomSubset(0.5, seed=-7))
     assert repr(CopiesConfig(np.array([1, 25]))) == repr(CopiesConfig((1, 25)))
     assert repr(Budget(np.float64(2), np.int64(8))) == repr(Budget(2.0, 8))
     assert MultirateConfig.ladder(np.array([1, 2, 4])).to_json() == MultirateConfig.ladder([1, 2, 4]).to_json()
@@ -254,7 +254,7 @@ def everywhere(value: Any, bad: Any) -> Iterator[Any]:
 
 WHOLE = [
     MultirateConfig.two_rate("head", 3, drift_steps=2, drift_scale=0.5, idle_mode="eval", idle_dtype="bfloat16"),
-    MultirateConfig.random_subgroups(3, Subset(0.5, "neuron"), "weight"),
+    MultirateConfig.random_subgroups(3, RandomSubset(0.5, "neuron"), "weight"),
     MultirateConfig.auto(1.5, ["a", "b"]),
 ]
 

@@ -18,7 +18,7 @@ from torch.optim import SGD
 from torch.utils.data import ChainDataset, IterableDataset
 from transformers import Adafactor, TrainerCallback
 
-from hf_multirate import Multirate, MultirateConfig, Subset
+from hf_multirate import Multirate, MultirateConfig, RandomSubset
 from hf_multirate.reporting.run_record import FILE
 from tests.support.runs import CONFIG, PERIOD, Watched, assert_same, example, trainer_for, weights
 from tests.support.small import batch, network
@@ -103,7 +103,7 @@ def test_an_error_while_a_subset_is_set_to_zero_gives_all_back(monkeypatch: pyte
         return register(tensor, hook)
 
     monkeypatch.setattr(Tensor, "register_hook", failing)
-    config = MultirateConfig.random_subgroups(PERIOD, Subset(), turns="fixed")
+    config = MultirateConfig.random_subgroups(PERIOD, RandomSubset(), turns="fixed")
     with Multirate(config).attach(model, SGD(model.parameters(), lr=0.1)) as multirate:
         for step in range(PERIOD):
             multirate.select(step)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from hf_multirate.controller.step_timer import Telemetry
+from hf_multirate.controller.step_timer import StepTimer
 
 
 def test_telemetry_leaves_out_the_first_step_of_a_kind() -> None:
     times = iter([0, 9, 10, 16, 20, 28, 30, 32, 40, 42])
-    telemetry = Telemetry(2.5, clock=lambda: float(next(times)))
+    telemetry = StepTimer(2.5, clock=lambda: float(next(times)))
     for full in (True, True, False, False, False):
         telemetry.start()
         telemetry.stop(full=full)
@@ -20,4 +20,4 @@ def test_telemetry_leaves_out_the_first_step_of_a_kind() -> None:
 
 
 def test_telemetry_of_nothing_claims_nothing() -> None:
-    assert Telemetry().summary()["speedup_realised"] is None
+    assert StepTimer().summary()["speedup_realised"] is None

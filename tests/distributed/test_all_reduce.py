@@ -10,8 +10,8 @@ import torch.distributed as dist
 from torch import nn
 
 from hf_multirate.distributed import all_reduce as buckets
-from hf_multirate.distributed.all_reduce import Average
-from hf_multirate.distributed.synced_step import check_facts, check_weights
+from hf_multirate.distributed.all_reduce import GradientAllReduce
+from hf_multirate.distributed.synced_step import check_ranks_agree, check_weights
 
 
 @pytest.fixture
@@ -30,14 +30,14 @@ def layers(count: int) -> nn.Sequential:
     return nn.Sequential(*[nn.Linear(4, 4, bias=False) for _ in range(count)])
 
 
-def started(average: Average) -> int:
+def started(average: GradientAllReduce) -> int:
     return len(average._sent)
 
 
 def test_buckets_leave_while_backward_goes_on(group: dist.ProcessGroup) -> None:
     model = layers(4)
     parameters = list(model.parameters())
-    average = Average(parameters, group)
+    average = GradientAllReduce(parameters, group)
     seen: list[int] = []
     inputs = torch.randn(2, 4, requires_grad=True)
     middle = model[1](model[0](inputs))
@@ -54,7 +54,7 @@ def test_buckets_leave_while_backward_goes_on(group: dist.ProcessGroup) -> None:
 
 def test_watching_alone_sends_nothing(group: dist.ProcessGroup) -> None:
     model = layers(2)
-    average = Average(list(model.parameters()), group)
+    average = GradientAllReduce(list(model.parameters()), group)
     with average.watching(sends=False):
         model(torch.randn(2, 4)).sum().backward()
         model(torch.randn(2, 4)).sum().backward()
@@ -66,7 +66,7 @@ def test_watching_alone_sends_nothing(group: dist.ProcessGroup) -> None:
 def test_no_gradient_anywhere_stays_none(group: dist.ProcessGroup) -> None:
     model = layers(3)
     model[2](torch.randn(2, 4)).sum().backward()
-    Average(list(model.parameters()), group).finish()
+    GradientAllReduce(list(model.parameters()), group).finish()
     assert model[0].weight.grad is None
     assert model[2].weight.grad is not None
 
@@ -77,7 +77,7 @@ def test_dtypes_do_not_mix(group: dist.ProcessGroup, wire: torch.dtype | None) -
     model[1:3].double()
     for parameter in model.parameters():
         parameter.grad = torch.full_like(parameter, 1 + 2**-10)
-    Average(list(model.parameters()), group, wire).finish()
+    GradientAllReduce(list(model.parameters()), group, wire).finish()
     for parameter in model.parameters():
         assert parameter.grad.dtype == parameter.dtype
         assert (parameter.grad == (1 if wire else 1 + 2**-10)).all()
@@ -87,10 +87,10 @@ def test_sparse_gradients_are_refused(group: dist.ProcessGroup) -> None:
     table = nn.Embedding(4, 4, sparse=True)
     table(torch.tensor([1])).sum().backward()
     with pytest.raises(ValueError, match="sparse=False"):
-        Average(list(table.parameters()), group).finish()
+        GradientAllReduce(list(table.parameters()), group).finish()
 
 
 def test_one_process_agrees_with_itself(group: dist.ProcessGroup) -> None:
-    check_facts({"the step": "3"}, group)
+    check_ranks_agree({"the step": "3"}, group)
     mixed = {"a": torch.randn(3), "b": torch.randn(2, 2).bfloat16(), "c": torch.randn(5).double(), "d": torch.empty(0)}
     check_weights(mixed, group, 3)

@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import SGD
 
 from hf_multirate import Multirate, MultirateConfig
-from hf_multirate.distributed.unsupported import refuse_untested
+from hf_multirate.distributed.unsupported import check_supported
 from tests.support.runs import CONFIG
 
 
@@ -60,19 +60,19 @@ REFUSED: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("match", REFUSED)
 def test_refused(match: str) -> None:
     with pytest.raises(NotImplementedError, match=match):
-        refuse_untested(trainer(**REFUSED[match]), CONFIG)
+        check_supported(trainer(**REFUSED[match]), CONFIG)
 
 
 @pytest.mark.parametrize("kind", ["NO", "MULTI_CPU", "MULTI_GPU", "MULTI_XPU", "FSDP"])
 def test_accepted(kind: str) -> None:
-    refuse_untested(trainer(distributed_type=DistributedType[kind], is_fsdp_enabled=kind == "FSDP"), CONFIG)
-    refuse_untested(trainer(parallelism_config=ParallelismConfig(dp_shard_size=2)), CONFIG)
+    check_supported(trainer(distributed_type=DistributedType[kind], is_fsdp_enabled=kind == "FSDP"), CONFIG)
+    check_supported(trainer(parallelism_config=ParallelismConfig(dp_shard_size=2)), CONFIG)
 
 
 def test_subsets_of_shards_are_refused() -> None:
-    refuse_untested(trainer(), SUBSETS)
+    check_supported(trainer(), SUBSETS)
     with pytest.raises(NotImplementedError, match="idle='zero'"):
-        refuse_untested(trainer(is_fsdp_enabled=True), SUBSETS)
+        check_supported(trainer(is_fsdp_enabled=True), SUBSETS)
 
 
 def test_data_parallel_is_refused_in_a_loop_of_ones_own() -> None:

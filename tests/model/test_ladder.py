@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from hf_multirate import Multirate, MultirateConfig, MultirateTrainingArguments, RateGroup
-from hf_multirate.optim.update_group import Bucket
+from hf_multirate.optim.update_group import UpdateGroup
 from tests.support.runs import Watched, differ, example, phases, trainer_for, weights
 
 
@@ -70,17 +70,17 @@ def test_what_never_drifts_is_looked_at_for_the_log_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drift_steps: int | None, steps: set[int]
 ) -> None:
     looked = set()
-    slopes = Bucket.slopes
+    slopes = UpdateGroup.gradient_update_products
     trainer = trainer_for(
         tmp_path, MultirateConfig.ladder(PERIODS, drift_steps=drift_steps, turns="fixed"), max_steps=9
     )
 
-    def noting(self: Bucket, *args: Any) -> Any:
+    def noting(self: UpdateGroup, *args: Any) -> Any:
         if self.index > 0:
             looked.add(trainer.multirate.step)
         return slopes(self, *args)
 
-    monkeypatch.setattr(Bucket, "slopes", noting)
+    monkeypatch.setattr(UpdateGroup, "slopes", noting)
     trainer.train()
     assert looked == steps
 

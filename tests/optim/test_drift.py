@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_multirate.optim.adam_drift import AdamDrift
-from hf_multirate.optim.drift import COLUMNS, SAMPLED, DisplacementDrift, SGDDrift, stretch_
+from hf_multirate.optim.drift import COLUMNS, SAMPLED, DisplacementDrift, SGDDrift, scale_last_step_
 from hf_multirate.optim.update_group import choose_rule
 
 
@@ -44,7 +44,7 @@ def test_adamw_drifts_by_factor_times_its_last_update_and_decays(shape: str, ams
     expected = parameter * (1 - 0.1 * 2 * 0.5) - 0.1 * 2 * 0.25 * _adam_update(parameter, optimizer)
     state = {key: value.clone() for key, value in optimizer.state[parameter].items()}
     with torch.no_grad():
-        AdamDrift(optimizer).course([parameter], optimizer.param_groups[0], {parameter: 0.25})(0.2)
+        AdamDrift(optimizer).prepare_drift([parameter], optimizer.param_groups[0], {parameter: 0.25})(0.2)
     torch.testing.assert_close(parameter, expected)
     assert all(torch.equal(state[key], value) for key, value in optimizer.state[parameter].items())
 
@@ -68,8 +68,8 @@ def test_parameters_of_different_step_counts_drift_by_their_own_and_counts_are_f
         optimizer.step()
     group = optimizer.param_groups[0]
     with torch.no_grad(), Fetches() as fetches:
-        course = AdamDrift(optimizer).course(parameters, group, dict.fromkeys(parameters, 1.0))
-        slopes = AdamDrift(optimizer).slopes(parameters, group)
+        course = AdamDrift(optimizer).prepare_drift(parameters, group, dict.fromkeys(parameters, 1.0))
+        slopes = AdamDrift(optimizer).gradient_update_products(parameters, group)
     assert fetches.number == 0
     for i, (parameter, slope) in enumerate(zip(parameters, slopes, strict=True)):
         assert parameter.grad is not None
@@ -105,8 +105,8 @@ def test_drift_leaves_the_moments_of_any_gradient_as_they_are(betas: tuple[float
         optimizer.step()
     state = {key: value.clone() for key, value in optimizer.state[parameter].items()}
     with torch.no_grad():
-        AdamDrift(optimizer).course([parameter], optimizer.param_groups[0], {parameter: 1.0})(0.1)
-        AdamDrift(optimizer).slopes([parameter], optimizer.param_groups[0])
+        AdamDrift(optimizer).prepare_drift([parameter], optimizer.param_groups[0], {parameter: 1.0})(0.1)
+        AdamDrift(optimizer).gradient_update_products([parameter], optimizer.param_groups[0])
     assert all(torch.equal(state[key], value) for key, value in optimizer.state[parameter].items())
 
 
@@ -114,7 +114,7 @@ def test_drift_leaves_the_moments_of_any_gradient_as_they_are(betas: tuple[float
 def test_slope_of_adam_is_the_inner_product_of_gradient_and_step(shape: str) -> None:
     parameter, optimizer = _stepped(torch.optim.Adam, SHAPES[shape]())
     with torch.no_grad():
-        (slope,) = AdamDrift(optimizer).slopes([parameter], optimizer.param_groups[0])
+        (slope,) = AdamDrift(optimizer).gradient_update_products([parameter], optimizer.param_groups[0])
         products = parameter.grad * _adam_update(parameter, optimizer)
         sampled = products[:, : SAMPLED // 3] if shape == "large" else products
         expected = -sampled.sum() * products.numel() / max(1, sampled.numel())
@@ -127,7 +127,7 @@ def test_all_rows_of_an_embedding_are_looked_back_at() -> None:
     used[SAMPLED // 16] = 1.0
     parameter.grad *= used
     with torch.no_grad():
-        (slope,) = AdamDrift(optimizer).slopes([parameter], optimizer.param_groups[0])
+        (slope,) = AdamDrift(optimizer).gradient_update_products([parameter], optimizer.param_groups[0])
         expected = -(parameter.grad * _adam_update(parameter, optimizer))[:, :COLUMNS].sum() * 32 / COLUMNS
     assert slope != 0
     torch.testing.assert_close(slope, expected)
@@ -137,7 +137,7 @@ def test_weight_decay_of_a_parameter_that_does_not_drift() -> None:
     parameter, optimizer = _stepped(torch.optim.AdamW, torch.randn(7), weight_decay=0.5)
     expected = parameter.detach() * (1 - 0.2 * 0.5)
     with torch.no_grad():
-        AdamDrift(optimizer).course([parameter], optimizer.param_groups[0], {parameter: 0.0})(0.2)
+        AdamDrift(optimizer).prepare_drift([parameter], optimizer.param_groups[0], {parameter: 0.0})(0.2)
     torch.testing.assert_close(parameter.detach(), expected)
 
 
@@ -155,9 +155,9 @@ def test_with_maximise_drift_goes_on_where_the_step_went(kind: str, *, fused: bo
     step = parameter.detach() - before
     rule, group = choose_rule(optimizer, optimizer.param_groups[0], DisplacementDrift()), optimizer.param_groups[0]
     with torch.no_grad():
-        (slope,) = rule.slopes([parameter], group)
+        (slope,) = rule.gradient_update_products([parameter], group)
         start = parameter.clone()
-        rule.course([parameter], group, {parameter: 1.0})(0.1)
+        rule.prepare_drift([parameter], group, {parameter: 1.0})(0.1)
     assert (step * parameter.grad).sum() > 0
     assert slope is not None
     torch.testing.assert_close(0.1 * slope, -(step * parameter.grad).sum())
@@ -170,10 +170,10 @@ def test_a_parameter_without_state_or_gradient_has_no_slope_and_stays() -> None:
     optimizer.add_param_group({"params": [other]})
     rule, group = AdamDrift(optimizer), optimizer.param_groups[1]
     with torch.no_grad():
-        rule.course([other], group, {other: 1.0})(0.1)
-        assert rule.slopes([other], group) == [None]
+        rule.prepare_drift([other], group, {other: 1.0})(0.1)
+        assert rule.gradient_update_products([other], group) == [None]
         parameter.grad = None
-        assert rule.slopes([parameter], optimizer.param_groups[0]) == [None]
+        assert rule.gradient_update_products([parameter], optimizer.param_groups[0]) == [None]
     assert torch.equal(other, torch.ones(2))
 
 
@@ -183,8 +183,8 @@ def test_sgd_drifts_along_its_momentum() -> None:
     expected = parameter - 0.1 * 3 * buffer
     rule = SGDDrift(optimizer)
     with torch.no_grad():
-        (slope,) = rule.slopes([parameter], optimizer.param_groups[0])
-        rule.course([parameter], optimizer.param_groups[0], {parameter: 1.0})(0.3)
+        (slope,) = rule.gradient_update_products([parameter], optimizer.param_groups[0])
+        rule.prepare_drift([parameter], optimizer.param_groups[0], {parameter: 1.0})(0.3)
     torch.testing.assert_close(slope, -(parameter.grad * buffer).sum())
     torch.testing.assert_close(parameter, expected)
 
@@ -193,8 +193,8 @@ def test_displacement_follows_the_learning_rate() -> None:
     parameter, before = nn.Parameter(torch.tensor([3.0, 1.0])), torch.tensor([1.0, 2.0])
     rule = DisplacementDrift()
     with torch.no_grad():
-        rule.keep([parameter], [before], {"lr": 0.2})
-        rule.course([parameter], {"lr": 0.1}, {parameter: 0.5})(0.1)
+        rule.record_step([parameter], [before], {"lr": 0.2})
+        rule.prepare_drift([parameter], {"lr": 0.1}, {parameter: 0.5})(0.1)
     torch.testing.assert_close(parameter.detach(), torch.tensor([3.5, 0.75]))
 
 
@@ -202,8 +202,8 @@ def test_displacement_of_a_step_at_rate_zero_is_none() -> None:
     parameter = nn.Parameter(torch.ones(2))
     rule = DisplacementDrift()
     with torch.no_grad():
-        rule.keep([parameter], [torch.ones(2)], {"lr": 0.0})
-        rule.course([parameter], {"lr": 0.1}, {parameter: 1.0})(0.1)
+        rule.record_step([parameter], [torch.ones(2)], {"lr": 0.0})
+        rule.prepare_drift([parameter], {"lr": 0.1}, {parameter: 1.0})(0.1)
     assert torch.equal(parameter, torch.ones(2))
 
 
@@ -225,7 +225,7 @@ def test_only_optimizers_of_torch_itself_have_rules_of_their_own() -> None:
 def test_stretch_lengthens_a_step() -> None:
     parameter = nn.Parameter(torch.tensor([2.0]))
     with torch.no_grad():
-        stretch_([parameter], [torch.tensor([1.0])], 5.0)
+        scale_last_step_([parameter], [torch.tensor([1.0])], 5.0)
     assert parameter.item() == 6.0
 
 
@@ -240,11 +240,11 @@ def test_many_parameters_at_once_are_each_by_itself() -> None:
     factors = {parameter: 0.5 ** (i % 3) for i, parameter in enumerate(parameters)}
     rule, group, start = AdamDrift(optimizer), optimizer.param_groups[0], [p.detach().clone() for p in parameters]
     with torch.no_grad():
-        slopes = rule.slopes(parameters, group)
-        rule.course(parameters, group, factors)(0.1)
+        slopes = rule.gradient_update_products(parameters, group)
+        rule.prepare_drift(parameters, group, factors)(0.1)
         together = [parameter.clone() for parameter in parameters]
         for parameter, before, end, slope in zip(parameters, start, together, slopes, strict=True):
             parameter.copy_(before)
-            rule.course([parameter], group, factors)(0.1)
+            rule.prepare_drift([parameter], group, factors)(0.1)
             assert torch.equal(parameter, end)
-            assert torch.equal(rule.slopes([parameter], group)[0], slope)
+            assert torch.equal(rule.gradient_update_products([parameter], group)[0], slope)

@@ -126,7 +126,7 @@ def test_amsgrad_turned_on_has_no_maximum_yet() -> None:
     optimizer.param_groups[0]["amsgrad"] = True
     rule, group, weight = AdamDrift(optimizer), optimizer.param_groups[0], model[0].weight
     with torch.no_grad():
-        rule.course([weight], group, {weight: 1.0})(0.1)
+        rule.prepare_drift([weight], group, {weight: 1.0})(0.1)
     assert not torch.equal(weight, before)
 
 

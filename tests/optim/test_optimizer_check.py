@@ -20,7 +20,7 @@ from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from hf_multirate import AveragedCopies, CopiesConfig, Multirate, MultirateConfig, MultirateTrainer, RateGroup
-from hf_multirate.controller.guards import innermost
+from hf_multirate.controller.guards import unwrap_optimizer
 from tests.support.runs import CONFIG, PERIOD, arguments, assert_same, example, phases, trainer_for, weights
 from tests.support.small import network, values
 
@@ -248,7 +248,7 @@ def test_wrappers_take_full_and_fast_steps_and_drift(tmp_path: Path, kind: Kind)
     assert trainer.multirate.applied == 9
     drift = trainer.multirate._attachment.movement.state_dict()["displacement"]
     assert set(drift) == set(trainer.multirate.partition["slow"])
-    assert len(everything(innermost(trainer.optimizer).param_groups)) == len(list(trainer.model.parameters()))
+    assert len(everything(unwrap_optimizer(trainer.optimizer).param_groups)) == len(list(trainer.model.parameters()))
 
 
 @pytest.mark.parametrize("kind", [MuonAndAdamW, MuonWithAuxiliaryAdam, Bare, CallsBase])
@@ -285,7 +285,7 @@ def test_refused_for_the_true_reason(tmp_path: Path, kind: Kind) -> None:
 
 def test_master_weights_train_where_idle_groups_are_frozen(tmp_path: Path) -> None:
     trainer = trained(tmp_path, MasterWeights, FROZEN)
-    optimizer = innermost(trainer.optimizer)
+    optimizer = unwrap_optimizer(trainer.optimizer)
     assert all(torch.equal(p, q) for p, q in zip(optimizer.held, optimizer.masters, strict=True))
 
 
@@ -406,7 +406,7 @@ def test_a_write_to_what_a_copy_shares_is_stopped() -> None:
 def test_only_the_wrapper_of_accelerate_is_unwrapped() -> None:
     model = network()
     outer = Lookahead(model.parameters())
-    assert innermost(outer) is outer
+    assert unwrap_optimizer(outer) is outer
 
 
 def test_a_parameter_in_two_groups_is_refused() -> None:

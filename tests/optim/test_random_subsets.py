@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from hf_multirate import Multirate, MultirateConfig, MultirateTrainer, RateGroup, Subset
+from hf_multirate import Multirate, MultirateConfig, MultirateTrainer, RandomSubset, RateGroup
 from hf_multirate.optim.random_subsets import draw
 from tests.support.reference import random_subgroups
 from tests.support.runs import assert_same, differ, phases, trainer_for, weights
@@ -42,19 +42,19 @@ def loop(
             yield step
 
 
-def is_held(name: str, subset: Subset, patterns: str) -> bool:
+def is_held(name: str, subset: RandomSubset, patterns: str) -> bool:
     chosen = patterns == ".*" or name.startswith(patterns.removeprefix("^"))
     return chosen and (subset.biases or (name.endswith("weight") and not name.startswith("2")))
 
 
 SUBSETS = {
-    "element": Subset(),
-    "sparse": Subset(0.1, seed=3),
-    "neuron": Subset(unit="neuron"),
-    "neuron with biases": Subset(0.3, unit="neuron", biases=True),
-    "biases rescaled": Subset(biases=True, rescale=True),
-    "every step": Subset(redraw="step"),
-    "every neuron rescaled": Subset(0.4, unit="neuron", rescale=True, redraw="step"),
+    "element": RandomSubset(),
+    "sparse": RandomSubset(0.1, seed=3),
+    "neuron": RandomSubset(unit="neuron"),
+    "neuron with biases": RandomSubset(0.3, unit="neuron", biases=True),
+    "biases rescaled": RandomSubset(biases=True, rescale=True),
+    "every step": RandomSubset(redraw="step"),
+    "every neuron rescaled": RandomSubset(0.4, unit="neuron", rescale=True, redraw="step"),
 }
 
 
@@ -90,7 +90,7 @@ def test_settings_of_the_reference_matter(change: dict[str, Any]) -> None:
     results = []
     for settings in ({}, change):
         args: dict[str, Any] = {"k": PERIOD, "h": lambda n: RATE, "mu": 0.5, "steps": STEPS, **settings}
-        mask = lambda c, i: draw(Subset(), c, i, model.get_parameter(i))  # noqa: E731
+        mask = lambda c, i: draw(RandomSubset(), c, i, model.get_parameter(i))  # noqa: E731
         results.append(random_subgroups(values(model), gradient_of(deepcopy(model)), mask, **args))
     assert max(float((results[0][i] - results[1][i]).abs().max()) for i in results[0]) > 1e-3
 
@@ -99,7 +99,7 @@ def test_settings_of_the_reference_matter(change: dict[str, Any]) -> None:
 def test_what_is_held_stays_and_so_does_its_state(kind: type[Optimizer]) -> None:
     model = network()
     optimizer = kind(model.parameters(), lr=0.1, weight_decay=0.1, **({"momentum": 0.9} if kind is SGD else {}))
-    subset = Subset(0.5)
+    subset = RandomSubset(0.5)
     seen = []
     last: dict[str, tuple[Tensor, ...]] = {}
     for step in loop(model, optimizer, MultirateConfig.random_subgroups(PERIOD, subset, turns="fixed")):
@@ -122,7 +122,7 @@ def test_what_is_held_stays_and_so_does_its_state(kind: type[Optimizer]) -> None
 def test_forward_sees_zeros_and_nobody_else_does(unit: str) -> None:
     model = network()
     optimizer = SGD(model.parameters(), lr=0.1)
-    subset = Subset(0.5, unit=unit, rescale=True)
+    subset = RandomSubset(0.5, unit=unit, rescale=True)
     inside: list[Tensor] = []
     model[0].register_forward_pre_hook(lambda module, args: inside.append(module.weight.detach().clone()))
     clipped: list[Tensor] = []
@@ -166,12 +166,12 @@ def test_error_in_forward_leaves_the_stored_values() -> None:
 
 def test_draws_are_functions_of_seed_index_and_name() -> None:
     weight = torch.zeros(50, 40)
-    subset = Subset(0.3)
+    subset = RandomSubset(0.3)
     one = draw(subset, 0, "a.weight", weight)
     torch.manual_seed(99)
     assert torch.equal(one, draw(subset, 0, "a.weight", weight))
     others = [draw(subset, 1, "a.weight", weight), draw(subset, 0, "b.weight", weight)]
-    others.append(draw(Subset(0.3, seed=1), 0, "a.weight", weight))
+    others.append(draw(RandomSubset(0.3, seed=1), 0, "a.weight", weight))
     for other in others:
         assert 0.2 < float((one & other).sum() / one.sum()) < 0.4  # independent of each other
     assert abs(float(one.float().mean()) - 0.3) < 0.05
@@ -179,8 +179,8 @@ def test_draws_are_functions_of_seed_index_and_name() -> None:
 
 def test_drawing_leaves_the_global_random_state() -> None:
     before = torch.get_rng_state()
-    draw(Subset(), 0, "a", torch.zeros(3, 3))
-    draw(Subset(unit="neuron"), 0, "a", torch.zeros(3, 3))
+    draw(RandomSubset(), 0, "a", torch.zeros(3, 3))
+    draw(RandomSubset(unit="neuron"), 0, "a", torch.zeros(3, 3))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -188,14 +188,14 @@ def test_drawing_leaves_the_global_random_state() -> None:
     ("fraction", "rows", "count"), [(0.3, 10, 3), (0.3, 2, 1), (0.3, 1, 0), (0.1, 3, 1), (0.9, 3, 2)]
 )
 def test_neurons_are_whole_rows_and_never_all(fraction: float, rows: int, count: int) -> None:
-    subset = Subset(fraction, unit="neuron", biases=True)
+    subset = RandomSubset(fraction, unit="neuron", biases=True)
     weight = draw(subset, 4, "layer.weight", torch.zeros(rows, 5, 2))
     assert torch.equal(weight, weight[:, :1, :1].expand_as(weight))
     assert int(weight[:, 0, 0].sum()) == count
     assert torch.equal(draw(subset, 4, "layer.bias", torch.zeros(rows)), weight[:, 0, 0])
 
 
-CONFIG = MultirateConfig.random_subgroups(3, Subset(0.5, biases=True), turns="fixed")
+CONFIG = MultirateConfig.random_subgroups(3, RandomSubset(0.5, biases=True), turns="fixed")
 
 
 def test_trainer_evaluates_and_saves_the_stored_values(tmp_path: Path) -> None:
@@ -232,7 +232,7 @@ def test_period_one_is_plain_trainer(tmp_path: Path) -> None:
 
 def test_beside_a_slow_group(tmp_path: Path) -> None:
     groups = (
-        RateGroup("head", "classifier", 3, "zero", subset=Subset(0.5)),
+        RateGroup("head", "classifier", 3, "zero", subset=RandomSubset(0.5)),
         RateGroup("top", r"layer\.3|pooler", 1),
         RateGroup("slow", ".*", 2),
     )
@@ -260,15 +260,15 @@ BAD = {
 def test_bad_subsets_are_refused(case: str) -> None:
     change, kind, words = BAD[case]
     with pytest.raises(kind, match=words):
-        Subset(**change)
+        RandomSubset(**change)
 
 
 @pytest.mark.parametrize(
     ("settings", "kind", "words"),
     [
-        ({"idle": "hold", "subset": Subset()}, ValueError, "only 'zero'"),
+        ({"idle": "hold", "subset": RandomSubset()}, ValueError, "only 'zero'"),
         ({"idle": "zero", "subset": 0.5}, TypeError, "must be a Subset, got 0.5"),
-        ({"idle": "zero", "subset": Subset(redraw="step")}, ValueError, "give it period 1"),
+        ({"idle": "zero", "subset": RandomSubset(redraw="step")}, ValueError, "give it period 1"),
     ],
 )
 def test_bad_rate_groups_are_refused(settings: dict[str, Any], kind: type[Exception], words: str) -> None:
@@ -279,11 +279,11 @@ def test_bad_rate_groups_are_refused(settings: dict[str, Any], kind: type[Except
 @pytest.mark.parametrize(
     ("patterns", "subset", "words"),
     [
-        ("lstm", Subset(), "'subset' matches no trainable parameter"),
-        ("bias$", Subset(), "none of its 4 parameters can be in it"),
+        ("lstm", RandomSubset(), "'subset' matches no trainable parameter"),
+        ("bias$", RandomSubset(), "none of its 4 parameters can be in it"),
     ],
 )
-def test_subsets_of_nothing_are_refused(patterns: str, subset: Subset, words: str) -> None:
+def test_subsets_of_nothing_are_refused(patterns: str, subset: RandomSubset, words: str) -> None:
     model = network()
     config = MultirateConfig.random_subgroups(4, subset, patterns, turns="fixed")
     with pytest.raises(ValueError, match=words):
@@ -323,7 +323,9 @@ def test_closures_are_refused(config: MultirateConfig) -> None:
 
 
 def test_config_survives_json() -> None:
-    config = MultirateConfig.random_subgroups(3, Subset(0.2, "neuron", True, True, seed=5), "weight$", turns="fixed")
+    config = MultirateConfig.random_subgroups(
+        3, RandomSubset(0.2, "neuron", True, True, seed=5), "weight$", turns="fixed"
+    )
     assert MultirateConfig.from_dict(config.to_dict()) == config
     values = config.to_dict()
     values["groups"][0]["subset"]["colour"] = 1
@@ -333,6 +335,6 @@ def test_config_survives_json() -> None:
 
 def test_the_only_neuron_of_a_layer_is_never_in_a_subset() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1))
-    chosen = MultirateConfig.random_subgroups(3, Subset(unit="neuron"), "^1", turns="fixed")
+    chosen = MultirateConfig.random_subgroups(3, RandomSubset(unit="neuron"), "^1", turns="fixed")
     with pytest.raises(ValueError, match="one dimension or one row"):
         Multirate(chosen).attach(model, SGD(model.parameters(), lr=0.1))

@@ -17,7 +17,7 @@ from hf_multirate import MultirateConfig, plan
 from hf_multirate.cli import main
 from hf_multirate.config.budget import Budget
 from hf_multirate.config.schedule import Schedule
-from hf_multirate.planning.inputs import few_rows
+from hf_multirate.planning.inputs import first_rows
 from hf_multirate.planning.measure import kinds_of
 
 
@@ -183,7 +183,7 @@ def test_a_few_rows_stand_for_all(count: int) -> None:
         "more": [torch.arange(count)],
         "on": True,
     }
-    part, times = few_rows(batch)
+    part, times = first_rows(batch)
     assert len(part["x"]) * times == count
     assert len(part["x"]) == len(part["labels"]) == len(part["more"][0]) == min(2, count)
     assert (part["scale"], len(part["grid"]), part["on"]) == (3.0, 99, True)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from hf_multirate import MultirateConfig, Plan, RateGroup, plan
 from hf_multirate.cli import configs_of, main
 from hf_multirate.cli.load_model import Size, load
-from hf_multirate.planning import reaching
+from hf_multirate.planning import plans_reaching
 from tests.support.runs import example
 from tests.support.tiny import FAMILIES
 
@@ -121,13 +121,13 @@ def test_what_blocks_the_saving_is_named() -> None:
 def test_a_target_lists_what_reaches_it_the_smallest_period_first() -> None:
     model, batch = stack()
     plans = plan(model, batch, configs_of(["^head", r"^head|blocks\.2"], [2, 8, 4]))
-    found = reaching(1.5, plans)
+    found = plans_reaching(1.5, plans)
     assert [p.label for p in found][:1] == ["^head, period 4"]
     assert all(p.speedup >= 1.5 for p in found)
     assert [sum(s.per_cycle for s in p.steps) for p in found] == sorted(
         sum(s.per_cycle for s in p.steps) for p in found
     )
-    assert reaching(9.0, plans) == []
+    assert plans_reaching(9.0, plans) == []
 
 
 def folder_of(family: str, folder: Path) -> str:

@@ -36,8 +36,8 @@ from hf_multirate import (
     Multirate,
     MultirateConfig,
     MultirateTrainer,
+    RandomSubset,
     RateGroup,
-    Subset,
 )
 from hf_multirate.auto import work_counter as work
 from hf_multirate.config.budget import Budget
@@ -50,9 +50,9 @@ from tests.support.traffic import Traffic, reference
 WORLD, RANK = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", "1"), ("RANK", "0")))
 ROWS, PERIOD, LONG, SHORT, SAVED = 4, 4, 40, 12, 6
 SUBSETS = {
-    "element": (3, Subset(0.5, "element", biases=True)),
-    "neuron": (3, Subset(0.5, "neuron", biases=True)),
-    "step": (1, Subset(0.5, "element", biases=True, redraw="step")),
+    "element": (3, RandomSubset(0.5, "element", biases=True)),
+    "neuron": (3, RandomSubset(0.5, "neuron", biases=True)),
+    "step": (1, RandomSubset(0.5, "element", biases=True, redraw="step")),
 }
 OPTIMIZERS: dict[str, Any] = {
     "sgd": (SGD, {"lr": 0.05, "momentum": 0.9}),

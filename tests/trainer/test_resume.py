@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.optim import SGD
 
-from hf_multirate import MultirateConfig, RateGroup, Subset
+from hf_multirate import MultirateConfig, RandomSubset, RateGroup
 from tests.support.damage import rewrite
 from tests.support.runs import FIVE, assert_same, differ, history, trainer_for, weights
 
@@ -48,8 +48,8 @@ CASES: dict[str, tuple[MultirateConfig, dict[str, Any]]] = {
     "rmsprop-drawn": (config(turns="drawn"), DISPLACEMENT),
     "adamw-ladder": (MultirateConfig.ladder([1, 2, PERIOD], idle_mode="eval"), {}),
     "rmsprop-ladder-hold": (MultirateConfig.ladder([1, 2, PERIOD], "hold"), DISPLACEMENT),
-    "adamw-zero": (MultirateConfig.random_subgroups(PERIOD, Subset(biases=True)), {}),
-    "momentum-zero-neurons": (MultirateConfig.random_subgroups(PERIOD, Subset(0.3, unit="neuron")), MOMENTUM),
+    "adamw-zero": (MultirateConfig.random_subgroups(PERIOD, RandomSubset(biases=True)), {}),
+    "momentum-zero-neurons": (MultirateConfig.random_subgroups(PERIOD, RandomSubset(0.3, unit="neuron")), MOMENTUM),
     "adamw-bfloat16": (MultirateConfig.two_rate("last:1", PERIOD, idle_dtype="bfloat16"), {}),
     "adamw-drift-steps": (
         MultirateConfig((RateGroup("fast", "last:2", 1), RateGroup("slow", ".*", PERIOD, drift_steps=2))),

@@ -15,11 +15,11 @@ from torch import nn
 from transformers import ProgressCallback, TrainerCallback
 
 from hf_multirate import Multirate, MultirateConfig, MultirateTrainer, MultirateTrainingArguments
-from hf_multirate.controller.step_timer import Telemetry, shortfall
+from hf_multirate.controller.step_timer import StepTimer, shortfall
 from hf_multirate.model.blocks import block_groups, blocks_of
 from hf_multirate.model.cost_model import backward_costs, layers_of
 from hf_multirate.model.partition import assign
-from hf_multirate.optim.loss_decrease import Worth
+from hf_multirate.optim.loss_decrease import LossDecreaseAverages
 from hf_multirate.reporting.run_record import FILE, FORMAT, checksum, read_record
 from hf_multirate.trainer.log_values import Detailed
 from tests.support.runs import CONFIG, DEFAULTS, FIVE, PERIOD, arguments, example, history, trainer_for
@@ -41,7 +41,7 @@ def told(
 ) -> str | None:
     """What is said of steps of these seconds, every fifth a full one, with ``gap`` seconds between two."""
     clock = Clock()
-    telemetry = Telemetry(clock=clock)
+    telemetry = StepTimer(clock=clock)
     for step in range(steps):
         telemetry.start()
         clock.now += fast if step % 5 else full
@@ -49,7 +49,7 @@ def told(
         if purpose is None:
             clock.now += gap
         else:
-            with telemetry.elsewhere(purpose):
+            with telemetry.outside_step(purpose):
                 clock.now += gap
     return shortfall(telemetry)
 
@@ -85,13 +85,13 @@ def test_nothing_is_said_too_early() -> None:
 def test_nothing_is_said_without_a_cause() -> None:
     # What is missing went into many things, each of which is too small to matter.
     clock = Clock()
-    telemetry = Telemetry(clock=clock)
+    telemetry = StepTimer(clock=clock)
     for step in range(200):
         telemetry.start()
         clock.now += 0.275 if step % 5 else 1.0
         telemetry.stop(full=step % 5 == 0, predicted_cost=0.25 if step % 5 else 1.0)
         for purpose in ("data", "evaluation"):
-            with telemetry.elsewhere(purpose):
+            with telemetry.outside_step(purpose):
                 clock.now += 0.02
         clock.now += 0.02
     realised = telemetry.speedup_of_run(telemetry.elapsed)
@@ -158,7 +158,7 @@ def test_worth_is_that_of_adam_too() -> None:
 
 
 def test_a_step_that_overflows_has_no_worth() -> None:
-    worth = Worth()
+    worth = LossDecreaseAverages()
     worth.add({"a": float("inf"), "b": 1.0}, 2)
     worth.add({"a": 3.0, "b": 2.0}, 2)
     assert worth.take({"a": "x", "b": "x"})["x"].decrease == 3.0 + 1.5

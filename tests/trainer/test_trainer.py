@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainingArguments
 
 from hf_multirate import MultirateConfig, MultirateTrainer
-from hf_multirate.controller.step_timer import Telemetry
+from hf_multirate.controller.step_timer import StepTimer
 from tests.support.runs import (
     CONFIG,
     FIVE,
@@ -135,7 +135,7 @@ def test_modes_are_those_of_plain_training(tmp_path: Path) -> None:
 def test_phase_is_constant_over_a_window(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begun: list[int] = []
     trainer = trainer_for(tmp_path, CONFIG, kind=Watched, gradient_accumulation_steps=4)
-    monkeypatch.setattr(Telemetry, "start", lambda _: begun.append(trainer.state.global_step))
+    monkeypatch.setattr(StepTimer, "start", lambda _: begun.append(trainer.state.global_step))
     trainer.train()
     assert begun == list(range(6)), "a step is timed from its first micro-batch"
     # Six micro-batches per epoch make windows of four and two.
