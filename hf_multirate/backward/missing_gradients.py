@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from torch import nn
 from torch.distributed.tensor import DTensor
 
 from hf_multirate.backward.gradient_checkpointing import inside_functions
+from hf_multirate.config.schedule import Step
+from hf_multirate.model.step_part import StepPart
 from hf_multirate.model.unwrap import canonical_parameters
 
 
@@ -24,7 +26,7 @@ SHOWN = 5
 """Names of parameters in a warning at most."""
 
 
-class MissingGradientCheck:
+class MissingGradientCheck(StepPart):
     """Compares the gradients that are there with those that the schedule asks for.
 
     The rule is that of Trainer: a parameter without a gradient is skipped. A warning names such parameters when that
@@ -42,7 +44,7 @@ class MissingGradientCheck:
         groups: Rate group name -> parameter name -> parameter.
         model: The model that owns them.
         strict: Whether gradients may never be missing.
-        planned: Whether groups are the blocks of a plan, which deals with blocks that have no gradient.
+        cuts: Whether backward is cut short at the fast step that begins, which then is watched.
         had: Parameters that had a gradient before this began, as those of a run that is resumed.
         others: Parameters by name that are in no group, since they were frozen when training began.
     """
@@ -53,14 +55,15 @@ class MissingGradientCheck:
         *,
         model: nn.Module | None = None,
         strict: bool = False,
-        planned: bool = False,
+        cuts: Callable[[], bool] = lambda: True,
         had: Iterable[nn.Parameter] = (),
         others: Mapping[str, nn.Parameter] | None = None,
     ) -> None:
         self._groups = groups
         self._model = model
         self._strict = strict
-        self._planned = planned
+        self._cuts = cuts
+        self._names = tuple(groups)
         self._has_had: set[nn.Parameter] = set(had)
         self._idled: set[str] = set()
         self._others = dict(others or {})
@@ -68,7 +71,7 @@ class MissingGradientCheck:
         self._turns: Counter[str] = Counter()
         self._misses: Counter[str] = Counter()
         self._said: set[str] = set()
-        self._suspects: dict[frozenset[str], bool] = {}
+        self._suspects: dict[tuple[int, ...], bool] = {}
         self._in_functions: set[nn.Parameter] = set()
         self.missed: dict[str, nn.Parameter] = {}
         """Parameters without a gradient at their last turn: they stay where they are until the next one."""
@@ -79,21 +82,25 @@ class MissingGradientCheck:
         return frozenset(name for name, members in self._groups.items() if self._has_had.isdisjoint(members.values()))
 
     @contextmanager
-    def watched(self, live: frozenset[str]) -> Iterator[None]:
+    def micro_batch(self, step: Step, *, last: bool) -> Iterator[None]:
         """A context for a micro-batch, which watches for checkpoints that lose gradients at fast steps.
 
-        It does so at the first step of each set of ``live`` groups, and for as long as gradients are missing there.
+        It does so at the first step of each set of live groups, and for as long as gradients are missing there.
         """
-        if self._model is None or len(live) == len(self._groups) or not self._suspects.get(live, True):
+        del last
+        if self._model is None or step.full or not self._cuts() or not self._suspects.get(step.live, True):
             yield
             return
-        parameters = {p for name in live for p in self._groups[name].values()}
+        parameters = {p for name in self._live(step) for p in self._groups[name].values()}
         with inside_functions(self._model, parameters) as found:
             yield
         self._in_functions |= found
 
-    def check(self, live: frozenset[str], step: int) -> bool:
-        """Look at the gradients of ``step``.
+    def _live(self, step: Step) -> frozenset[str]:
+        return frozenset(self._names[index] for index in step.live)
+
+    def before_step(self, step: Step) -> bool:
+        """Compare the gradients that are there with those that ``step`` asks for.
 
         Returns:
             Whether any parameter has one.
@@ -101,31 +108,33 @@ class MissingGradientCheck:
         Raises:
             RuntimeError: a gradient is there or missing against the rule of this class.
         """
-        full = len(live) == len(self._groups)
-        if full:
+        live = self._live(step)
+        if step.full:
             self._name_unfrozen()
         self._idled |= self._groups.keys() - live
         members = {name: self._trained(name) for name in self._groups}
         for name in self._groups.keys() - live:
-            self._refuse_idle(name, members[name], step)
+            self._refuse_idle(name, members[name], step.index)
         found = {name: {k: p for k, p in members[name].items() if p.grad is not None} for name in live}
-        self._refuse_replaced({k: p for name in live for k, p in members[name].items() if k not in found[name]}, step)
+        self._refuse_replaced(
+            {k: p for name in live for k, p in members[name].items() if k not in found[name]}, step.index
+        )
         if not any(found.values()) and not self._strict and not self._lost_in_functions(live):
             for name in live:  # their turn is over: none of them drifts until the next one
                 self.missed.update(members[name])
-            return self._empty(step)
-        self._full_steps += full
+            return self._empty(step.index)
+        self._full_steps += step.full
         suspect = False
         for name, present in found.items():
             self._turns[name] += 1
             missing = {key: p for key, p in members[name].items() if key not in present}
             suspect |= not self._has_had.isdisjoint(missing.values())
-            self._account(name, members[name], missing, step)
+            self._account(name, members[name], missing, step.index)
             self._has_had.update(present.values())
-        self._suspects[live] = suspect
+        self._suspects[step.live] = suspect
         self._in_functions.clear()
-        if full:
-            self._refuse_silence(step)
+        if step.full:
+            self._refuse_silence(step.index)
         return True
 
     def _trained(self, group: str) -> dict[str, nn.Parameter]:
@@ -180,7 +189,7 @@ class MissingGradientCheck:
         if self._strict and (had or len(missing) == len(members)):
             raise RuntimeError(
                 f"{len(missing)} of {len(members)} parameters of rate group {name!r} got no gradient at step {step}, "
-                f"which is their turn, e.g. {(had or list(missing))[:3]}. Leave missing_gradients at 'warn' to skip "
+                f"which is their turn, e.g. {(had or list(missing))[:3]}. Leave on_missing_gradient at 'warn' to skip "
                 "such parameters, as Trainer does."
             )
         first = self._misses.keys().isdisjoint(self._groups[name])
@@ -200,7 +209,7 @@ class MissingGradientCheck:
 
     def _refuse_silence(self, step: int) -> None:
         """Raise `RuntimeError` if all that is slow, or all that is fast, has had `TURNS` turns and no gradient."""
-        if self._planned or self._full_steps < TURNS or not self._idled:
+        if self._full_steps < TURNS or not self._idled:
             return
         for kind, names in (("slow", self._idled), ("fast", self._groups.keys() - self._idled)):
             trained = {name for name in names if self._trained(name)}
@@ -240,8 +249,8 @@ class MissingGradientCheck:
                 "write into them (parameter.data.copy_)."
             )
 
-    def summarize(self) -> None:
-        """Say how often gradients were missing, unless the first warning has said all there is to say."""
+    def close(self) -> None:
+        """Warn how often gradients were missing, unless the first warning has said everything."""
         turns = {key: self._turns[name] for name, members in self._groups.items() for key in members}
         again = {
             key: count

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,8 +17,10 @@ from hf_multirate.backward.gradient_checkpointing import (
     without_marks,
 )
 from hf_multirate.backward.idle_forward import InactiveForward
+from hf_multirate.config.schedule import Step
 from hf_multirate.model.cost_model import StepCosts, layers_of
 from hf_multirate.model.hooks import OwnHook, last_hooks, tensors_in
+from hf_multirate.model.step_part import StepPart
 
 
 @dataclass
@@ -32,68 +34,69 @@ class _Idle:
     inspected: bool = False
 
 
-class PartialBackward:
-    """Opens the context in which a micro-batch runs; the model is as before when it closes.
+class PartialBackward(StepPart):
+    """Skips the backward pass below the live groups of a step.
 
     Args:
         model: The model that owns the parameters.
         groups: Rate group name -> parameter name -> parameter.
-        idle_pass: How modules of idle parameters, without a live one, run forward.
+        inactive: Runs inactive modules forward.
         compiled: Whether ``torch.compile`` traces the model: then nothing is watched.
         forecast: Compares what is seen of a step with its prediction; None makes one for single steps.
+        cuts: Whether backward may be cut short at the step that begins.
     """
 
     def __init__(
         self,
         model: nn.Module,
         groups: Mapping[str, Mapping[str, nn.Parameter]],
-        idle_pass: InactiveForward,
+        inactive: InactiveForward,
         *,
         compiled: bool = False,
         forecast: CostCheck | None = None,
+        cuts: Callable[[], bool] = lambda: True,
     ) -> None:
         self._model = model
         self._compiled = compiled
-        self._idle_pass = idle_pass
+        self._inactive = inactive
         self._groups = groups
-        self._idle: dict[frozenset[str], _Idle] = {}
+        self._names = tuple(groups)
+        self._cuts = cuts
+        self._idle: dict[tuple[int, ...], _Idle] = {}
         self._checkpointing = checkpointing_modules(model)
         if forecast is None:
             forecast = CostCheck(model, groups, StepCosts(list(groups), groups, layers_of(model)))
         self._forecast = forecast
 
     @contextmanager
-    def pruned(self, live: frozenset[str], *, cuts: bool = True) -> Iterator[None]:
-        """While it is open only the groups named in ``live`` require a gradient.
+    def micro_batch(self, step: Step, *, last: bool = False) -> Iterator[None]:
+        """A context in which only the live groups of ``step`` require a gradient.
 
-        The first micro-batch of each set of live groups is watched: if backward does not stop where it was predicted
-        to, a warning says so once.
-
-        Args:
-            live: Names of the live groups.
-            cuts: Whether backward is cut short; False for everything else a fast-only step has.
+        The first micro-batch of each set of live groups is watched: if backward does not stop at the predicted place,
+        a warning says so once.
 
         Raises:
-            RuntimeError: all that is live was frozen.
+            RuntimeError: all live parameters were frozen.
         """
-        if len(live) == len(self._groups):
-            self._idle_pass.begin()
+        del last
+        if step.full:
             yield
             return
-        found = self._what_idles(live)
-        if not any(parameter.requires_grad for name in live for parameter in self._groups[name].values()):
+        found, cuts = self._what_idles(step.live), self._cuts()
+        if not any(parameter.requires_grad for parameter in self._parameters(step.live)):
+            names = sorted(self._names[i] for i in step.live)
             raise RuntimeError(
-                f"no parameter of the live rate groups {sorted(live)} requires a gradient: all were frozen since "
+                f"no parameter of the live rate groups {names} requires a gradient: all were frozen since "
                 "training began. Freeze slow parameters only, or train on in a run of its own."
             )
         with ExitStack() as stack:
             if cuts:
-                stack.enter_context(self._cut(live, found))
-            stack.enter_context(self._idle_pass.running([module for _, module in found.modules], cuts=cuts))
+                stack.enter_context(self._cut(step.live, found))
+            stack.enter_context(self._inactive.running([module for _, module in found.modules], cuts=cuts))
             yield
 
     @contextmanager
-    def _cut(self, live: frozenset[str], found: _Idle) -> Iterator[None]:
+    def _cut(self, live: tuple[int, ...], found: _Idle) -> Iterator[None]:
         with ExitStack() as stack:
             stack.enter_context(requires_grad_off(found.parameters))
             stack.enter_context(non_reentrant(self._model, self._checkpointing, hooked=not self._compiled))
@@ -106,7 +109,10 @@ class PartialBackward:
                 stack.enter_context(self._inspected(live, found))
             yield
 
-    def _what_idles(self, live: frozenset[str]) -> _Idle:
+    def _parameters(self, groups: Iterable[int]) -> list[nn.Parameter]:
+        return [p for index in groups for p in self._groups[self._names[index]].values()]
+
+    def _what_idles(self, live: tuple[int, ...]) -> _Idle:
         """As `_find` says, found once, and again when a parameter was frozen or unfrozen since."""
         found = self._idle.get(live)
         if found is None or found.trained != [parameter.requires_grad for parameter in found.parameters]:
@@ -115,9 +121,9 @@ class PartialBackward:
             found.inspected = inspected
         return found
 
-    def _find(self, live: frozenset[str]) -> _Idle:
-        live_parameters = [p for name in live for p in self._groups[name].values()]
-        parameters = [p for name, members in self._groups.items() if name not in live for p in members.values()]
+    def _find(self, live: tuple[int, ...]) -> _Idle:
+        live_parameters = self._parameters(live)
+        parameters = self._parameters(index for index in range(len(self._names)) if index not in live)
         found = inactive_modules(self._model, live_parameters)
         # What is frozen may lie between live modules, as the base of an adapter does: it stays as it is.
         trained = [parameter.requires_grad for parameter in parameters]
@@ -126,7 +132,7 @@ class PartialBackward:
         return _Idle(parameters, trained, modules, markable(self._model, (module for _, module in found)))
 
     @contextmanager
-    def _inspected(self, live: frozenset[str], found: _Idle) -> Iterator[None]:
+    def _inspected(self, live: tuple[int, ...], found: _Idle) -> Iterator[None]:
         """Watch the forward pass of a micro-batch; one that fails is not counted."""
         with modules_recorded_by_autograd(self._model, found.modules) as names, self._forecast.watched() as passage:
             yield

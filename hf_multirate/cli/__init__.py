@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from hf_multirate.cli.compare import compare
 from hf_multirate.cli.load_model import TASKS, Size, load
-from hf_multirate.config.budget import require_speedup
+from hf_multirate.config.auto_periods import require_speedup
 from hf_multirate.config.config import MultirateConfig
 from hf_multirate.config.rate_group import parse_ladder
 from hf_multirate.config.validation import reason, require_int
@@ -75,12 +75,12 @@ def _check_plan(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
-    page = report(options.run_dir, options.baseline_dir, options.out, anyway=options.anyway)
+    page = report(options.run_dir, options.baseline_dir, options.out, allow_differences=options.allow_differences)
     sys.stdout.write(f"{page}\n")
 
 
 def _compare(options: argparse.Namespace) -> None:
-    page = compare(options.script, options.arguments, options.out, anyway=options.anyway)
+    page = compare(options.script, options.arguments, options.out, allow_differences=options.allow_differences)
     sys.stdout.write(f"{page}\n")
 
 
@@ -88,23 +88,27 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="hf-multirate", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     _add_plan(commands.add_parser("plan", help="what settings would save, from the model alone"))
-    command = commands.add_parser("report", help="a page on a run, or on a run and plain training")
+    command = commands.add_parser("report", help="a page on a run, or on a run and its baseline")
     command.add_argument("run_dir", help="output_dir of a run of MultirateTrainer")
-    command.add_argument("baseline_dir", nargs="?", help="that of plain training with the same data and seed")
+    command.add_argument("baseline_dir", nargs="?", help="output_dir of standard training with the same data and seed")
     command.add_argument("--out", help="folder of the report (default: report in RUN_DIR)")
-    _add_anyway(command)
+    _add_allow_differences(command)
     command.set_defaults(run=_report)
-    command = commands.add_parser("compare", help="run a script twice, plain and multirate, and report on both")
+    command = commands.add_parser(
+        "compare", help="run a script twice, with and without multirate training, and report on both"
+    )
     command.add_argument("--out", default="comparison", help="folder of records and report (default: comparison)")
-    _add_anyway(command)
+    _add_allow_differences(command)
     command.add_argument("script", help="Python script that trains with MultirateTrainer")
     command.add_argument("arguments", nargs=argparse.REMAINDER, help="its arguments")
     command.set_defaults(run=_compare)
     return parser
 
 
-def _add_anyway(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--anyway", action="store_true", help="also if the runs differ; the page is marked")
+def _add_allow_differences(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--allow-differences", action="store_true", help="also if the runs differ; the page is marked"
+    )
 
 
 def _add_plan(command: argparse.ArgumentParser) -> None:

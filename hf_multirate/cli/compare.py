@@ -18,7 +18,7 @@ SIDES = {"plain": "off", "multirate": "on"}
 """Name of the run -> value of the switch; plain training goes first."""
 
 
-def compare(script: str, arguments: Sequence[str], out: str | Path, *, anyway: bool = False) -> Path:
+def compare(script: str, arguments: Sequence[str], out: str | Path, *, allow_differences: bool = False) -> Path:
     """Run ``script`` with ``arguments`` twice, one run after the other, and write a report.
 
     Both get the same arguments, and so the same seeds; only ``--output_dir``, if it is among them, gains a folder for
@@ -28,7 +28,7 @@ def compare(script: str, arguments: Sequence[str], out: str | Path, *, anyway: b
         script: A Python script that trains with `hf_multirate.MultirateTrainer`.
         arguments: Its command line.
         out: Where records and the report go.
-        anyway: See `hf_multirate.reporting.report`.
+        allow_differences: See `hf_multirate.reporting.report`.
 
     Returns:
         The page.
@@ -43,7 +43,7 @@ def compare(script: str, arguments: Sequence[str], out: str | Path, *, anyway: b
     for side, folder in folders.items():
         _prepare(folder)
         _run([script, *_apart(arguments, side)], side, folder)
-    return report(folders["multirate"], folders["plain"], Path(out, "report"), anyway=anyway)
+    return report(folders["multirate"], folders["plain"], Path(out, "report"), allow_differences=allow_differences)
 
 
 def _prepare(folder: Path) -> None:

@@ -6,29 +6,28 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hf_multirate.config.budget import Budget
+from hf_multirate.config.auto_periods import AutoPeriods
 from hf_multirate.config.rate_group import PRESETS, RateGroup
 from hf_multirate.config.schedule import TURNS
-from hf_multirate.config.validation import require_bool, require_choice, require_int, require_number, shown, wrong_type
+from hf_multirate.config.validation import require_choice, require_int, require_number, shown, wrong_type
 
 
 INTEGERS = (
-    ("initial_full_steps", "steps", 0),
-    ("check_ranks", "cycles", 0),
+    ("check_ranks_every", "cycles", 0),
     ("turns_seed", "", 0),
 )
 """Settings that count something: name, what is counted, the least value."""
 
-CHOICES = {"missing_gradients": ("error", "warn"), "idle_buffers": ("update", "freeze"), "turns": TURNS}
-CHOICES_OR_NONE = {"idle_mode": ("train", "eval"), "idle_dtype": ("bfloat16", "float16")}
+CHOICES = {"on_missing_gradient": ("error", "warn"), "inactive_buffers": ("update", "freeze"), "turns": TURNS}
+CHOICES_OR_NONE = {"inactive_forward": ("train", "eval"), "inactive_dtype": ("bfloat16", "float16")}
 """Settings with a few values, by name."""
 
 
-def check_groups(groups: Sequence[RateGroup], group_of: object) -> None:
+def check_groups(groups: Sequence[RateGroup], group_fn: object) -> None:
     """Compare the rate groups with each other.
 
     Raises:
-        TypeError: one is no rate group, or ``group_of`` no function.
+        TypeError: one is no rate group, or ``group_fn`` no function.
         ValueError: two share a name, one has no pattern, or none has period 1.
     """
     for group in groups:
@@ -38,7 +37,7 @@ def check_groups(groups: Sequence[RateGroup], group_of: object) -> None:
     if len(set(names)) < len(names):
         raise ValueError(f"rate groups need different names, got {shown(names)}.")
     for group in groups:
-        if not group.patterns and group_of is None:
+        if not group.patterns and group_fn is None:
             raise ValueError(
                 f"rate group {group.name!r} has no pattern: give a regular expression or a preset ({PRESETS})."
             )
@@ -47,8 +46,8 @@ def check_groups(groups: Sequence[RateGroup], group_of: object) -> None:
             f"no rate group has period 1, got periods {[group.period for group in groups]}: at some steps nothing "
             "would get a gradient. Give the fastest group period 1."
         )
-    if group_of is not None and not _takes_two(group_of):
-        wrong_type("group_of", "a function of a name and a parameter", group_of)
+    if group_fn is not None and not _takes_two(group_fn):
+        wrong_type("group_fn", "a function of a name and a parameter", group_fn)
 
 
 def _takes_two(function: object) -> bool:
@@ -63,24 +62,26 @@ def _takes_two(function: object) -> bool:
     return True
 
 
-def check_budget(groups: Sequence[RateGroup], budget: Budget | None) -> None:
-    """Compare a budget with rate groups.
+def check_auto_periods(groups: Sequence[RateGroup], auto_periods: AutoPeriods | None) -> None:
+    """Compare automatic periods with rate groups.
 
     Raises:
-        TypeError: it is no budget.
-        ValueError: groups say for themselves what it finds.
+        TypeError: they are of another type.
+        ValueError: a group has a period, an idle rule or a random subset.
     """
-    if budget is None:
+    if auto_periods is None:
         return
-    if not isinstance(budget, Budget):
-        wrong_type("budget", "a Budget, as MultirateConfig.auto(speedup=2.0) has one", budget)
+    if not isinstance(auto_periods, AutoPeriods):
+        wrong_type("auto_periods", "an AutoPeriods, as MultirateConfig.auto(speedup=2.0) has one", auto_periods)
     given = [
-        group.name for group in groups if group.period != 1 or group.idle != "drift" or group.drift_steps is not None
+        group.name
+        for group in groups
+        if group.period != 1 or group.idle != "freeze" or group.random_subset is not None
     ]
     if given:
         raise ValueError(
-            f"rate groups {given} have a period, an idle rule or drift steps of their own, and with a budget they are "
-            "found while training: leave them out, or leave the budget out."
+            f"rate groups {given} have a period, an idle rule or a random subset, which do not go with automatic "
+            "periods: leave them out, or leave auto_periods out."
         )
 
 
@@ -98,14 +99,13 @@ def plain_settings(values: Mapping[str, Any]) -> dict[str, Any]:
         found[name] = require_choice(name, values[name], choices)
     for name, choices in CHOICES_OR_NONE.items():
         found[name] = require_choice(name, values[name], choices, or_none=True)
-    found["idle_compile"] = require_bool("idle_compile", values["idle_compile"])
-    found["drift_scale"] = None if values["drift_scale"] is None else _drift_scale(values["drift_scale"])
+    found["drift_factor"] = "auto" if values["drift_factor"] == "auto" else _drift_factor(values["drift_factor"])
     return found
 
 
-def _drift_scale(value: Any) -> float:
-    wanted = "a number between 0 and 1, or None"
-    scale = require_number("drift_scale", value, wanted)
+def _drift_factor(value: Any) -> float:
+    wanted = "a number between 0 and 1, or 'auto'"
+    scale = require_number("drift_factor", value, wanted)
     if not 0 <= scale <= 1:
-        raise ValueError(f"drift_scale must be {wanted}, got {scale}.")
+        raise ValueError(f"drift_factor must be {wanted}, got {scale}.")
     return scale

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hf_multirate.config.subset import RandomSubset
+from hf_multirate.config.random_subset import RandomSubset
 from hf_multirate.config.validation import (
     require_choice,
     require_int,
@@ -19,7 +19,7 @@ from hf_multirate.config.validation import (
 )
 
 
-IDLE_RULES = ("drift", "hold", "zero")
+IDLE_RULES = ("freeze", "drift", "long_step")
 PRESETS = (
     "'head', 'last:N' (N >= 1 blocks), 'depth:F' (0 < F <= 1), 'part:I/N' (1 <= I <= N), or one of the last three "
     "within a module, as in 'last:N@text_model'"
@@ -98,13 +98,13 @@ class RateGroup:
             ``part:I/N``; ``last:N@text_model`` is about the stack in a module of that name. None of them if the
             configuration has a function that names the group.
         period: Optimizer steps between two gradients of the group; 1 is every step.
-        idle: What the group does at a step without a gradient. ``drift`` moves it along its last update at every
-            step; ``hold`` makes the whole move of the cycle, ``period`` times the learning rate, at the refresh and
-            leaves the group where it is until the next one; ``zero`` is said of a random subset of the group, which
-            is held at zero between refreshes, while all the rest of it gets a gradient at every step.
+        idle: What the group does at a step without a gradient. ``freeze`` leaves it unchanged. ``drift`` moves it
+            along its last update at every step, as in the paper. ``long_step`` leaves it unchanged, and multiplies
+            its step at the refresh by ``period``.
+        drift_steps: Steps after a refresh at which a group with ``drift`` moves; None is all of them.
         lr_scale: Factor on the learning rate of the group, at its refreshes and in its drift.
-        drift_steps: Idle steps after a refresh for which the group drifts before it stands still; None for all.
-        subset: The random subset, for ``zero`` only; None is ``RandomSubset()``.
+        random_subset: A random subset of the weights that is zero between refreshes, while all other weights of the
+            group get a gradient at every step. ``period`` is then the number of steps between two draws.
 
     Raises:
         ValueError: a value is out of range; the message names it.
@@ -113,11 +113,11 @@ class RateGroup:
 
     name: str
     patterns: str | Sequence[str]
-    period: int
-    idle: str = "drift"
-    lr_scale: float = 1.0
+    period: int = 1
+    idle: str = "freeze"
     drift_steps: int | None = None
-    subset: RandomSubset | None = None
+    lr_scale: float = 1.0
+    random_subset: RandomSubset | None = None
 
     def __post_init__(self) -> None:
         """Validate, and make values plain ones and ``patterns`` a tuple."""
@@ -135,7 +135,6 @@ class RateGroup:
             "idle": require_choice(f"idle {of}", self.idle, IDLE_RULES),
             "lr_scale": scale,
             "drift_steps": _drift_steps(self),
-            "subset": RandomSubset() if self.idle == "zero" and self.subset is None else self.subset,
         }
         for field, value in values.items():
             object.__setattr__(self, field, value)
@@ -144,45 +143,45 @@ class RateGroup:
 
     @property
     def gradient_period(self) -> int:
-        """Steps between two gradients for autograd; with ``zero`` all but the subset has one at every step."""
-        return 1 if self.idle == "zero" else self.period
+        """Steps between two gradients; with a random subset the other weights get one at every step."""
+        return 1 if self.random_subset is not None else self.period
 
 
 def _drift_steps(group: RateGroup) -> int | None:
     if group.drift_steps is None:
         return None
     name = f"drift_steps of rate group {shown(group.name)}"
-    steps = require_int(name, group.drift_steps, least=0, unit="steps (or None, for all)")
+    steps = require_int(name, group.drift_steps, least=1, unit="steps (or None for all; idle='freeze' for none)")
     if group.idle != "drift":
         raise ValueError(f"{name} is {steps}, but its idle rule is {group.idle!r}: only 'drift' has drift steps.")
     return steps
 
 
 def _check_step(group: RateGroup) -> None:
-    length = group.lr_scale * (group.period if group.idle == "hold" else 1)
+    length = group.lr_scale * (group.period if group.idle == "long_step" else 1)
     if length > LONGEST_STEP:
         raise ValueError(
             f"a step of rate group {shown(group.name)} would be {length:.3g} times as long as one of the optimizer "
-            f"(lr_scale is {group.lr_scale:g}, and idle='hold' makes the move of a whole period of {group.period} "
-            f"steps at once), at most {LONGEST_STEP:g} times is possible: give a smaller lr_scale, a shorter period, "
-            "or idle='drift'."
+            f"(lr_scale is {group.lr_scale:g}, and idle='long_step' multiplies it by the period {group.period}), and "
+            f"at most {LONGEST_STEP:g} times is possible: give a smaller lr_scale or period, or another idle rule."
         )
 
 
 def _check_subset(group: RateGroup) -> None:
-    subset = group.subset
+    subset = group.random_subset
     if subset is None:
         return
     if not isinstance(subset, RandomSubset):
-        wrong_type(f"subset of rate group {shown(group.name)}", "a Subset", subset)
-    if group.idle != "zero":
+        wrong_type(f"random_subset of rate group {shown(group.name)}", "a RandomSubset", subset)
+    if group.idle != "freeze":
         raise ValueError(
-            f"rate group {group.name!r} has a subset, but its idle rule is {group.idle!r}: only 'zero' has one."
+            f"rate group {group.name!r} has a random subset and idle={group.idle!r}: all other weights get a gradient "
+            "at every step, so leave idle out."
         )
     if subset.redraw == "step" and group.period != 1:
         raise ValueError(
-            f"the subset of rate group {group.name!r} is drawn at every step, which has no cycle, but its period is "
-            f"{group.period}: give it period 1, or redraw='cycle'."
+            f"the random subset of rate group {group.name!r} is drawn at every step, which has no cycle, but its "
+            f"period is {group.period}: give it period 1, or redraw='cycle'."
         )
 
 
@@ -223,3 +222,11 @@ def _is_literal(pattern: str) -> bool:
     """Whether a pattern is one whole name: there are thousands of them where every block is a group."""
     inner = pattern[1:-1]
     return pattern == f"^{inner}$" and re.escape(re.sub(r"\\(.)", r"\1", inner)) == inner
+
+
+def depth_ladder(periods: Sequence[int], idle: str = "freeze", drift_steps: int | None = None) -> list[RateGroup]:
+    """Rate groups of equal depth from the top of the model down, one for each of ``periods``."""
+    parts = len(periods)
+    return [
+        RateGroup(f"part {i}", f"part:{i}/{parts}", period, idle, drift_steps) for i, period in enumerate(periods, 1)
+    ]

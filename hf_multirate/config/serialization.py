@@ -9,25 +9,26 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from hf_multirate.config.budget import Budget
+from hf_multirate.config.auto_periods import AutoPeriods
+from hf_multirate.config.random_subset import RandomSubset
 from hf_multirate.config.rate_group import RateGroup
-from hf_multirate.config.subset import RandomSubset
 from hf_multirate.config.validation import require_path, shown
 
 
 _Value = TypeVar("_Value")
 
 
-def to_plain(config: Any, group_of: Callable[..., Any] | None) -> dict[str, Any]:
+def to_plain(config: Any, group_fn: Callable[..., Any] | None) -> dict[str, Any]:
     """The fields of a `hf_multirate.MultirateConfig` as strings, numbers, lists and dictionaries.
 
-    Of the function ``group_of`` there is only the name.
+    Of the function ``group_fn`` there is only the name.
     """
     values = {field.name: vars(config)[field.name] for field in dataclasses.fields(config)}
     groups = [dataclasses.asdict(group) for group in config.groups]
     values["groups"] = [{**group, "patterns": list(group["patterns"])} for group in groups]
-    values["budget"] = None if config.budget is None else dataclasses.asdict(config.budget)
-    values["group_of"] = None if group_of is None else _name(group_of)
+    automatic = config.auto_periods
+    values["auto_periods"] = None if automatic is None else dataclasses.asdict(automatic)
+    values["group_fn"] = None if group_fn is None else _name(group_fn)
     return values
 
 
@@ -70,19 +71,19 @@ def with_groups(values: Any) -> dict[str, Any]:
     groups = values.get("groups") if isinstance(values, Mapping) else None
     if not isinstance(groups, Sequence) or isinstance(groups, (str, bytes)):
         raise ValueError(f"a multirate config needs a list 'groups' of rate groups, got {shown(values)}.")
-    if values.get("group_of") is not None:
+    if values.get("group_fn") is not None:
         raise ValueError(
-            f"group_of is {shown(values['group_of'])}, but a function cannot be read from a text: build the config "
+            f"group_fn is {shown(values['group_fn'])}, but a function cannot be read from a text: build the config "
             "in Python."
         )
-    budget = values.get("budget")
-    built = None if budget is None else build(Budget, budget)
-    return {**values, "groups": tuple(_rate_group(group) for group in groups), "budget": built}
+    automatic = values.get("auto_periods")
+    built = None if automatic is None else build(AutoPeriods, automatic)
+    return {**values, "groups": tuple(_rate_group(group) for group in groups), "auto_periods": built}
 
 
 def _rate_group(values: Any) -> RateGroup:
-    subset = values.get("subset") if isinstance(values, Mapping) else None
-    return build(RateGroup, values if subset is None else {**values, "subset": build(RandomSubset, subset)})
+    subset = values.get("random_subset") if isinstance(values, Mapping) else None
+    return build(RateGroup, values if subset is None else {**values, "random_subset": build(RandomSubset, subset)})
 
 
 def build(kind: type[_Value], values: Any) -> _Value:

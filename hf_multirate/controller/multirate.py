@@ -1,45 +1,46 @@
-"""The one object with a lifetime: attaches rate groups to a model and an optimizer, and lets go of both."""
+"""The controller: takes over a model and an optimizer for a training run, and gives both back."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
 from hf_multirate.config.config import MultirateConfig
-from hf_multirate.config.validation import require_int, require_step, wrong_type
+from hf_multirate.config.rate_group import RateGroup
+from hf_multirate.config.schedule import Schedule, Step
+from hf_multirate.config.validation import require_step, wrong_type
 from hf_multirate.controller.guards import (
-    before_save_or_eval,
     check_unattached,
     mark_attached,
     mark_detached,
     require_model,
     unwrap_optimizer,
 )
-from hf_multirate.controller.standing import Standing
 from hf_multirate.controller.step_pipeline import StepPipeline
 from hf_multirate.controller.step_timer import StepTimer
-from hf_multirate.distributed import GradSync, choose
-from hf_multirate.model.blocks import resolved
-from hf_multirate.model.partition import left_out, settle
+from hf_multirate.model.auto_periods import choose_periods
+from hf_multirate.model.cost_model import StepCosts
+from hf_multirate.model.describe import describe
+from hf_multirate.model.partition import Partition, left_out, settle
 from hf_multirate.model.setup_warnings import drops_layers, warn_of_lost_steps, warn_of_tied_head, warn_of_towers
-from hf_multirate.model.unwrap import canonical_parameters, is_compiled, unwrap_model
-from hf_multirate.optim.step_hooks import StepHooks
+from hf_multirate.model.unwrap import canonical_parameters, unwrap_model
+from hf_multirate.optim.loss_decrease import LossDecreaseAverages
 
 
 logger = logging.getLogger(__name__)
 
 
-class Multirate(Standing):
+class Multirate:
     """Multirate training of one model by one optimizer.
 
-    In a loop of your own, name the step before its first forward pass and leave the rest as it is::
+    In a loop of your own, name each step before its first forward pass::
 
-        with Multirate(MultirateConfig.two_rate()).attach(model, optimizer) as multirate:
+        with Multirate(MultirateConfig()).attach(model, optimizer) as multirate:
             for step, batch in enumerate(batches):
                 multirate.begin_step(step)
                 model(**batch).loss.backward()
@@ -53,25 +54,22 @@ class Multirate(Standing):
     def __init__(self, config: MultirateConfig) -> None:
         if not isinstance(config, MultirateConfig):
             wrong_type("config of Multirate", "a MultirateConfig, as MultirateConfig.two_rate() makes one", config)
-        super().__init__(config)
-        self.telemetry = StepTimer()
-        self.applied = 0
-        """Steps that the optimizer has applied since `attach`; one that a gradient scaler skipped does not count."""
-        self.total_steps: int | None = None
-        """The step at which training ends, where it is known: with a budget, short training is planned otherwise."""
-        self._optimizer: Optimizer | None = None
-        self._live: tuple[int, ...] | None = None
-        self._hooks: list[Any] = []
-        self._steps: StepHooks | None = None
-        self._looks: list[Any] = []
-        self._open = ExitStack()
-        self._within = ExitStack()
-        self._inside = self._moves = False
-        self._said: set[str] = set()
+        self.config = config
+        self.timing = StepTimer()
+        """Seconds of steps by kind, and the speed-up that follows."""
+        self.applied_steps = 0
+        """Steps that the optimizer has applied since `attach`, without those that a gradient scaler skipped."""
+        self._settled = config
+        self._step: Step | None = None
+        self._model: nn.Module | None = None
+        self._partition: Partition | None = None
+        self._costs: StepCosts | None = None
         self._corrections = 0
+        self._pipeline: StepPipeline | None = None
+        self._warned: set[str] = set()
 
     def assign(self, model: nn.Module) -> Multirate:
-        """Find out which parameter of ``model`` is in which rate group, without touching either.
+        """Sort the parameters of ``model`` into rate groups, without changing either.
 
         Raises:
             ValueError: a group matches nothing, or a trainable parameter is in no group.
@@ -79,12 +77,12 @@ class Multirate(Standing):
         """
         require_model("assign()", model)
         first = self._partition is None
-        self._resolved, self._partition = settle(resolved(self.config, model), model)
+        self._settled, self._partition = settle(choose_periods(self.config, model), model)
         self._model = model
         if first:
-            warn_of_towers(self._resolved, model)
-            warn_of_tied_head(self._resolved, self._partition, model)
-            warn_of_lost_steps(self._resolved, self._partition, canonical_parameters(model))
+            warn_of_towers(self._settled, model)
+            warn_of_tied_head(self._settled, self._partition, model)
+            warn_of_lost_steps(self._settled, self._partition, canonical_parameters(model))
         return self
 
     def attach(self, model: nn.Module, optimizer: Optimizer) -> Multirate:
@@ -106,58 +104,34 @@ class Multirate(Standing):
         if self.attached:
             raise RuntimeError("this controller is attached already: call detach() first.")
         check_unattached(optimizer, unwrap_model(model))
-        sync = choose(model) if self.active else GradSync()
-        compiled = is_compiled(model)
-        model = unwrap_model(model)
-        self.assign(model)
-        self._say(left_out(self.config, self._resolved))
-        self._say(drops_layers(model) if self.prunes else None)
-        groups = self.partition.parameters(model)
-        self._attachment = StepPipeline(self._resolved, model, optimizer, groups, sync, compiled=compiled)
-        self._planner = self._attachment.planner
-        self._costs = self._attachment.costs
-        budget = self.config.budget
-        kinds = self._resolved.schedule.kinds
-        promised = self._costs.speedup(kinds) if budget is None else 1.0 / budget.share
-        self.telemetry = StepTimer(promised, worth=self._attachment.movement.worth)
-        self.applied, self.step, self._live, self._corrections = 0, None, None, 0
-        self._optimizer = optimizer
-        self._steps = StepHooks(optimizer, self._before_optimizer_step, self._after_optimizer_step)
-        self._hooks = [self._steps]
-        self._looks = before_save_or_eval(model, self._open.close)
-        mark_attached(optimizer, model)
+        self.assign(unwrap_model(model))
+        self._warn(left_out(self.config, self._settled))
+        self._warn(drops_layers(unwrap_model(model)) if self.skips_backward else None)
+        members = self.partition.parameters(unwrap_model(model))
+        groups = {group.name: members[group.name] for group in self._settled.groups}
+        pipeline = StepPipeline(self._settled, model, optimizer, groups, self._after_applied)
+        self._costs, self._corrections = pipeline.costs, 0
+        self.timing = StepTimer(pipeline.costs.speedup(self._settled.schedule.kinds))
+        self.applied_steps, self._step = 0, None
+        self._pipeline = pipeline
+        mark_attached(optimizer, unwrap_model(model))
         return self
 
-    def _say(self, text: str | None) -> None:
-        if text is not None and text not in self._said:
-            self._said.add(text)
+    def _warn(self, text: str | None) -> None:
+        if text is not None and text not in self._warned:
+            self._warned.add(text)
             logger.warning("%s", text)
 
     def detach(self) -> None:
         """Leave model and optimizer as they were found; does nothing when not attached."""
-        self._open.close()
-        self._look_away()
-        for hook in self._hooks:
-            hook.remove()
-        if self._optimizer is not None and self._model is not None:
-            mark_detached(self._optimizer, self._model)
-            self._attachment.close()
-        self._hooks, self._optimizer, self._live = [], None, None
+        if self._pipeline is not None and self._model is not None:
+            self._pipeline.close()
+            mark_detached(self._pipeline.optimizer, self._model)
+        self._pipeline = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy or a pickle is that of a controller that has let go of its model and optimizer."""
-        kept = {name: value for name, value in vars(self).items() if name != "_attachment"}
-        free: dict[str, Any] = {
-            "_optimizer": None,
-            "_live": None,
-            "_hooks": [],
-            "_looks": [],
-            "_steps": None,
-            "_open": ExitStack(),
-            "_within": ExitStack(),
-            "_inside": False,
-        }
-        return kept | free
+        """A copy or a pickle is that of a detached controller."""
+        return vars(self) | {"_pipeline": None}
 
     def __enter__(self) -> Multirate:
         return self
@@ -166,153 +140,160 @@ class Multirate(Standing):
         self.detach()
 
     @property
+    def attached(self) -> bool:
+        """Whether the controller has a model and an optimizer."""
+        return self._pipeline is not None
+
+    @property
     def begun(self) -> bool:
         """Whether a step was begun, and the optimizer has not taken it yet."""
-        return self._live is not None
+        return self._pipeline is not None and self._pipeline.step is not None
 
     @property
     def stepping(self) -> bool:
         """Whether the optimizer is taking a step."""
-        return self._steps is not None and self._steps.inside
-
-    @property
-    def attached(self) -> bool:
-        """Whether the controller has a model and an optimizer in its hands."""
-        return self._optimizer is not None
+        return self._pipeline is not None and self._pipeline.stepping
 
     def controls(self, optimizer: Optimizer) -> bool:
         """Whether ``optimizer``, or what Accelerate has wrapped in it, is the one that is attached."""
-        return self._optimizer is not None and unwrap_optimizer(optimizer) is self._optimizer
+        return self._pipeline is not None and unwrap_optimizer(optimizer) is self._pipeline.optimizer
 
     def begin_step(self, step: int) -> None:
-        """Prune backward for the optimizer step ``step``, until `synchronize` or ``optimizer.step()``.
+        """Skip the backward pass below the live groups of ``step``, until `synchronize` or ``optimizer.step()``.
 
         Call it before the first forward pass of a step. With gradient accumulation it may be called before each
-        micro-batch, always with the same number. It is over early when the model is saved, or evaluated without
-        gradients: both see its parameters as they are.
+        micro-batch, always with the same number. Saving the model, or evaluating it without gradients, ends the
+        partial backward of the step: both see the parameters as they are.
 
         Args:
-            step: Index of the optimizer step, counted from 0 and going on where it was when a run resumes.
+            step: Index of the optimizer step, counted from 0 and going on when a run resumes.
 
         Raises:
             RuntimeError: the controller is not attached.
             ValueError: the step is negative.
             TypeError: the step is no integer.
         """
-        self._require_attached("begin_step()")
-        step = require_step(step)
-        if self._live is None or step != self.step:
-            self._attachment.shared.require_wrapper()
-            self._open.close()
-            self.select(step)
-        if not self._looks and self._model is not None:
-            self._looks = before_save_or_eval(self._model, self._open.close)
-        if not self._inside:
-            self._open.enter_context(self.micro_batch())
+        pipeline = self._attached("begin_step()")
+        begun = self._settled.schedule.at(require_step(step))
+        if pipeline.step is None or pipeline.step.index != begun.index:
+            self._step = begun
+            pipeline.open(begun)
+            self.timing.start()
+            return
+        pipeline.open(begun)
 
-    def select(self, step: int) -> None:
-        """Choose the live groups of ``step`` without pruning anything: see `micro_batch`."""
-        self._require_attached("begin_step()")
-        step = require_step(step)
-        self._look_away()  # nothing is open beyond a micro-batch
-        if self._planner is not None:
-            total = self.total_steps
-            self._planner.total_steps = None if total is None else require_int("total_steps", total, least=0)
-        self._attachment.plan(step)
-        self.step, self._live = step, self.schedule.live(step)
-        self._attachment.begin(step, self._live)
-        self.telemetry.start()
+    def set_step(self, step: int) -> None:
+        """Choose the live groups of ``step``; backward is skipped within `micro_batch` only."""
+        pipeline = self._attached("begin_step()")
+        self._step = self._settled.schedule.at(require_step(step))
+        pipeline.begin(self._step)
+        self.timing.start()
 
-    @contextmanager
-    def micro_batch(self, last: bool = False) -> Iterator[None]:
+    def micro_batch(self, last: bool = False) -> AbstractContextManager[None]:
         """A context for forward and backward of one micro-batch; parameters have flags and values back on exit.
 
-        It is over early when the optimizer takes its step inside of it.
+        It ends early when the optimizer takes its step inside it.
 
         Args:
             last: Whether to `synchronize` on exit: nothing is accumulated after this micro-batch.
         """
-        if self._live is None or self.step is None:
-            yield
-            return
-        self._inside = True
-        if self._steps is not None:
-            self._steps.reset()
-        try:
-            with ExitStack() as within:
-                within.enter_context(self._attachment.micro_batch(self.step, self._live, last=last))
-                self._within = within
-                yield
-        finally:
-            self._inside = False
+        return self._attached("micro_batch()").micro_batch(last=last)
 
     def synchronize(self) -> None:
-        """Average the gradients of a fast-only step over all processes, once the last of them is there.
+        """Average the gradients of a fast step over all processes, after its last backward pass.
 
-        Needed in a loop of your own with DistributedDataParallel, which does no more than that at full steps: call it
-        at every step, after the last backward pass and before gradients are clipped.
+        Needed in a loop of your own with DistributedDataParallel: call it at every step, after the last backward pass
+        and before gradients are clipped. At full steps the wrapper has averaged them already.
         """
-        self._require_attached("synchronize()")
-        self._end_pass()
-        self._attachment.shared.synchronize()
+        self._attached("synchronize()").synchronize()
 
-    def _before_optimizer_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        del optimizer
-        self._end_pass()
-        self._moves = False
-        if self._live is None or self.step is None:
-            if not self._attachment.has_gradients:
-                return  # of a batch that was given up: nothing moves
-            raise RuntimeError("optimizer.step() without begin_step(step): which groups were live is not known.")
-        self._look_away()
-        self._moves = self._attachment.before_step(self.step, self._live, (*args[1:], *kwargs.values()))
-
-    def _end_pass(self) -> None:
-        """Give parameters their flags and values back, wherever the pass was begun."""
-        self._open.close()
-        self._within.close()
-
-    def _look_away(self) -> None:
-        """Leave no hook on the model: nothing of it is changed now that anybody could see."""
-        for look in self._looks:
-            look.remove()
-        self._looks = []
-
-    def _after_optimizer_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        del args, kwargs
-        if self._live is None or self.step is None:
-            return
-        if not self._moves and self.full:
-            self._live = None  # no group had its turn: the next step is the full one
-            return
-        # A gradient scaler leaves this note for optimizers that skip a step by themselves, such as fused AdamW.
-        overflow = vars(optimizer).get("found_inf")
-        if overflow is None or not overflow.item():
-            if self._moves:
-                self._attachment.after_step(self.step, self._live)
-            self.applied += 1
-            self._correct_costs()
-            self.telemetry.stop(full=self.full, predicted_cost=self.relative_cost)
-        self._live = None
-        self._attachment.shared.end()
-
-    def _correct_costs(self) -> None:
-        """Take over what was seen of backward at the first step of a kind."""
-        costs = self._attachment.costs
-        if self.config.budget is None and costs.corrections > self._corrections:
-            self._corrections = costs.corrections
-            self.telemetry.speedup_predicted = costs.speedup(self._resolved.schedule.kinds)
+    def _after_applied(self, step: Step) -> None:
+        self.applied_steps += 1
+        if self._costs is not None and self._costs.corrections > self._corrections:
+            self._corrections = self._costs.corrections
+            self.timing.speedup_predicted = self._costs.speedup(self._settled.schedule.kinds)
+        self.timing.stop(full=step.full, predicted_cost=self.relative_cost)
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
         """What a checkpoint needs besides model and optimizer, by parameter name; call it while attached."""
-        self._require_attached("state_dict()")
-        return self._attachment.state_dict()
+        return self._attached("state_dict()").state_dict()
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
         """Take over a `state_dict`; call it after `attach`."""
-        self._require_attached("load_state_dict()")
-        self._attachment.load_state_dict(state)
+        self._attached("load_state_dict()").load_state_dict(state)
 
-    def _require_attached(self, caller: str) -> None:
-        if not self.attached:
+    def _attached(self, caller: str) -> StepPipeline:
+        if self._pipeline is None:
             raise RuntimeError(f"{caller} needs a model and an optimizer: call attach(model, optimizer) first.")
+        return self._pipeline
+
+    @property
+    def changes_training(self) -> bool:
+        """Whether training differs from standard training at all."""
+        return not self._settled.is_standard_training
+
+    @property
+    def skips_backward(self) -> bool:
+        """Whether any step leaves some parameters without a gradient."""
+        return self._settled.skips_backward
+
+    @property
+    def settled(self) -> MultirateConfig:
+        """The configuration as it is used: with chosen periods, and without groups that are frozen as a whole."""
+        return self._settled
+
+    @property
+    def groups(self) -> Sequence[RateGroup]:
+        """The rate groups of `settled`."""
+        return self._settled.groups
+
+    @property
+    def schedule(self) -> Schedule:
+        """Steps at which groups get a gradient."""
+        return self._settled.schedule
+
+    @property
+    def partition(self) -> Partition:
+        """Rate group name -> names of its parameters."""
+        if self._partition is None:
+            raise RuntimeError("there is no model yet: call assign(model) or attach(model, optimizer) first.")
+        return self._partition
+
+    @property
+    def step(self) -> int | None:
+        """Index of the step that was begun last."""
+        return None if self._step is None else self._step.index
+
+    @property
+    def phase(self) -> int:
+        """Position in the cycle of the step begun last: see `hf_multirate.config.schedule.Schedule.phase`."""
+        return 0 if self._step is None else self._settled.cycles.phase(self._step.index)
+
+    @property
+    def cycle(self) -> int:
+        """Steps after which the refreshes of groups repeat."""
+        return self._settled.cycles.cycle
+
+    @property
+    def is_full_step(self) -> bool:
+        """Whether all trainable parameters get a gradient at the step begun last.
+
+        At fast steps ``grad`` of idle parameters is None, although their ``requires_grad`` is True.
+        """
+        return self._step is None or self._step.full
+
+    @property
+    def relative_cost(self) -> float:
+        """Predicted cost of the step begun last, as a share of a full step."""
+        return 1.0 if self._step is None or self._costs is None else self._costs.of(self._step.live)
+
+    @property
+    def loss_decrease(self) -> LossDecreaseAverages:
+        """First-order decrease of the loss by the last updates, while attached."""
+        return self._attached("loss_decrease").updater.loss_decrease
+
+    def describe(self) -> str:
+        """A table of the rate groups, the boundary below which backward is skipped, and the predicted cost."""
+        partition = self.partition
+        assert self._model is not None  # assigned together with the partition
+        return describe(self._settled, partition, self._model)

@@ -1,50 +1,49 @@
-"""All that acts on a model and an optimizer while a controller has them, put together for one run."""
+"""The parts of a step in their order, for one model and one optimizer. It exists only while these are attached."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
-from hf_multirate.auto.planner import Planner
-from hf_multirate.auto.work_budget import Account
-from hf_multirate.auto.work_counter import CountedWork
 from hf_multirate.backward.cost_check import CostCheck
 from hf_multirate.backward.idle_forward import InactiveForward
 from hf_multirate.backward.missing_gradients import MissingGradientCheck
-from hf_multirate.backward.partial_backward import PartialBackward, requires_grad_off
+from hf_multirate.backward.partial_backward import PartialBackward
 from hf_multirate.config.config import MultirateConfig
-from hf_multirate.distributed import GradSync
-from hf_multirate.distributed.synced_step import SyncedStep
+from hf_multirate.config.schedule import Step
+from hf_multirate.controller.guards import before_save_or_eval
+from hf_multirate.distributed import GradSync, choose
+from hf_multirate.distributed.synced_step import SyncedStep, require_wrapper
 from hf_multirate.model.cost_model import StepCosts, layers_of
-from hf_multirate.model.unwrap import canonical_parameters
+from hf_multirate.model.step_part import StepPart
+from hf_multirate.model.unwrap import canonical_parameters, is_compiled, unwrap_model
 from hf_multirate.optim.adalora import SensitivityOfLive, allocators_of
 from hf_multirate.optim.optimizer_check import check_optimizer
 from hf_multirate.optim.random_subsets import RandomSubsets
 from hf_multirate.optim.state_check import check_state
+from hf_multirate.optim.step_hooks import StepHooks
 from hf_multirate.optim.updater import ParameterUpdater, moves_parameters
 
 
 class StepPipeline:
-    """Prunes, holds, synchronises, checks and moves the parameters of rate groups, step by step.
+    """Calls the configured parts of each step in their order.
 
     Args:
         config: The rate groups.
-        model: The model that owns the parameters.
+        model: The model that owns the parameters, or what DistributedDataParallel, ``fully_shard`` or
+            ``torch.compile`` made of it. Hooks that come and go would have a compiled model compiled again.
         optimizer: Their optimizer.
-        groups: Rate group name -> parameter name -> parameter.
-        sync: What the wrapper of the model asks for.
-        compiled: Whether ``torch.compile`` traces the model.
-
-    With a budget the periods of the groups change between steps: see `hf_multirate.auto.planner`.
+        groups: Rate group name -> parameter name -> parameter, in the order of ``config.groups``.
+        applied: Called after each step that the optimizer has applied.
 
     Raises:
         ValueError: the optimizer lacks a parameter, or it moves parameters that have no gradient.
         RuntimeError: processes have different configurations or parameters.
-        NotImplementedError: the configuration needs whole parameters and they are sharded.
+        NotImplementedError: this package does not work with the wrapper of the model, or with its adapter.
     """
 
     def __init__(
@@ -53,148 +52,197 @@ class StepPipeline:
         model: nn.Module,
         optimizer: Optimizer,
         groups: Mapping[str, Mapping[str, nn.Parameter]],
-        sync: GradSync,
-        *,
-        compiled: bool = False,
+        applied: Callable[[Step], None],
     ) -> None:
-        self._config = config
-        self._compiled = compiled  # hooks that come and go would have it compiled once more
-        if not config.is_standard_training:
-            zeroes = any(group.idle == "zero" for group in config.groups)
-            changes = moves_parameters(config)
-            check_optimizer(optimizer, idles=config.prunes, changes=changes, exchanges=zeroes)
-        self.shared = SyncedStep(config, sync, groups)
-        self.planner = self._planner(model, groups, sync, compiled=compiled)
-        signals = None if self.planner is None else self.planner.signals
-        self.movement = ParameterUpdater(config, optimizer, groups, signals)
-        self._subgroups = RandomSubsets(config, optimizer, groups)
-        self._idle_pass = InactiveForward(config, type(optimizer), compiled=compiled, sharded=sync.shards)
-        self.costs = StepCosts([group.name for group in config.groups], groups, layers_of(model))
-        forecast = CostCheck(model, groups, self.costs, None if config.budget is not None else config.schedule)
-        self._pruner = PartialBackward(model, groups, self._idle_pass, compiled=compiled, forecast=forecast)
-        had = [p for members in groups.values() for p in members.values() if optimizer.state.get(p)]
+        compiled = is_compiled(model)
+        sync = GradSync() if config.is_standard_training else choose(model)
+        model = unwrap_model(model)
+        self._config, self._model, self._sync = config, model, sync
+        self.optimizer = optimizer
+        self.step: Step | None = None
+        """The step that was begun and that the optimizer has not taken yet."""
+        self._applied = applied
         self._parameters = {name: parameter for members in groups.values() for name, parameter in members.items()}
+        if not config.is_standard_training:
+            subsets = any(group.random_subset is not None for group in config.groups)
+            changes = moves_parameters(config)
+            check_optimizer(optimizer, idles=config.skips_backward, changes=changes, exchanges=subsets)
+        self.costs = StepCosts([group.name for group in config.groups], groups, layers_of(model))
+        self._synced = SyncedStep(config, sync, groups, self._fingerprint) if type(sync) is not GradSync else None
+        self._check = self._missing_gradients(groups, compiled=compiled)
+        self.updater = ParameterUpdater(config, optimizer, groups, self._missed)
+        self._parts = self._configured(groups, compiled=compiled)
+        self._inside = self._moves = False
+        self._open, self._within = ExitStack(), ExitStack()
+        self._hooks = StepHooks(optimizer, self._before_step, self._after_step)
+        self._looks = before_save_or_eval(model, self._open.close)
+
+    def _configured(self, groups: Mapping[str, Mapping[str, nn.Parameter]], *, compiled: bool) -> list[StepPart]:
+        """The parts that the configuration asks for, in the order of their calls."""
+        config, model = self._config, self._model
+        sharded, moved = self._sync.shards, self.updater.moved
+        inactive = InactiveForward(config, type(self.optimizer), compiled=compiled, sharded=sharded, moved=moved)
+        parts: list[StepPart] = [] if self._check is None else [self._check]
+        if config.skips_backward:
+            forecast = CostCheck(model, groups, self.costs, config.schedule)
+            backward = PartialBackward(model, groups, inactive, compiled=compiled, forecast=forecast, cuts=self._cuts)
+            parts += [inactive, backward]
+        if self._synced is not None:
+            parts.append(self._synced)
+        parts.append(self.updater)
+        if any(group.random_subset is not None for group in config.groups):
+            parts.append(RandomSubsets(config, self.optimizer, groups))
+        if config.skips_backward:
+            parts += [SensitivityOfLive(allocator) for allocator in allocators_of(model)]
+        return parts
+
+    def _missing_gradients(
+        self, groups: Mapping[str, Mapping[str, nn.Parameter]], *, compiled: bool
+    ) -> MissingGradientCheck | None:
         known = set(self._parameters.values())
-        others = {name: parameter for name, parameter in canonical_parameters(model).items() if parameter not in known}
+        others = {name: p for name, p in canonical_parameters(self._model).items() if p not in known}
         self._others = frozenset(others)
-        self._check = MissingGradientCheck(
+        if not self._config.skips_backward:
+            return None
+        return MissingGradientCheck(
             groups,
-            model=model,
-            strict=config.missing_gradients == "error",
-            planned=config.budget is not None,
-            had=had,
+            model=self._model,
+            strict=self._config.on_missing_gradient == "error",
+            cuts=lambda: self._cuts() and not compiled,
+            had=[parameter for parameter in known if self.optimizer.state.get(parameter)],
             others=others,
         )
-        self._sensitivities = [SensitivityOfLive(allocator) for allocator in allocators_of(model) if config.prunes]
 
-    def _planner(
-        self, model: nn.Module, groups: Mapping[str, Mapping[str, nn.Parameter]], sync: GradSync, *, compiled: bool
-    ) -> Planner | None:
-        if self._config.budget is None:
-            return None
-        members = [list(groups[group.name]) for group in self._config.groups]
-        work = CountedWork(model, watch=not compiled)
-        return Planner(self._config, Account(self._config.budget, members, work, sync.group))
+    def _cuts(self) -> bool:
+        return self._synced is None or self._synced.cuts()
 
-    def plan(self, step: int) -> None:
-        """Change the periods, if it is time at ``step``."""
-        if self.planner is None:
+    def _missed(self) -> list[nn.Parameter]:
+        return [] if self._check is None else list(self._check.missed.values())
+
+    def _fingerprint(self) -> dict[str, str]:
+        return self.updater.rank_fingerprint()
+
+    @property
+    def stepping(self) -> bool:
+        """Whether the optimizer is taking a step."""
+        return self._hooks.inside
+
+    def begin(self, step: Step) -> None:
+        """``step`` begins; nothing of the model changes before `micro_batch`."""
+        self._stop_watching()  # nothing is open outside a micro-batch
+        self.step = step
+        for part in self._parts:
+            part.begin(step)
+
+    def open(self, step: Step) -> None:
+        """As `begin` and `micro_batch` for a loop that does not close the context: the optimizer does."""
+        if self.step is None or step.index != self.step.index:
+            require_wrapper(self._config, self._sync)
+            self._open.close()
+            self.begin(step)
+        if not self._looks:
+            self._looks = before_save_or_eval(self._model, self._open.close)
+        if not self._inside:
+            self._open.enter_context(self.micro_batch(last=False))
+
+    @contextmanager
+    def micro_batch(self, *, last: bool) -> Iterator[None]:
+        """A context for forward and backward of one micro-batch, the ``last`` of its step if that is known."""
+        if self.step is None:
+            yield
             return
-        self.planner.unread = self._check.silent
-        if self.planner.begin(step, self.movement.trust):
-            self._adopt(self.planner)
+        self._inside = True
+        self._hooks.reset()
+        try:
+            with ExitStack() as within:
+                for part in self._parts:
+                    within.enter_context(part.micro_batch(self.step, last=last))
+                self._within = within
+                yield
+        finally:
+            self._inside = False
 
-    def _adopt(self, planner: Planner) -> None:
-        self.movement.set_schedule(planner.groups, planner.schedule)
-        self.shared.set_schedule(planner.schedule)
+    def synchronize(self) -> None:
+        """Average the gradients of a fast step over all processes."""
+        self._end_pass()
+        if self._synced is not None:
+            self._synced.synchronize()
+
+    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        del optimizer
+        self._end_pass()
+        self._moves = False
+        if self.step is None:
+            if all(parameter.grad is None for parameter in self._parameters.values()):
+                return  # of a batch that was given up: nothing moves
+            raise RuntimeError("optimizer.step() without begin_step(step): which groups were live is not known.")
+        self._stop_watching()
+        values = (*args[1:], *kwargs.values())
+        if not self._config.is_standard_training and any(callable(value) for value in values):
+            raise ValueError(
+                "optimizer.step(closure) runs backward inside the step, where nothing is skipped: call "
+                "backward first, then optimizer.step(). Optimizers that need a closure (LBFGS) work with standard "
+                "training only."
+            )
+        step = self.step
+        self._moves = all(part.before_step(step) for part in self._parts)
+
+    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        del args, kwargs
+        step = self.step
+        if step is None:
+            return
+        self.step = None
+        if not self._moves and step.full:
+            return  # no group had its turn: the next step is the full one
+        # A gradient scaler leaves this note for optimizers that skip a step by themselves, such as fused AdamW.
+        overflow = vars(optimizer).get("found_inf")
+        if overflow is None or not overflow.item():
+            if self._moves:
+                for part in self._parts:
+                    part.after_step(step)
+            self._applied(step)
+        for part in self._parts:
+            part.end()
+
+    def _end_pass(self) -> None:
+        """Give parameters their flags and values back, wherever the pass was begun."""
+        self._open.close()
+        self._within.close()
+
+    def _stop_watching(self) -> None:
+        """Remove the hooks for saving and evaluation: nothing of the model is changed that these could see."""
+        for look in self._looks:
+            look.remove()
+        self._looks = []
 
     def close(self) -> None:
-        """Leave nothing on the model, and keep nothing of it."""
-        self._idle_pass.close()
-        self._check.summarize()
-        for sensitivity in self._sensitivities:
-            sensitivity.close()
-        if self.planner is not None:
-            self.planner.account.close()
+        """Leave model and optimizer as they were found."""
+        self._open.close()
+        self._stop_watching()
+        self._hooks.remove()
+        for part in self._parts:
+            part.close()
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs besides model and optimizer."""
-        if self.planner is not None:
-            self.planner.unread = self._check.silent
-        plan = {} if self.planner is None else {"plan": self.planner.state_dict()}
-        missed = {"missed": dict.fromkeys(self._check.missed, 1)} if self._check.missed else {}
-        return {**self.movement.state_dict(), **missed, **plan}
+        missed = {} if self._check is None else dict.fromkeys(self._check.missed, 1)
+        return {**self.updater.state_dict(), **({"missed": missed} if missed else {})}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a `state_dict`, but for what was frozen since.
+        """Take over a `state_dict`, except for parameters that were frozen since.
 
         Raises:
             ValueError: it is no such state, or one of another model.
         """
         check_state(state)
-        moving = {key: entries for key, entries in state.items() if key not in ("plan", "missed")}
-        self._check.missed = {
-            name: self._parameters[name] for name in state.get("missed", ()) if name in self._parameters
-        }
-        self.movement.load_state_dict(
-            {key: {n: v for n, v in entries.items() if n not in self._others} for key, entries in moving.items()}
+        if self._check is not None:
+            missed = state.get("missed", ())
+            self._check.missed = {name: self._parameters[name] for name in missed if name in self._parameters}
+        self.updater.load_state_dict(
+            {
+                key: {name: value for name, value in entries.items() if name not in self._others}
+                for key, entries in state.items()
+                if key != "missed"
+            }
         )
-        if self.planner is not None and "plan" in state:
-            self.planner.load_state_dict(state["plan"])
-            self._adopt(self.planner)
-
-    def _names(self, live: Sequence[int]) -> frozenset[str]:
-        return frozenset(self._config.groups[i].name for i in live)
-
-    def begin(self, step: int, live: Sequence[int]) -> None:
-        """Name the step that begins, and the indices of its live groups."""
-        self.shared.begin(self._names(live))
-        if self.shared.compares(step):
-            plan = {} if self.planner is None else {"the plan": str(self.planner.state_dict())}
-            self.shared.compare(step, {**self.movement.rank_fingerprint(), **plan})
-
-    @contextmanager
-    def micro_batch(self, step: int, live: Sequence[int], *, last: bool) -> Iterator[None]:
-        """A context for forward and backward of one micro-batch; the ``last`` one synchronises gradients on exit."""
-        if self.planner is not None:
-            self.planner.account.next_pass()
-        with (
-            self._check.watched(self._names(live)) if self.shared.cuts and not self._compiled else nullcontext(),
-            self._pruner.pruned(self._names(live), cuts=self.shared.cuts),
-            self.shared.micro_batch(last=last),
-            self._subgroups.zeroed(step),
-        ):
-            yield
-        if last:
-            self.shared.synchronize()
-
-    def before_step(self, step: int, live: Sequence[int], arguments: Sequence[Any]) -> bool:
-        """Check the gradients and the ``arguments`` of ``optimizer.step``, and look at what it will change.
-
-        Returns:
-            Whether any parameter has a gradient. Otherwise nothing moves at this step, and `after_step` has no place.
-        """
-        if not self._config.is_standard_training and any(callable(value) for value in arguments):
-            raise ValueError(
-                "optimizer.step(closure) runs backward inside of the step, where nothing is pruned or held: call "
-                "backward first, then optimizer.step(). Optimizers that need a closure (LBFGS) train plainly only."
-            )
-        self.shared.require_synchronized(step)
-        if self._config.prunes and not self._check.check(self._names(live), step):
-            return False
-        self.movement.before_step(step, live)
-        self._subgroups.before_step(step)
-        return True
-
-    @property
-    def has_gradients(self) -> bool:
-        """Whether any parameter of a rate group has a gradient."""
-        return any(parameter.grad is not None for parameter in self._parameters.values())
-
-    def after_step(self, step: int, live: Sequence[int]) -> None:
-        """Move what the optimizer has not moved, or not far enough. Not called for a step that was skipped."""
-        # A parameter that had no gradient at its turn has no fresh update to drift along.
-        with requires_grad_off(list(self._check.missed.values())):
-            self.movement.after_step(step, live)
-        self._subgroups.after_step(step)
-        self._idle_pass.moved(self.movement.moved(step, live))

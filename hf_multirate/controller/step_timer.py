@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from hf_multirate.optim.loss_decrease import LossDecreaseAverages
-
 
 @dataclass
 class _Kind:
@@ -37,25 +35,23 @@ class StepTimer:
     Args:
         speedup_predicted: What the cost model promises; repeated in the summary beside what was measured.
         clock: Returns seconds.
-        worth: What the gradients of blocks are worth, for whoever asks for it here.
     """
 
     def __init__(
         self,
         speedup_predicted: float = 1.0,
         clock: Callable[[], float] = time.perf_counter,
-        worth: LossDecreaseAverages | None = None,
     ) -> None:
         self.speedup_predicted = speedup_predicted
         self.seconds, self.full = array("d"), bytearray()
         """Seconds of each step, and whether it was a full one: nine bytes a step, which the record of a run needs."""
-        self.worth = LossDecreaseAverages() if worth is None else worth
         self._aside: dict[str, float] = {}
         self._since: dict[str, float] = {}
         """What goes on right now, and when it began: one thing at a time."""
         self._clock = clock
         self._begun: float | None = None
         self._started = 0.0
+        self._elapsed: float | None = None
         self._kinds = {True: _Kind(), False: _Kind()}
 
     def start(self) -> None:
@@ -93,8 +89,14 @@ class StepTimer:
 
     @property
     def elapsed(self) -> float:
-        """Seconds since the first step began."""
+        """Seconds since the first step began, until `finish`."""
+        if self._elapsed is not None:
+            return self._elapsed
         return 0.0 if self._begun is None else self._clock() - self._begun
+
+    def finish(self) -> None:
+        """Stop the clock of `elapsed`: training is over."""
+        self._elapsed = self.elapsed
 
     @property
     def in_steps(self) -> float:
@@ -125,10 +127,11 @@ class StepTimer:
         return sum(kind.number for kind in self._kinds.values()) / cost if cost else 1.0
 
     def summary(self) -> dict[str, float | int | None]:
-        """Numbers of steps, mean seconds of a step by kind, speed-up predicted and realised.
+        """Numbers of steps, mean seconds of a step by kind, and the speed-up over full steps only.
 
-        ``speedup_realised`` is the time that the same number of steps would have taken had all been full ones,
-        over the time they took; 1.0 without fast-only steps, None before the first full step.
+        ``speedup`` is that of the whole run so far, data loading and evaluation included, and ``speedup_of_steps``
+        that of steps: the time that the same number of full steps would have taken, over the time they took. Both
+        are 1.0 without fast steps, and None before the first full step.
         """
         full_steps, fast_steps = self.counted(full=True), self.counted(full=False)
         full, fast = self.mean(full=True), self.mean(full=False)
@@ -142,11 +145,12 @@ class StepTimer:
             "seconds_full_step": full,
             "seconds_fast_step": fast,
             "speedup_predicted": self.speedup_predicted,
-            "speedup_realised": realised,
+            "speedup": self.speedup_of_run(self.elapsed),
+            "speedup_of_steps": realised,
         }
 
     def speedup_of_run(self, elapsed: float) -> float | None:
-        """As ``speedup_realised``, but of ``elapsed`` seconds in which other things were done too; None as there."""
+        """As ``speedup_of_steps``, for ``elapsed`` seconds in which other things were done too; None as there."""
         full, fast = self.mean(full=True), self.mean(full=False)
         if full is None or not elapsed:
             return None
@@ -173,33 +177,33 @@ REMEDIES = {
 }
 
 
-def enough(telemetry: StepTimer) -> bool:
+def enough(timer: StepTimer) -> bool:
     """Whether there are enough steps of both kinds for a speed-up to mean something."""
-    return all(telemetry.counted(full=full) >= LEAST_OF_EACH for full in (True, False))
+    return all(timer.counted(full=full) >= LEAST_OF_EACH for full in (True, False))
 
 
-def shortfall(telemetry: StepTimer) -> str | None:
+def shortfall(timer: StepTimer) -> str | None:
     """A message if the run realises less than nine tenths of the predicted speed-up and the cause is known, else None.
 
     It takes at least 5 steps of each kind and 30 seconds.
     """
-    elapsed = telemetry.elapsed
-    if not enough(telemetry) or elapsed < LEAST_SECONDS:
+    elapsed = timer.elapsed
+    if not enough(timer) or elapsed < LEAST_SECONDS:
         return None
-    predicted, realised = telemetry.predicted_so_far, telemetry.speedup_of_run(elapsed)
+    predicted, realised = timer.predicted_so_far, timer.speedup_of_run(elapsed)
     if realised is None or realised >= ENOUGH * predicted:
         return None
-    causes = _of_steps(telemetry) + _of_the_rest(telemetry, elapsed)
+    causes = _of_steps(timer) + _of_the_rest(timer, elapsed)
     if not causes:
         return None  # nothing that a user could change
     return f"the speed-up so far is {realised:.2f}, predicted {predicted:.2f}. Found: {'; '.join(causes)}."
 
 
-def _of_steps(telemetry: StepTimer) -> list[str]:
-    full, fast = telemetry.mean(full=True), telemetry.mean(full=False)
+def _of_steps(timer: StepTimer) -> list[str]:
+    full, fast = timer.mean(full=True), timer.mean(full=False)
     assert full  # there are steps of both kinds
     assert fast
-    share, predicted = fast / full, telemetry.predicted_cost(full=False)
+    share, predicted = fast / full, timer.predicted_cost(full=False)
     told = f"a fast-only step takes {share:.2f} of a full one, predicted {predicted:.2f}"
     if share > ENOUGH and predicted < ENOUGH * share:
         return [
@@ -214,8 +218,8 @@ def _of_steps(telemetry: StepTimer) -> list[str]:
     return []
 
 
-def _of_the_rest(telemetry: StepTimer, elapsed: float) -> list[str]:
-    seconds = dict(telemetry.outside_seconds)
-    seconds["other"] = elapsed - sum(seconds.values()) - telemetry.in_steps
+def _of_the_rest(timer: StepTimer, elapsed: float) -> list[str]:
+    seconds = dict(timer.outside_seconds)
+    seconds["other"] = elapsed - sum(seconds.values()) - timer.in_steps
     shares = sorted(((value / elapsed, what) for what, value in seconds.items()), reverse=True)
     return [f"{share:.0%} of the time goes into {REMEDIES[what]}" for share, what in shares if share >= NOTICED]

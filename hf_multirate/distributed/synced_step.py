@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from textwrap import shorten
 
@@ -11,18 +11,20 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from hf_multirate.config.config import MultirateConfig
-from hf_multirate.config.schedule import Schedule, Stages
+from hf_multirate.config.schedule import Step
 from hf_multirate.distributed.grad_sync import GradSync
 from hf_multirate.distributed.unsupported import raise_if_random_subsets
+from hf_multirate.model.step_part import StepPart
 
 
-class SyncedStep:
+class SyncedStep(StepPart):
     """Keeps account of whether the gradients of the present step are the same everywhere.
 
     Args:
         config: The rate groups.
-        sync: What the wrapper of the model asks for.
+        sync: How the wrapper of the model synchronises gradients.
         groups: Rate group name -> parameter name -> parameter.
+        fingerprint: Values, in words, that have to be the same in all processes.
 
     Raises:
         NotImplementedError: random subsets are to be drawn in sharded parameters.
@@ -30,13 +32,17 @@ class SyncedStep:
     """
 
     def __init__(
-        self, config: MultirateConfig, sync: GradSync, groups: Mapping[str, Mapping[str, nn.Parameter]]
+        self,
+        config: MultirateConfig,
+        sync: GradSync,
+        groups: Mapping[str, Mapping[str, nn.Parameter]],
+        fingerprint: Callable[[], Mapping[str, str]] = dict,
     ) -> None:
         self._config = config
-        self._cycles: Schedule | Stages = config.cycles
         self._sync = sync
         self._groups = groups
-        self._live: frozenset[str] | None = None
+        self._fingerprint = fingerprint
+        self._live: tuple[int, ...] | None = None
         self._averaged = self._compared = False
         self._records = sync.records_first
         if sync.shards:
@@ -45,36 +51,40 @@ class SyncedStep:
             members = {name: list(group) for name, group in groups.items()}
             check_ranks_agree({"the configuration": config.to_json(), "the rate groups": str(members)}, sync.group)
 
-    def set_schedule(self, schedule: Schedule | Stages) -> None:
-        """Go on with other periods."""
-        self._cycles = schedule
-
-    def begin(self, live: frozenset[str]) -> None:
-        """Name the live groups of the step that begins."""
-        self._live = live if len(live) < len(self._groups) else None
+    def begin(self, step: Step) -> None:
+        """Compare the processes, if it is time at ``step``."""
+        self._live = None if step.full else step.live
         self._averaged = False
+        if self._compares(step):
+            self._compare(step)
 
     def end(self) -> None:
         """The optimizer has stepped."""
         self._live, self._records = None, False
 
-    @property
     def cuts(self) -> bool:
         """Whether backward may be cut short: not while the wrapper records its first pass."""
         return not self._records
 
     @contextmanager
-    def micro_batch(self, *, last: bool) -> Iterator[None]:
-        """A context for forward and backward of one micro-batch, the ``last`` of a step or not known to be."""
+    def micro_batch(self, step: Step, *, last: bool) -> Iterator[None]:
+        """A context for forward and backward of one micro-batch; the last one averages gradients on exit."""
+        with self._synced(last=last):
+            yield
+        if last:
+            self.synchronize()
+
+    @contextmanager
+    def _synced(self, *, last: bool) -> Iterator[None]:
         if self._live is None:
             yield
             return
         if self._averaged and self._sync.averages:
             raise RuntimeError(
                 "synchronize() was called before the last micro-batch of a step: what is accumulated after it would "
-                "stay in one process. Call it once, behind the last backward pass (if accelerator.sync_gradients)."
+                "stay in one process. Call it once, after the last backward pass (if accelerator.sync_gradients)."
             )
-        if self.cuts:
+        if self.cuts():
             with self._sync.pruned(self._parameters(live=True), last=last):
                 yield
             return
@@ -82,50 +92,58 @@ class SyncedStep:
         for parameter in self._parameters(live=False):
             parameter.grad = None
 
-    def require_wrapper(self) -> None:
-        """Raise `RuntimeError` if there are several processes and the model is not wrapped for them."""
-        many = dist.is_initialized() and dist.get_world_size() > 1
-        if many and self._sync.group is None and self._config.prunes:
-            raise RuntimeError(
-                f"there are {dist.get_world_size()} processes, but the model that was attached is wrapped for one: "
-                "gradients of fast-only steps would differ between processes. Attach what DistributedDataParallel, "
-                "fully_shard() or Accelerator.prepare() returned, not the model inside."
-            )
-
     def synchronize(self) -> None:
         """Average the gradients, unless the wrapper has; does nothing when called again."""
-        if self._live is not None and self.cuts and not self._averaged:
+        if self._live is not None and self.cuts() and not self._averaged:
             self._sync.average(self._parameters(live=True))
         self._averaged = True
 
-    def require_synchronized(self, step: int) -> None:
+    def before_step(self, step: Step) -> bool:
         """Raise `RuntimeError` if `synchronize` was needed and not called."""
         if self._live is not None and self._sync.averages and not self._averaged:
             raise RuntimeError(
-                f"the gradients of step {step} were not averaged over the processes: call synchronize() of the "
+                f"the gradients of step {step.index} were not averaged over the processes: call synchronize() of the "
                 "controller at every step, after the last backward pass and before gradients are clipped."
             )
+        return True
 
-    def compares(self, step: int) -> bool:
-        """Whether processes are compared before ``step``: the first, and every ``check_ranks``-th cycle's."""
+    def _compares(self, step: Step) -> bool:
+        """Whether processes are compared before ``step``: the first, and every ``check_ranks_every``-th cycle's."""
         if not self._compared:
             return self._sync.group is not None
-        every = self._config.check_ranks * self._cycles.cycle
-        return every > 0 and max(0, step - self._cycles.initial_full_steps) % every == 0
+        every = self._config.check_ranks_every * self._config.cycles.cycle
+        return every > 0 and step.index % every == 0
 
-    def compare(self, step: int, facts: Mapping[str, str]) -> None:
-        """Raise `RuntimeError` if processes differ in step or ``facts`` or, with ``check_ranks``, in weights."""
+    def _compare(self, step: Step) -> None:
+        """Raise `RuntimeError` if processes differ in step, fingerprint or, if that is checked, weights."""
         group = self._sync.group
         if group is None:
             return
-        check_ranks_agree({"the step": str(step), **facts}, group)
+        check_ranks_agree({"the step": str(step.index), **self._fingerprint()}, group)
         self._compared = True
-        if self._config.check_ranks and not self._sync.shards:
-            check_weights({name: p for members in self._groups.values() for name, p in members.items()}, group, step)
+        if self._config.check_ranks_every and not self._sync.shards:
+            parameters = {name: p for members in self._groups.values() for name, p in members.items()}
+            check_weights(parameters, group, step.index)
 
     def _parameters(self, *, live: bool) -> list[nn.Parameter]:
-        names = self._live or frozenset()
-        return [p for name, members in self._groups.items() if (name in names) is live for p in members.values()]
+        indices = self._live or ()
+        return [
+            parameter
+            for index, members in enumerate(self._groups.values())
+            if (index in indices) is live
+            for parameter in members.values()
+        ]
+
+
+def require_wrapper(config: MultirateConfig, sync: GradSync) -> None:
+    """Raise `RuntimeError` if there are several processes and the model is not wrapped for them."""
+    many = dist.is_initialized() and dist.get_world_size() > 1
+    if many and sync.group is None and config.skips_backward:
+        raise RuntimeError(
+            f"there are {dist.get_world_size()} processes, but the model that was attached is wrapped for one: "
+            "gradients of fast steps would differ between processes. Attach what DistributedDataParallel, "
+            "fully_shard() or Accelerator.prepare() returned, not the model inside."
+        )
 
 
 CHUNK = 1 << 20

@@ -39,10 +39,10 @@ def check_supported(trainer: Trainer, config: MultirateConfig) -> None:
 
 def raise_if_random_subsets(config: MultirateConfig) -> None:
     """Raise `NotImplementedError` if ``config`` cannot train sharded parameters."""
-    if any(group.subset is not None for group in config.groups):
+    if any(group.random_subset is not None for group in config.groups):
         raise_unsupported(
             "FSDP and idle='zero' together: random subsets are drawn in whole parameters, and FSDP shards them. Use "
-            "DistributedDataParallel, or idle='drift' or 'hold'."
+            "DistributedDataParallel, or idle='drift' or 'long_step'."
         )
 
 

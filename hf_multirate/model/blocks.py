@@ -1,14 +1,9 @@
-"""The blocks of a model, as telemetry and automatic training tell them apart."""
+"""The blocks of a model, as logs and automatic periods name them."""
 
 from __future__ import annotations
 
-import re
-from dataclasses import replace
-
 from torch import nn
 
-from hf_multirate.config.config import MultirateConfig
-from hf_multirate.config.rate_group import RateGroup
 from hf_multirate.model.presets import parameter_levels
 from hf_multirate.model.unwrap import canonical_parameters
 
@@ -59,22 +54,3 @@ def _by_child(model: nn.Module) -> dict[nn.Parameter, str]:
 
 def _owning(module: nn.Module) -> list[tuple[str, nn.Module]]:
     return [(name, child) for name, child in module.named_children() if any(True for _ in child.parameters())]
-
-
-def resolved(config: MultirateConfig, model: nn.Module) -> MultirateConfig:
-    """``config`` with the blocks of ``model`` as its groups, if it has a budget and no groups of its own."""
-    if config.budget is None or config.groups:
-        return config
-    return replace(config, groups=block_groups(model))
-
-
-def block_groups(model: nn.Module) -> tuple[RateGroup, ...]:
-    """A rate group for each block with a trainable parameter, from the top down."""
-    owners = block_of_parameter(model)
-    members: dict[str, list[str]] = {block: [] for block in owners.values()}
-    for name, parameter in canonical_parameters(model).items():
-        if parameter.requires_grad:
-            members[owners[parameter]].append(name)
-    return tuple(
-        RateGroup(block, [f"^{re.escape(name)}$" for name in names], 1) for block, names in members.items() if names
-    )

@@ -27,7 +27,7 @@ def describe(config: MultirateConfig, partition: Partition, model: nn.Module) ->
     rows = [header]
     for group in config.groups:
         count = sum(sizes[name] for name in partition[group.name])
-        redrawn = group.subset is not None and group.subset.redraw == "step"
+        redrawn = group.random_subset is not None and group.random_subset.redraw == "step"
         rule = group.idle if group.period > 1 or redrawn else "-"
         folded = shorten_names(partition[group.name])
         figures = (shortened(group.name), str(group.period), rule, f"{count:,}", f"{count / total:.1%}")
@@ -57,9 +57,9 @@ def _costs(config: MultirateConfig, partition: Partition, model: nn.Module) -> l
     costs = StepCosts([group.name for group in config.groups], partition, layers)
     kinds = config.schedule.kinds
     if len(kinds) == 1:
-        subsets = [group.subset.fraction for group in config.groups if group.subset is not None]
+        subsets = [group.random_subset.fraction for group in config.groups if group.random_subset is not None]
         if config.is_standard_training or not subsets:
-            return ["every step is a full step: plain training"]
+            return ["every step is a full step: standard training"]
         shares = ", ".join(f"{fraction:.0%}" for fraction in subsets)
         return [f"every step is a full step, with {shares} of a group held at zero in turn: no time is saved"]
     lines = []
@@ -73,9 +73,8 @@ def _costs(config: MultirateConfig, partition: Partition, model: nn.Module) -> l
             f"with {', '.join(names)} live: backward is skipped below {edge}, "
             f"predicted cost {costs.of(groups):.2f} of a full step"
         )
-    start = f" after {config.initial_full_steps} full steps" if config.initial_full_steps else ""
     speedup = costs.speedup(kinds)
-    return [*lines, f"predicted speed-up{start}: {speedup:.2f}x over a cycle of {sum(kinds.values())} steps"]
+    return [*lines, f"predicted speed-up: {speedup:.2f}x over a cycle of {sum(kinds.values())} steps"]
 
 
 def shorten_names(names: Sequence[str]) -> list[str]:

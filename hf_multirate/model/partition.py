@@ -55,7 +55,7 @@ class Partition(Mapping[str, tuple[str, ...]]):
 def assign(config: MultirateConfig, model: nn.Module) -> Partition:
     """Give every trainable parameter of ``model`` to the first rate group that matches its name.
 
-    Where the config has a function ``group_of``, its word goes before patterns.
+    Where the config has a function ``group_fn``, its word goes before patterns.
 
     Raises:
         FrozenError: nothing is trainable, or the model has an adapter that is frozen.
@@ -106,15 +106,15 @@ def _check_adapter(model: nn.Module, trainable: list[str]) -> None:
 
 
 def _named_by_function(config: MultirateConfig, trainable: Mapping[str, nn.Parameter]) -> dict[str, str]:
-    if config.group_of is None:
+    if config.group_fn is None:
         return {}
     names = [group.name for group in config.groups]
     owner = {}
     for name, parameter in trainable.items():
-        group = config.group_of(name, parameter)
+        group = config.group_fn(name, parameter)
         if group is not None and group not in names:
             raise ValueError(
-                f"group_of({name!r}, ...) returned {group!r}, which is no rate group: return one of {names}, or None "
+                f"group_fn({name!r}, ...) returned {group!r}, which is no rate group: return one of {names}, or None "
                 "to leave the parameter to the patterns."
             )
         if group is not None:
@@ -138,7 +138,7 @@ def _matches(
 def _check_not_empty(group: RateGroup, matched: list[str], owner: dict[str, str], trainable: list[str]) -> None:
     if not matched and not group.patterns:
         raise ValueError(
-            f"rate group {group.name!r} has no pattern, and group_of named it for none of {len(trainable)} trainable "
+            f"rate group {group.name!r} has no pattern, and group_fn named it for none of {len(trainable)} trainable "
             f"parameters, e.g. {trainable[-1]!r}. Leave the group out, or let the function return its name."
         )
     if not matched:
@@ -180,7 +180,7 @@ def settle(config: MultirateConfig, model: nn.Module) -> tuple[MultirateConfig, 
         trainable = {name for name, parameter in canonical_parameters(model).items() if parameter.requires_grad}
         names = {group: tuple(name for name in members if name in trainable) for group, members in whole.items()}
         kept = [group for group in config.groups if names[group.name]]
-        if config.budget is None and all(group.gradient_period > 1 for group in kept):
+        if all(group.gradient_period > 1 for group in kept):
             raise FrozenError(
                 f"{error} The parameters of rate groups {[g.name for g in config.groups if g not in kept]} are frozen "
                 "(requires_grad=False)."

@@ -27,7 +27,7 @@ def warn_of_tied_head(config: MultirateConfig, partition: Mapping[str, Sequence[
     """
     periods = {name: group.gradient_period for group in config.groups for name in partition[group.name]}
     owners = {group.name: group for group in config.groups}
-    group_of = {name: owners[key] for key, names in partition.items() for name in names}
+    group_fn = {name: owners[key] for key, names in partition.items() for name in names}
     tied = [pair for pair in _tied_to_embedding(model) if pair[0] in periods]
     # In a decoder that is fast as a whole nothing runs down to the embedding for its own sake.
     lowest = boundary(layers_of(model), {key for key in periods if periods[key] == 1}) if tied else None
@@ -35,13 +35,13 @@ def warn_of_tied_head(config: MultirateConfig, partition: Mapping[str, Sequence[
         if periods[name] == 1 and config.schedule.cycle > 1 and name == lowest:
             logger.warning(
                 "%r is an embedding tied to %r and in the fast rate group %r: backward runs down to it at every step. "
-                "Leave it to a slow group to save that time.", name, other, group_of[name].name,
+                "Leave it to a slow group to save that time.", name, other, group_fn[name].name,
             )  # fmt: skip
         elif periods[name] > 1:
             # Nothing can be done about it: in a fast group it would cost all that is saved.
             logger.info(
                 "%r is tied to the embedding %r: both get a gradient every %d steps, with rate group %r.",
-                other, name, periods[name], group_of[name].name,
+                other, name, periods[name], group_fn[name].name,
             )  # fmt: skip
 
 
@@ -72,13 +72,14 @@ def warn_of_lost_steps(
 ) -> None:
     """Say that a step which is to be lengthened may have been rounded away before."""
     for group in config.groups:
-        lengthens = group.lr_scale != 1.0 or (group.period > 1 and group.idle in ("hold", "zero"))
+        lengthens = group.lr_scale != 1.0 or (group.period > 1 and group.idle == "long_step")
+        lengthens = lengthens or group.random_subset is not None
         short = [name for name in partition[group.name] if parameters[name].dtype in (torch.bfloat16, torch.float16)]
         if lengthens and short:
             logger.warning(
-                "rate group %r lengthens the steps of its optimizer (lr_scale, idle='hold' or 'zero'), and %d of its "
-                "parameters are %s, e.g. %r: steps below the precision of a weight are lost before that. Keep such "
-                "parameters in float32, with bf16=True for mixed precision.",
+                "rate group %r lengthens the steps of its optimizer (lr_scale, long steps, a random subset), and "
+                "%d of its parameters are %s, e.g. %r: steps below the precision of a weight are lost before that. "
+                "Keep such parameters in float32, with bf16=True for mixed precision.",
                 group.name, len(short), parameters[short[0]].dtype, short[0],
             )  # fmt: skip
 

@@ -8,8 +8,10 @@ from typing import Any
 
 from torch import nn
 
+from hf_multirate.model.step_part import StepPart
 
-class SensitivityOfLive:
+
+class SensitivityOfLive(StepPart):
     """``RankAllocator.update_ipt`` of PEFT for parameters with a gradient; others keep the importance that they had.
 
     A copy or a pickle of the allocator has the method that it had before.

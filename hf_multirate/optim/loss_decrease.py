@@ -1,4 +1,4 @@
-"""Tell what gradients are worth to those who ask: the table of blocks in the logs, and automatic training."""
+"""Track the first-order decrease of the loss by the last update of each block, for logs and reports."""
 
 from __future__ import annotations
 
@@ -10,97 +10,53 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from hf_multirate.auto.estimates import Signals
-from hf_multirate.config.schedule import Schedule, Stages
+from hf_multirate.config.schedule import Schedule, Step
 from hf_multirate.optim.update_group import UpdateGroup
 
 
 class LossDecreaseTracker:
-    """Fresh gradients held against the last updates of live groups, where somebody wants to know.
-
-    The looks at one step go from `begin` over `track` of each live bucket to `send`.
+    """Inner products of gradients with last updates.
 
     Args:
-        optimizer: Whose gradients, learning rates and updates they are.
+        optimizer: The optimizer of the gradients, learning rates and updates.
         names: Name of each parameter.
-        signals: Take in what gradients are worth, for whoever decides on periods; None if nobody does.
-        of_drift: Whether the decision is on drift too.
+        schedule: Steps at which groups get a gradient.
     """
 
-    def __init__(
-        self, optimizer: Optimizer, names: Mapping[Tensor, str], signals: Signals | None, *, of_drift: bool
-    ) -> None:
-        self.worth = LossDecreaseAverages()
+    def __init__(self, optimizer: Optimizer, names: Mapping[Tensor, str], schedule: Schedule) -> None:
+        self.averages = LossDecreaseAverages()
         self._optimizer = optimizer
         self._names = names
-        self._signals = signals
-        self._of_drift = of_drift
-        self._pending: dict[int, float] = {}
+        self._schedule = schedule
         self._scale: float | None = None
-        self._schedule: Schedule | Stages = Schedule((1,), 0)
         self._step = 0
-        self._counts = self._tells = False
+        self._counts = False
 
-    @property
-    def asked(self) -> bool:
-        """Whether anybody decides on periods."""
-        return self._signals is not None
+    def begin(self, step: Step, *, counts: bool) -> None:
+        """The gradients of ``step`` are there; ``counts`` if the averages take them."""
+        self._scale, self._step, self._counts = None, step.index, counts
 
-    def begin(self, schedule: Schedule | Stages, step: int, *, counts: bool) -> None:
-        """Turn to ``step``, whose gradients are there; ``counts`` if it has a place in the table of blocks."""
-        self._pending, self._scale = {}, None
-        self._schedule, self._step, self._counts = schedule, step, counts
-        self._tells = self.asked and step > 0 and len(schedule.live(step)) > 1 and schedule.samples(step)
-
-    def track(self, bucket: UpdateGroup, stepped: Sequence[nn.Parameter], *, wanted: bool) -> Mapping[Tensor, float]:
+    def track(self, group: UpdateGroup, stepped: Sequence[nn.Parameter], *, wanted: bool) -> Mapping[Tensor, float]:
         """Inner products of the gradients of ``stepped`` with their last updates, by parameter.
 
-        It is empty unless somebody asks, or they are ``wanted`` for something else.
+        The result is empty unless the step counts, or they are ``wanted`` for something else.
         """
-        tells = self._tells and (self._of_drift or bucket.index in self._schedule.live(self._step - 1))
-        if not (wanted or self._counts or tells):
+        if not (wanted or self._counts):
             return {}
         self._scale = self._gradient_scale() if self._scale is None else self._scale
-        slopes = bucket.gradient_update_products(
-            stepped, self._optimizer.param_groups[bucket.torch_group], self._scale
-        )
-        if self._counts:
-            self._count(bucket, slopes)
-        if tells and slopes:
-            self._note(bucket, slopes)
-        return slopes
-
-    def send(self) -> None:
-        """Pass on what the step told plans; not called for one that was skipped."""
-        if self._signals is None or not all(map(math.isfinite, self._pending.values())):
-            return
-        for index, value in self._pending.items():
-            self._signals.add(index, self._age(index), value)
-        self._pending = {}
+        torch_group = self._optimizer.param_groups[group.torch_group]
+        products = group.gradient_update_products(stepped, torch_group, self._scale)
+        rate = torch_group.get("lr")
+        if self._counts and rate is not None:  # without a rate the optimizer chooses its own step sizes
+            rate = float(rate) * group.rate_group.lr_scale
+            age = self._schedule.steps_since_refresh(group.index, self._step - 1) + 1
+            self.averages.add({self._names[p]: -rate * product for p, product in products.items()}, age)
+        return products
 
     def _gradient_scale(self) -> float:
-        """What gradients are still multiplied with: a gradient scaler leaves it to an optimizer that is fused."""
+        """Factor on the gradients: a gradient scaler leaves it to an optimizer that is fused."""
         scale = vars(self._optimizer).get("grad_scale")
         return 1.0 if scale is None else float(scale)
-
-    def _count(self, bucket: UpdateGroup, slopes: Mapping[Tensor, float]) -> None:
-        rate = self._optimizer.param_groups[bucket.torch_group].get("lr")
-        if rate is None:  # the optimizer finds its own step sizes
-            return
-        rate = float(rate) * bucket.rate_group.lr_scale
-        self.worth.add({self._names[p]: -rate * slope for p, slope in slopes.items()}, self._age(bucket.index))
-
-    def _note(self, bucket: UpdateGroup, slopes: Mapping[Tensor, float]) -> None:
-        """Worth of a bucket at a learning rate of 1 for the group of the optimizer with the highest."""
-        rates = [float(group["lr"]) for group in self._optimizer.param_groups]
-        if max(rates) > 0:
-            share = rates[bucket.torch_group] * bucket.rate_group.lr_scale / max(rates)
-            before = self._pending.get(bucket.index, 0.0)
-            self._pending[bucket.index] = before - share * sum(slopes.values())
-
-    def _age(self, index: int) -> int:
-        """Steps from the last gradient of a group before this one to it."""
-        return self._schedule.steps_since_refresh(index, self._step - 1) + 1
 
 
 @dataclass(frozen=True)

@@ -169,7 +169,6 @@ def _check_changes(trial: Trial, name: str) -> None:
     if any(float((p.detach() - changed[p]).abs().max()) > CHANGE / 8 for p in live):
         raise ValueError(
             f"optimizer {name} undoes a change of the weights that it has not made, since it keeps copies of them "
-            "(master weights, slow weights). Drift, idle='hold', idle='zero', lr_scale and copies of the model change "
-            "them. Freeze idle groups instead (idle='drift' with drift_steps=0), or use AdamW, SGD or standard "
-            "training (period 1)."
+            "(master weights, slow weights). Drift, idle='long_step', random subsets, lr_scale and copies of the "
+            "model change them. Use idle='freeze', or AdamW, SGD or standard training (period 1)."
         )

@@ -19,13 +19,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hf_multirate.config.config import MultirateConfig
+from hf_multirate.config.random_subset import RandomSubset
 from hf_multirate.config.rate_group import RateGroup
-from hf_multirate.config.subset import RandomSubset
+from hf_multirate.config.schedule import Step
+from hf_multirate.model.step_part import StepPart
 
 
 @dataclass
 class _Group:
-    """One rate group with ``idle="zero"``: the parameters that can be held, and the draw made last."""
+    """One rate group with a random subset: the parameters that can be zero, and the last draw."""
 
     index: int
     rate_group: RateGroup
@@ -41,8 +43,8 @@ class _Group:
         return self.masks
 
 
-class RandomSubsets:
-    """The random subsets of all rate groups with ``idle="zero"``.
+class RandomSubsets(StepPart):
+    """The random subsets of all rate groups that have one.
 
     Args:
         config: The rate groups.
@@ -60,9 +62,9 @@ class RandomSubsets:
         self._optimizer = optimizer
         self._cycles = config.cycles
         self._groups = [
-            _Group(index, group, group.subset, _members(group, group.subset, groups[group.name]))
+            _Group(index, group, group.random_subset, _members(group, group.random_subset, groups[group.name]))
             for index, group in enumerate(config.groups)
-            if group.subset is not None
+            if group.random_subset is not None
         ]
         self._before: list[tuple[Tensor, Tensor, Tensor]] = []
         self._long: list[tuple[nn.Parameter, Tensor, Tensor, float]] = []
@@ -81,15 +83,16 @@ class RandomSubsets:
                         yield parameter, mask, group.subset.scale
 
     @contextmanager
-    def zeroed(self, step: int) -> Iterator[None]:
+    def micro_batch(self, step: Step, *, last: bool = False) -> Iterator[None]:
         """Hold the subsets of ``step`` at zero while a micro-batch runs forward and backward.
 
         Their gradients are zero too, before anything clips or reduces them.
         """
+        del last
         stored: list[tuple[nn.Parameter, Tensor]] = []
         hooks: list[Any] = []
         try:
-            for parameter, mask, scale in self._held(step):
+            for parameter, mask, scale in self._held(step.index):
                 stored.append((parameter, parameter.detach().clone()))
                 hooks.append(parameter.register_hook(_masked(mask, scale)))  # type: ignore[no-untyped-call]
                 with torch.no_grad():
@@ -103,26 +106,27 @@ class RandomSubsets:
                     parameter.copy_(value)
 
     @torch.no_grad()
-    def before_step(self, step: int) -> None:
+    def before_step(self, step: Step) -> bool:
         """Remember what the optimizer must not change at ``step``, and where steps have to be longer."""
         self._before = []
-        for parameter, mask, _ in self._held(step):
+        for parameter, mask, _ in self._held(step.index):
             self._before += [(tensor, mask, tensor.clone()) for tensor in [parameter, *self._state_of(parameter)]]
         self._long = []
         for group in self._groups:
-            index = group.subset.returning(*self._since_refresh(group, step))
+            index = group.subset.returning(*self._since_refresh(group, step.index))
             if index is not None and group.rate_group.period > 1:
                 factor = float(group.rate_group.period)
                 for parameter, mask in group.masks_of(index).items():
                     self._long.append((parameter, mask, parameter.detach().clone(), factor))
+        return True
 
     @torch.no_grad()
-    def after_step(self, step: int) -> None:
+    def after_step(self, step: Step) -> None:
         """Put back what was held, and lengthen the step of what returns. Not called for a step that was skipped."""
         known = {id(tensor) for tensor, _, _ in self._before}
         for tensor, mask, before in self._before:
             tensor.copy_(torch.where(mask, before, tensor))
-        for parameter, mask, _ in self._held(step):
+        for parameter, mask, _ in self._held(step.index):
             for tensor in self._state_of(parameter):
                 if id(tensor) not in known:  # made by this very step
                     tensor.masked_fill_(mask, 0.0)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
-from hf_multirate.auto.estimates import Signals
 from hf_multirate.config.config import MultirateConfig
 from hf_multirate.config.rate_group import RateGroup
-from hf_multirate.config.schedule import Schedule, Stages
+from hf_multirate.config.schedule import Schedule, Step
+from hf_multirate.model.step_part import StepPart
 from hf_multirate.optim.drift import DisplacementDrift, DriftRule, SGDDrift, scale_last_step_
 from hf_multirate.optim.dtensor import local, shard_of, whole
 from hf_multirate.optim.loss_decrease import LossDecreaseAverages, LossDecreaseTracker
@@ -22,20 +22,18 @@ from hf_multirate.optim.update_group import DriftFactors, UpdateGroup, choose_ru
 
 
 def moves_parameters(config: MultirateConfig) -> bool:
-    """Whether weights are changed by anything but the optimizer: drift, longer steps or subsets held at zero."""
-    if config.budget is not None and config.budget.drift:
-        return True
+    """Whether parameters are changed by anything but the optimizer: drift, longer steps or random subsets."""
     return any(
-        group.idle == "zero" or group.lr_scale != 1.0 or (group.period > 1 and group.drift_steps != 0)
+        group.random_subset is not None or group.lr_scale != 1.0 or (group.period > 1 and group.idle != "freeze")
         for group in config.groups
     )
 
 
-class ParameterUpdater:
+class ParameterUpdater(StepPart):
     """Makes live groups take their step and idle ones drift; called right before and after ``optimizer.step()``.
 
     The optimizer moves every live parameter by itself. What is left to do is to make that step longer where
-    ``lr_scale`` or ``hold`` ask for it, and to move the idle groups that drift.
+    ``lr_scale`` or ``long_step`` ask for it, and to move the idle groups that drift.
     """
 
     def __init__(
@@ -43,22 +41,22 @@ class ParameterUpdater:
         config: MultirateConfig,
         optimizer: Optimizer,
         groups: Mapping[str, Mapping[str, nn.Parameter]],
-        signals: Signals | None = None,
+        missed: Callable[[], Collection[nn.Parameter]] = tuple,
     ) -> None:
         """Sort the parameters of ``groups`` (rate group -> name -> parameter) by the optimizer's own groups.
 
-        ``signals`` take in what gradients are worth, for whoever decides on periods.
+        ``missed`` returns the parameters without a gradient at their last turn: they have no update to drift along.
 
         Raises:
             ValueError: the optimizer does not hold a parameter, or holds it twice.
         """
         self._optimizer = optimizer
-        self._schedule: Schedule | Stages = config.schedule
-        self._plans_drift = config.budget is not None and config.budget.drift
-        self._drift_scale = config.drift_scale
+        self._schedule: Schedule = config.schedule
+        self._missed = missed
+        self._drift_factor = config.drift_factor
         self._displacement = DisplacementDrift()
         self._names: dict[Tensor, str] = {p: name for members in groups.values() for name, p in members.items()}
-        self._appraisal = LossDecreaseTracker(optimizer, self._names, signals, of_drift=self._plans_drift)
+        self._appraisal = LossDecreaseTracker(optimizer, self._names, self._schedule)
         counts = Counter(p for group in optimizer.param_groups for p in group["params"])
         twice = [name for p, name in self._names.items() if counts[p] > 1]
         if twice:
@@ -84,8 +82,8 @@ class ParameterUpdater:
 
     def _bucket(self, index: int, group: RateGroup, torch_group: int, parameters: list[nn.Parameter]) -> UpdateGroup:
         rule = self._rule(torch_group)
-        drifts = group.idle == "drift" and group.drift_steps != 0 and (group.period > 1 or self._plans_drift)
-        constant = self._drift_scale
+        drifts = group.idle == "drift" and group.period > 1
+        constant = None if isinstance(self._drift_factor, str) else self._drift_factor
         if constant is None and (not drifts or type(self._optimizer) is SGD):
             constant = 1.0
         return UpdateGroup(index, group, torch_group, parameters, rule, DriftFactors(parameters, constant))
@@ -94,63 +92,58 @@ class ParameterUpdater:
         return choose_rule(self._optimizer, self._optimizer.param_groups[torch_group], self._displacement)
 
     @property
-    def worth(self) -> LossDecreaseAverages:
-        """What the gradient of each parameter is worth at full steps."""
-        return self._appraisal.worth
+    def loss_decrease(self) -> LossDecreaseAverages:
+        """First-order decrease of the loss by the last update of each parameter, at full steps."""
+        return self._appraisal.averages
 
-    def set_schedule(self, rate_groups: Sequence[RateGroup], schedule: Schedule | Stages) -> None:
-        """Go on with other periods and drift steps of the same groups."""
-        self._schedule = schedule
-        for bucket in self._buckets:
-            bucket.rate_group = rate_groups[bucket.index]
-
-    def _stretch(self, bucket: UpdateGroup, step: int) -> float:
-        length = self._schedule.step_length(bucket.index, step) if bucket.rate_group.idle == "hold" else 1
+    def _stretch(self, bucket: UpdateGroup) -> float:
+        """Factor on the step of the optimizer."""
+        length = bucket.rate_group.period if bucket.rate_group.idle == "long_step" else 1
         return length * bucket.rate_group.lr_scale
 
-    def _to_keep(self, bucket: UpdateGroup, step: int) -> bool:
-        """Whether the step is repeated in drift, or the next gradient is held against it to see what it is worth."""
-        group = bucket.rate_group
-        repeats = group.drift_steps != 0 and self._schedule.steps_to_next_refresh(bucket.index, step) > 1
-        of_use = group.idle == "drift" and (repeats or self._appraisal.asked)
-        return of_use and bucket.rule.needs_snapshot
+    def _to_keep(self, bucket: UpdateGroup, step: Step) -> bool:
+        """Whether drift repeats the step and the optimizer keeps no state to read it from."""
+        repeats = self._schedule.steps_to_next_refresh(bucket.index, step.index) > 1
+        return bucket.rate_group.idle == "drift" and repeats and bucket.rule.needs_snapshot
 
-    def _to_look_back(self, bucket: UpdateGroup, step: int) -> bool:
-        drifted = step > 0 and bucket.index not in self._schedule.live(step - 1)
+    def _to_look_back(self, bucket: UpdateGroup, step: Step) -> bool:
+        drifted = step.index > 0 and bucket.index not in self._schedule.live(step.index - 1)
         return drifted and bucket.rate_group.idle == "drift" and bucket.trust.adapts
 
-    def _drifts_at(self, bucket: UpdateGroup, step: int) -> bool:
+    def _drifts_at(self, bucket: UpdateGroup, step: Step) -> bool:
+        if bucket.rate_group.idle != "drift":
+            return False
         limit = bucket.rate_group.drift_steps
-        since = self._schedule.steps_since_refresh(bucket.index, step)
-        return bucket.rate_group.idle == "drift" and (limit is None or since <= limit)
+        return limit is None or self._schedule.steps_since_refresh(bucket.index, step.index) <= limit
 
-    def _has_worth(self, step: int) -> bool:
-        """Whether a full step tells what gradients are worth: every second does where nothing else looks back."""
-        return any(bucket.trust.adapts for bucket in self._buckets) or step // self._schedule.cycle % 2 == 0
+    def _tracks(self, step: Step) -> bool:
+        """Whether the loss decrease is tracked at ``step``: every second full step, or all that are looked back at."""
+        adapts = any(bucket.trust.adapts for bucket in self._buckets)
+        return step.full and (adapts or step.index // self._schedule.cycle % 2 == 0)
 
     @torch.no_grad()
-    def before_step(self, step: int, live: Sequence[int]) -> None:
+    def before_step(self, step: Step) -> bool:
         """Look at the live groups while their gradients, last updates and old values are still there."""
-        self._appraisal.begin(self._schedule, step, counts=self._schedule.full(step) and self._has_worth(step))
+        self._appraisal.begin(step, counts=self._tracks(step))
         for bucket in self._buckets:
             bucket.before, bucket.levels = [], {}
-            if bucket.index not in live:
+            if bucket.index not in step.live:
                 continue
             stepped = [parameter for parameter in bucket.parameters if parameter.grad is not None]
             looks_back = self._to_look_back(bucket, step)
             slopes = self._appraisal.track(bucket, stepped, wanted=looks_back)
             bucket.levels = bucket.trust.update_levels(slopes) if looks_back else {}
             bucket.rule = self._rule(bucket.torch_group)  # a schedule may turn momentum on or off
-            if self._to_keep(bucket, step) or self._stretch(bucket, step) != 1.0:
+            if self._to_keep(bucket, step) or self._stretch(bucket) != 1.0:
                 bucket.before = [local(parameter).clone() for parameter in stepped]
+        return True
 
     @torch.no_grad()
-    def after_step(self, step: int, live: Sequence[int]) -> None:
+    def after_step(self, step: Step) -> None:
         """Stretch the step of live groups, and drift the idle ones. Not called for a step that was skipped."""
-        self._appraisal.send()
         for bucket in self._buckets:
             group = self._optimizer.param_groups[bucket.torch_group]
-            if bucket.index not in live:
+            if bucket.index not in step.live:
                 if self._drifts_at(bucket, step):
                     self._drift(bucket, group)
                 continue
@@ -162,28 +155,24 @@ class ParameterUpdater:
                 stepped = [parameter for parameter in bucket.parameters if parameter.grad is not None]
                 if self._to_keep(bucket, step):
                     bucket.rule.record_step(stepped, bucket.before, group)
-                if self._stretch(bucket, step) != 1.0:
-                    scale_last_step_(stepped, bucket.before, self._stretch(bucket, step))
+                if self._stretch(bucket) != 1.0:
+                    scale_last_step_(stepped, bucket.before, self._stretch(bucket))
             bucket.before = []
 
-    def moved(self, step: int, live: Sequence[int]) -> Iterator[nn.Parameter]:
+    def moved(self, step: Step) -> Iterator[nn.Parameter]:
         """What a step moves: the parameters of live groups, and of idle ones that drift."""
         for bucket in self._buckets:
-            if bucket.index in live or self._drifts_at(bucket, step):
+            if bucket.index in step.live or self._drifts_at(bucket, step):
                 yield from bucket.parameters
 
     def _drift(self, bucket: UpdateGroup, group: Mapping[str, Any]) -> None:
-        moving = [parameter for parameter in bucket.parameters if parameter.requires_grad]  # some may be frozen by now
+        missed = set(self._missed())
+        # Some may be frozen by now.
+        moving = [parameter for parameter in bucket.parameters if parameter.requires_grad and parameter not in missed]
         basis = bucket.rule.basis(moving, group)
         if bucket.course is None or not basis.same(bucket.basis):
             bucket.course, bucket.basis = bucket.rule.prepare_drift(moving, group, bucket.trust.factors), basis
         bucket.course(float(group["lr"]) * bucket.rate_group.lr_scale)
-
-    def trust(self, index: int) -> float:
-        """Length of the drift of a rate group as a share of its last update: the mean over its elements."""
-        buckets = [bucket for bucket in self._buckets if bucket.index == index]
-        own = [(p.numel(), bucket.trust.factors[p]) for bucket in buckets for p in bucket.parameters]
-        return sum(number * factor for number, factor in own) / max(1, sum(number for number, _ in own))
 
     @property
     def levels(self) -> dict[str, int]:

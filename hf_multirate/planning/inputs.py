@@ -34,8 +34,6 @@ def require_arguments(model: Any, batch: Any, configs: Any) -> None:
         require_text("each label of a configuration", label)
         if not isinstance(config, MultirateConfig):
             wrong_type(f"the configuration {shown(label)}", "a MultirateConfig", config)
-        if config.budget is not None:
-            raise ValueError(f"{shown(label)} finds its periods while training, so there is nothing to plan before.")
     _require_values(model)
 
 

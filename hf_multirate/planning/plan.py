@@ -15,6 +15,7 @@ from hf_multirate.backward.gradient_checkpointing import checkpointing_modules
 from hf_multirate.backward.idle_forward import InactiveForward, frozen_buffers
 from hf_multirate.backward.partial_backward import PartialBackward
 from hf_multirate.config.config import MultirateConfig
+from hf_multirate.config.schedule import Step
 from hf_multirate.config.validation import require_bool
 from hf_multirate.controller.multirate import Multirate
 from hf_multirate.model.cost_model import boundary, layers_of, step_cost
@@ -99,11 +100,12 @@ def _counts(
     groups: Mapping[str, Mapping[str, nn.Parameter]],
 ) -> dict[Live, Count]:
     """Work of each kind of step, and of steps with one group more after the other."""
-    pruner = PartialBackward(model, groups, InactiveForward(config, torch.optim.AdamW, compiled=False, sharded=False))
+    inactive = InactiveForward(config, torch.optim.AdamW, compiled=False, sharded=False)
+    backward = PartialBackward(model, groups, inactive)
     part, times = first_rows(batch)
     found = {}
     for live in {*kinds_of(config.schedule), *_prefixes(config)}:
-        with pruner.pruned(frozenset(config.groups[i].name for i in live)):
+        with backward.micro_batch(Step(0, live, len(live) == len(config.groups))):
             found[live] = count(model, part, times)
     return found
 

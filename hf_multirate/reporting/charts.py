@@ -156,11 +156,11 @@ def _plans(run: RunRecord) -> Figure | None:
 
 def _worth(run: RunRecord) -> Figure | None:
     picture, axes = _axes("step", "decrease of the loss")
-    worths = {block: [entry.get(f"multirate/worth/{block}") for entry in run.logs] for block in run.blocks}
+    worths = {block: [entry.get(f"multirate/loss_decrease/{block}") for entry in run.logs] for block in run.blocks}
     blocks = [block for block, values in worths.items() if any(map(_can_be_drawn, values))]
     colours = mpl.colormaps["plasma"]
     for i, block in enumerate(blocks):
-        key = f"multirate/worth/{block}"
+        key = f"multirate/loss_decrease/{block}"
         points = [(entry["step"], entry[key]) for entry in run.logs if _can_be_drawn(entry.get(key))]
         axes.plot(*zip(*points, strict=True), color=colours(0.3 + 0.6 * i / len(blocks)), label="block", linewidth=1.4)
     axes.axhline(0.0, color=INK, linewidth=0.6)

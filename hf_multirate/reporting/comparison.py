@@ -71,8 +71,8 @@ def compare_records(run: RunRecord, baseline: RunRecord | None) -> dict[str, Any
         "seconds_full_step": summary["seconds_full_step"],
         "seconds_fast_step": summary["seconds_fast_step"],
         "speedup_predicted": summary["speedup_predicted_of_run"],
-        "speedup_of_run": summary["speedup_of_run"],
-        "speedup_realised": summary["speedup_realised"],
+        "speedup": summary["speedup"],
+        "speedup_of_steps": summary["speedup_of_steps"],
         "metrics": metrics(run),
         "seconds_aside": summary["seconds_aside"],
     }
@@ -91,7 +91,7 @@ def compare_records(run: RunRecord, baseline: RunRecord | None) -> dict[str, Any
 def summary_sentence(figures: dict[str, Any]) -> str:
     """The verdict in one or two sentences."""
     if "speedup_proved" not in figures:
-        realised = figures["speedup_of_run"]
+        realised = figures["speedup"]
         told = "No step was finished." if realised is None else (
             f"The run was {realised:.2f} times as fast as its own full steps alone would have been "
             f"({format_number(figures['speedup_predicted'])} predicted)."

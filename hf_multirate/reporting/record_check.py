@@ -46,7 +46,7 @@ SUMMARY: dict[str, Shape] = {
     **dict.fromkeys(
         (
             "seconds_full_step", "seconds_fast_step", "speedup_predicted", "speedup_predicted_of_run",
-            "speedup_of_run", "speedup_realised",
+            "speedup", "speedup_of_steps",
         ),
         optional(number(finite=False)),
     ),

@@ -20,23 +20,27 @@ ROWS = {
     "seconds_full_step": ("seconds of a full step, mean", "baseline_seconds_full_step"),
     "seconds_fast_step": ("seconds of any other step, mean", None),
     "speedup_proved": ("speed-up over plain training", None),
-    "speedup_of_run": ("speed-up over full steps alone, whole run", None),
-    "speedup_realised": ("the same, steps only", None),
+    "speedup": ("speed-up over full steps alone, whole run", None),
+    "speedup_of_steps": ("the same, steps only", None),
     "speedup_predicted": ("the same, predicted", None),
 }
 """Figure -> what it is called, and the figure of the baseline."""
 
 
 def report(
-    folder: str | Path, baseline: str | Path | None = None, out: str | Path | None = None, *, anyway: bool = False
+    folder: str | Path,
+    baseline: str | Path | None = None,
+    out: str | Path | None = None,
+    *,
+    allow_differences: bool = False,
 ) -> Path:
     """Write a report on a run.
 
     Args:
         folder: ``output_dir`` of the run.
-        baseline: That of plain training with the same data and seed, or None.
+        baseline: ``output_dir`` of a run of standard training with the same data and seed, or None.
         out: Where the files go; None for ``report`` in ``folder``.
-        anyway: Whether to hold the runs against each other although they differ; the page says so.
+        allow_differences: Whether to compare runs that differ in data, seed or machine; the page is marked.
 
     Returns:
         The page.
@@ -48,11 +52,11 @@ def report(
     run = read_record(folder)
     other = None if baseline is None else read_record(baseline)
     figures = compare_records(run, other)
-    if figures.get("differences") and not anyway:
+    if figures.get("differences") and not allow_differences:
         raise ValueError(
-            f"{str(baseline)!r} proves nothing about {str(folder)!r}, they differ in "
+            f"{str(baseline)!r} cannot be compared with {str(folder)!r}, which differs in "
             f"{'; '.join(figures['differences'])}. Train again with the same data, seed and machine, or give "
-            "--anyway, which marks the page."
+            "--allow-differences, which marks the page."
         )
     target = Path(out) if out is not None else Path(folder, "report")
     runs = {"multirate": run} if other is None else {"multirate": run, "plain": other}

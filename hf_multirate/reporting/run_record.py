@@ -209,7 +209,7 @@ def card_section(run: RunRecord) -> str:
         "steps with a full backward": f"{summary['full_steps']} of {summary['full_steps'] + summary['fast_steps']}",
         "seconds of a full step": format_number(summary["seconds_full_step"]),
         "seconds of another step": format_number(summary["seconds_fast_step"]),
-        "speed-up over full steps, whole run": format_number(summary["speedup_of_run"]),
+        "speed-up over full steps, whole run": format_number(summary["speedup"]),
         "predicted": format_number(summary["speedup_predicted_of_run"]),
     }
     return "\n".join(

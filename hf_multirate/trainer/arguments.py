@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
-from hf_multirate.config.budget import require_speedup
+from hf_multirate.config.auto_periods import require_speedup
 from hf_multirate.config.config import MultirateConfig
 from hf_multirate.config.consistency import CHOICES, CHOICES_OR_NONE
 from hf_multirate.config.rate_group import IDLE_RULES, parse_ladder
@@ -45,12 +45,11 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "multirate_fast": require_text,
     "multirate_period": partial(require_int, least=1, unit="steps"),
     "multirate_idle": partial(require_choice, choices=IDLE_RULES),
-    "multirate_drift_steps": partial(require_int, least=0, unit="steps"),
+    "multirate_drift_steps": partial(require_int, least=1, unit="steps"),
     "multirate_turns": partial(require_choice, choices=CHOICES["turns"]),
-    "multirate_idle_mode": partial(require_choice, choices=CHOICES_OR_NONE["idle_mode"]),
-    "multirate_idle_dtype": partial(require_choice, choices=CHOICES_OR_NONE["idle_dtype"]),
-    "multirate_idle_compile": require_bool,
-    "multirate_check_ranks": partial(require_int, least=0, unit="cycles"),
+    "multirate_inactive_forward": partial(require_choice, choices=CHOICES_OR_NONE["inactive_forward"]),
+    "multirate_inactive_dtype": partial(require_choice, choices=CHOICES_OR_NONE["inactive_dtype"]),
+    "multirate_check_ranks_every": partial(require_int, least=0, unit="cycles"),
     "multirate_config": require_path,
     "multirate_record": require_bool,
 }
@@ -74,8 +73,8 @@ class MultirateTrainingArguments(TrainingArguments):
     multirate: str = field(
         default="on",
         metadata={
-            "help": "'off' is plain training: every parameter gets a gradient at every step. 'auto' finds periods "
-            "while training, within multirate_speedup."
+            "help": "'off' is standard training: every parameter gets a gradient at every step. 'auto' chooses the "
+            "periods for multirate_speedup."
         },
     )
     multirate_speedup: float | None = field(
@@ -85,22 +84,25 @@ class MultirateTrainingArguments(TrainingArguments):
     multirate_fast: str | None = field(
         default=None,
         metadata={
-            "help": "Fast part: 'head', 'last:N', 'depth:F' or a regular expression (default: depth:0.33). "
-            "'ladder:1,2,4' is three equal parts by depth, the top one first, with these periods."
+            "help": "'ladder:1,2,4' is three equal parts by depth, the top one first, with these periods (the "
+            "default). For two rates, the fast part: 'head', 'last:N', 'depth:F' or a regular expression."
         },
     )
     multirate_period: int | None = field(
-        default=None, metadata={"help": "Steps between two gradients of the slow part (default: 5)."}
+        default=None,
+        metadata={
+            "help": "Steps between two gradients of the slow part, for two rates (default: 5). Without "
+            "multirate_fast the fast part is depth:0.33."
+        },
     )
     multirate_idle: str | None = field(
         default=None,
-        metadata={"help": "Slow part in between: 'drift', 'hold' or 'zero' (default: drift)."},
+        metadata={"help": "Slow part in between: 'drift', 'long_step' or 'zero' (default: drift)."},
     )
     multirate_drift_steps: int | None = field(
         default=None,
         metadata={
-            "help": "Idle steps after a gradient at which slow parts drift, before they stand still; 0 for none "
-            "(default: all)."
+            "help": "With multirate_idle='drift': steps after a gradient at which slow parts drift (default: all)."
         },
     )
     multirate_turns: str | None = field(
@@ -110,20 +112,17 @@ class MultirateTrainingArguments(TrainingArguments):
             "in the paper (default: drawn)."
         },
     )
-    multirate_idle_mode: str | None = field(
+    multirate_inactive_forward: str | None = field(
         default=None,
         metadata={
-            "help": "Mode of idle modules: 'train', or 'eval' without dropout (default: train for SGD, else eval)."
+            "help": "Mode of inactive modules: 'train', or 'eval' without dropout (default: train for SGD, else eval)."
         },
     )
-    multirate_idle_dtype: str | None = field(
+    multirate_inactive_dtype: str | None = field(
         default=None,
-        metadata={"help": "Precision of idle modules: 'bfloat16' or 'float16' (default: that of the run)."},
+        metadata={"help": "Precision of inactive modules: 'bfloat16' or 'float16' (default: that of the run)."},
     )
-    multirate_idle_compile: bool | None = field(
-        default=None, metadata={"help": "Run idle modules through torch.compile (default: no)."}
-    )
-    multirate_check_ranks: int | None = field(
+    multirate_check_ranks_every: int | None = field(
         default=None,
         metadata={
             "help": "For debugging runs of several processes: at every N-th refresh of all groups, stop if their "
@@ -187,8 +186,7 @@ class MultirateTrainingArguments(TrainingArguments):
         if mode == "auto":
             return _auto(speedup, path, given)
         if path is None:
-            periods = parse_ladder(given.get("fast", ""))
-            return MultirateConfig.two_rate(**given) if periods is None else _ladder(periods, **given)
+            return _from_fields(given)
         if given:
             raise ValueError(
                 f"multirate_config is {path!r} and multirate_{', multirate_'.join(given)} is given "
@@ -216,16 +214,22 @@ def _auto(speedup: float | None, path: str | None, given: dict[str, Any]) -> Mul
     found += ["config"] if path is not None else []
     if found:
         raise ValueError(
-            f"multirate is 'auto', which finds periods by itself, and multirate_{', multirate_'.join(found)} is "
+            f"multirate is 'auto', which chooses the periods, and multirate_{', multirate_'.join(found)} is "
             "given too: leave one of the two out."
         )
     return MultirateConfig.auto(speedup, **given)
 
 
-def _ladder(periods: list[int], fast: str, period: int | None = None, **settings: Any) -> MultirateConfig:
-    if period is not None:
+def _from_fields(given: dict[str, Any]) -> MultirateConfig:
+    """A ladder, or two rates if a fast part or a period is given."""
+    fast = given.get("fast")
+    periods = None if fast is None else parse_ladder(fast)
+    if periods is None:
+        two_rates = fast is not None or "period" in given
+        return MultirateConfig.two_rate(**given) if two_rates else MultirateConfig.ladder(**given)
+    if "period" in given:
         raise ValueError(f"multirate_fast is {fast!r}, which has a period for each part: leave out multirate_period.")
-    return MultirateConfig.ladder(periods, **settings)
+    return MultirateConfig.ladder(periods, **{name: value for name, value in given.items() if name != "fast"})
 
 
 def switched_off() -> bool:
@@ -238,5 +242,5 @@ def switched_off() -> bool:
     if value not in SWITCH:
         raise ValueError(f"the environment variable {SWITCH_VARIABLE} must be one of {SWITCH}, got {value!r}.")
     if value == "off":
-        logger.warning("%s=off: training is plain, whatever rate groups were given.", SWITCH_VARIABLE)
+        logger.warning("%s=off: standard training, whatever rate groups were given.", SWITCH_VARIABLE)
     return value == "off"

@@ -29,11 +29,11 @@ else:
     _Base = object
 
 
-class Controller(Protocol):
+class StepController(Protocol):
     """What takes over a model and an optimizer for the time of a training run."""
 
     config: Any
-    applied: int
+    applied_steps: int
 
     def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Any:
         """Take over."""
@@ -46,7 +46,7 @@ class Controller(Protocol):
         """Whether it has taken over."""
 
     @property
-    def active(self) -> bool:
+    def changes_training(self) -> bool:
         """Whether it changes training at all."""
 
     @property
@@ -64,7 +64,7 @@ class Controller(Protocol):
     def stepping(self) -> bool:
         """Whether the optimizer is taking a step."""
 
-    def select(self, step: int) -> None:
+    def set_step(self, step: int) -> None:
         """Begin optimizer step ``step``."""
 
     def micro_batch(self, last: bool = False) -> AbstractContextManager[None]:
@@ -102,7 +102,7 @@ class TrainerLifecycleMixin(_Base):
         if not is_ours(owner) and (owner is cls or not issubclass(owner, TrainerLifecycleMixin)):
             cls.train = _watched(cls.train)  # type: ignore[method-assign]
 
-    def _control(self, controller: Controller) -> None:
+    def _control(self, controller: StepController) -> None:
         self._controller = controller
         self._training = False
         self._looped = self._resumes = self._stepped = False
@@ -139,7 +139,7 @@ class TrainerLifecycleMixin(_Base):
         """Raise `ValueError` if ``checkpoint``, as `train` takes it, was written by a run that ended meanwhile."""
         if checkpoint is True and os.path.isdir(folder := cast(str, self.args.output_dir)):
             checkpoint = get_last_checkpoint(folder)  # type: ignore[no-untyped-call]
-        if isinstance(checkpoint, (str, os.PathLike)) and self._controller.active:
+        if isinstance(checkpoint, (str, os.PathLike)) and self._controller.changes_training:
             require_whole(Path(checkpoint))
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
@@ -174,7 +174,7 @@ class TrainerLifecycleMixin(_Base):
         if self._controller.stepping:  # an optimizer that holds others
             return
         # FSDP2 steps with gradients of zero to make the state that a checkpoint is loaded into.
-        if not self._controller.active or (self.is_fsdp_enabled and not self._looped):
+        if not self._controller.changes_training or (self.is_fsdp_enabled and not self._looped):
             return
         own = {id(parameter) for parameter in cast(nn.Module, self.model).parameters()}
         stepped = [p for group in optimizer.param_groups for p in group["params"] if id(p) in own]
@@ -205,7 +205,7 @@ class TrainerLifecycleMixin(_Base):
     def _require_own_loop(self) -> None:
         """Raise `RuntimeError` if steps were taken without the loop of Trainer and without `training_step`."""
         ours = self._looped or self._resumes or self._stepped or self._begun >= 0
-        if not ours and self.state.global_step > 0 and self._controller.active:
+        if not ours and self.state.global_step > 0 and self._controller.changes_training:
             raise RuntimeError(takeover(cast(Trainer, self), standard_loop=False))
 
     def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -220,7 +220,7 @@ class TrainerLifecycleMixin(_Base):
             if not self._controller.controls(cast(torch.optim.Optimizer, self.optimizer)):
                 self._exchange()
             self._begun = self.state.global_step
-            self._controller.select(self._first_step + self._controller.applied)
+            self._controller.set_step(self._first_step + self._controller.applied_steps)
         with self._controller.micro_batch(last=self.accelerator.sync_gradients):
             return super().training_step(model, *args, **kwargs)
 
@@ -251,24 +251,24 @@ class TrainerLifecycleMixin(_Base):
         """As in `transformers.Trainer`, with the phase that ``loss`` and ``grad_norm`` of the last step belong to."""
         if self._training:
             self._require_own_loop()
-        if self._training and self._controller.active and "loss" in logs:
+        if self._training and self._controller.changes_training and "loss" in logs:
             logs[f"{self._files}/phase"] = self._controller.phase
         super().log(logs, *args, **kwargs)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
-        if not self._controller.attached or not self._controller.active:
+        if not self._controller.attached or not self._controller.changes_training:
             return  # standard training leaves what Trainer does
         state = self._controller.state_dict()  # gathers shards, so all processes have a part in it
         if not self.args.should_save:
             return
-        skipped = self.state.global_step - self._first_step - self._controller.applied
+        skipped = self.state.global_step - self._first_step - self._controller.applied_steps
         config = self._controller.config.to_dict()
         write_saved(Path(output_dir, f"{self._files}.json"), self.state.global_step, skipped, config, state)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is None or not self._controller.active:
+        if checkpoint is None or not self._controller.changes_training:
             return
         self._resumed = self._read(Path(checkpoint, f"{self._files}.json"))
         config = self._controller.config.to_dict()

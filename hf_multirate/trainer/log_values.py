@@ -11,10 +11,10 @@ from torch import Tensor
 PREFIX = "multirate/"
 """Prefix of all figures in the logs."""
 
-BLOCK = f"{PREFIX}worth"
+BLOCK = f"{PREFIX}loss_decrease"
 """Prefix of the figures of single blocks."""
 
-SPEEDUP = f"{PREFIX}speedup_realised"
+SPEEDUP = f"{PREFIX}speedup"
 
 BRIEF = frozenset(
     {SPEEDUP}

@@ -42,7 +42,7 @@ class RunLoggingMixin(TrainerLifecycleMixin):
     def _observe(self, record: bool | None = None) -> None:
         """``record`` is whether a run leaves a record; None is yes for all but standard training."""
         self._record_wanted = None if record is None else require_bool("multirate_record", record)
-        if self.multirate.active:
+        if self.multirate.changes_training:
             self.add_callback(SpeedupProgressCallback(self.multirate, self.callback_handler.callbacks))
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -73,7 +73,7 @@ class RunLoggingMixin(TrainerLifecycleMixin):
     def _recorded(self) -> bool:
         """Whether this process keeps a record of this run."""
         asked = bool(os.environ.get(RECORD_VARIABLE)) or self._record_wanted
-        wanted = self.multirate.active if asked is None else asked
+        wanted = self.multirate.changes_training if asked is None else asked
         return wanted and self.is_world_process_zero()
 
     def _try_record_folder(self) -> None:
@@ -97,7 +97,7 @@ class RunLoggingMixin(TrainerLifecycleMixin):
         self._observe_attempt()
         if not self._training or self._observation is None:
             return super().get_batch_samples(*args, **kwargs)
-        with self.multirate.telemetry.outside_step("data"):
+        with self.multirate.timing.outside_step("data"):
             samples = super().get_batch_samples(*args, **kwargs)
         with self._never_in_the_way():
             self._observation.add_batches(samples[0])
@@ -107,7 +107,7 @@ class RunLoggingMixin(TrainerLifecycleMixin):
         """As in `transformers.Trainer`; in training, the time is that of evaluation."""
         if not self._training:
             return super().evaluate(*args, **kwargs)
-        with self.multirate.telemetry.outside_step("evaluation"):
+        with self.multirate.timing.outside_step("evaluation"):
             return super().evaluate(*args, **kwargs)
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
@@ -122,7 +122,7 @@ class RunLoggingMixin(TrainerLifecycleMixin):
         self._observe_attempt()
         seen = self._observation
         figures: dict[str, float] = {}
-        if seen is not None and self._training and self.multirate.attached and self.multirate.active:
+        if seen is not None and self._training and self.multirate.attached and self.multirate.changes_training:
             if "loss" in logs:
                 figures = seen.log_values()
                 logs |= seen.shown(figures, self._log_setting())
@@ -139,7 +139,7 @@ class RunLoggingMixin(TrainerLifecycleMixin):
         return self.args.multirate_log if isinstance(self.args, MultirateTrainingArguments) else "brief"
 
     def _warn_once(self) -> None:
-        told = None if self._warned else shortfall(self.multirate.telemetry)
+        told = None if self._warned else shortfall(self.multirate.timing)
         if told is not None:
             self._warned = True
             logger.warning("%s", told)
@@ -163,7 +163,6 @@ class RunLoggingMixin(TrainerLifecycleMixin):
                 record.write(self._record_folder())
 
     def _attach(self) -> None:
-        self.multirate.total_steps = self.state.max_steps
         super()._attach()
         assert self._observation is not None  # made before training
         step = self.state.global_step
@@ -218,10 +217,10 @@ def phase_text(multirate: Multirate) -> str:
 
     The speed-up is there once enough steps of each kind were taken.
     """
-    kind = "full" if multirate.full else "fast"
+    kind = "full" if multirate.is_full_step else "fast"
     # Drawn positions have no place to count from.
     place = f" {multirate.phase + 1}/{multirate.cycle}" if multirate.config.turns == "fixed" else ""
-    telemetry = multirate.telemetry
-    realised = telemetry.speedup_of_run(telemetry.elapsed) if enough(telemetry) else None
+    timing = multirate.timing
+    realised = timing.speedup_of_run(timing.elapsed) if enough(timing) else None
     known = "" if realised is None else f", {realised:.2f}x"
     return f"{kind}{place}{known}"

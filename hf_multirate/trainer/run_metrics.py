@@ -80,45 +80,45 @@ class RunMetrics:
 
     def add_norm(self, norm: Any) -> None:
         """The norm of all gradients of a step, before they were clipped."""
-        if self._multirate.active and isinstance(norm, Tensor):
-            self._norms[self._multirate.full].add(norm)
+        if self._multirate.changes_training and isinstance(norm, Tensor):
+            self._norms[self._multirate.is_full_step].add(norm)
 
     def log_values(self) -> dict[str, float]:
         """All figures of the run so far, and of gradients since the last call."""
-        telemetry = self._multirate.telemetry
-        numbers = {full: telemetry.counted(full=full) for full in (True, False)}
+        timing = self._multirate.timing
+        numbers = {full: timing.counted(full=full) for full in (True, False)}
         found: dict[str, float | None] = {
-            "seconds_full_step": telemetry.mean(full=True),
-            "seconds_fast_step": telemetry.mean(full=False),
-            "speedup_realised": telemetry.speedup_of_run(telemetry.elapsed),
-            "speedup_predicted": telemetry.predicted_so_far,
+            "seconds_full_step": timing.mean(full=True),
+            "seconds_fast_step": timing.mean(full=False),
+            "speedup": timing.speedup_of_run(timing.elapsed),
+            "speedup_predicted": timing.predicted_so_far,
             "full_share": numbers[True] / max(1, sum(numbers.values())),
         }
         for kind, full in (("full", True), ("fast", False)):
             found[f"grad_norm_{kind}"] = self._norms[full].take()
-        return {f"{PREFIX}{key}": value for key, value in (found | self._worth()).items() if value is not None}
+        return {f"{PREFIX}{key}": value for key, value in (found | self._loss_decrease()).items() if value is not None}
 
     def shown(self, figures: Mapping[str, float], log: str) -> dict[str, float]:
         """The part of ``log_values`` for Trainer's logs: ``log`` is ``"brief"`` or ``"all"``."""
         if log == "all":
             return with_valid_keys(figures)
-        return brief(figures, with_speedup=enough(self._multirate.telemetry))
+        return brief(figures, with_speedup=enough(self._multirate.timing))
 
-    def _worth(self) -> dict[str, float]:
+    def _loss_decrease(self) -> dict[str, float]:
         unit = self._seconds_per_unit()
         found: dict[str, float] = {}
-        for block, worth in self._multirate.telemetry.worth.take(self._blocks).items():
-            found[f"worth/{block}"] = worth.decrease
-            found[f"worth_age/{block}"] = worth.age
+        for block, average in self._multirate.loss_decrease.take(self._blocks).items():
+            found[f"loss_decrease/{block}"] = average.decrease
+            found[f"loss_decrease_age/{block}"] = average.age
             if unit and self._units.get(block):
-                found[f"worth_per_second/{block}"] = worth.decrease / (unit * self._units[block])
+                found[f"loss_decrease_per_second/{block}"] = average.decrease / (unit * self._units[block])
         return found
 
     def _seconds_per_unit(self) -> float | None:
         """Seconds of backward for a unit of work of the cost model, from the difference of both kinds of step."""
-        telemetry = self._multirate.telemetry
-        full, fast = telemetry.mean(full=True), telemetry.mean(full=False)
-        left_out = (1.0 - telemetry.predicted_cost(full=False)) * self._all_units
+        timing = self._multirate.timing
+        full, fast = timing.mean(full=True), timing.mean(full=False)
+        left_out = (1.0 - timing.predicted_cost(full=False)) * self._all_units
         return (full - fast) / left_out if full and fast and full > fast and left_out else None
 
     def add_log_entry(self, logs: Mapping[str, float], step: int) -> None:
@@ -132,31 +132,31 @@ class RunMetrics:
 
     def _aside(self) -> dict[str, float]:
         """Seconds of the whole run that were no part of a step."""
-        now, before = self._multirate.telemetry.outside_seconds, self._aside_before
+        now, before = self._multirate.timing.outside_seconds, self._aside_before
         return {key: round(before.get(key, 0.0) + now.get(key, 0.0), 4) for key in before | now}
 
     @property
     def elapsed(self) -> float:
         """Seconds since the first step, until training was over."""
-        return self._multirate.telemetry.elapsed if self._elapsed is None else self._elapsed
+        return self._multirate.timing.elapsed
 
     def finish(self) -> None:
         """Training is over."""
-        self._elapsed = self._multirate.telemetry.elapsed
+        self._multirate.timing.finish()
 
     def record(self, rows: Any) -> RunRecord:
         """All of it; ``rows`` are the training data."""
-        telemetry, elapsed = self._multirate.telemetry, self.elapsed
+        timing, elapsed = self._multirate.timing, self.elapsed
         before = self._steps_before
         steps = {
-            "seconds": before["seconds"] + [round(seconds, 6) for seconds in telemetry.seconds],
-            "full": before["full"] + list(telemetry.full),
+            "seconds": before["seconds"] + [round(seconds, 6) for seconds in timing.seconds],
+            "full": before["full"] + list(timing.full),
         }
-        summary = telemetry.summary() | {
+        summary = timing.summary() | {
             "seconds": round(self._seconds_before + elapsed, 4),
             "seconds_aside": self._aside(),
-            "speedup_of_run": telemetry.speedup_of_run(elapsed),
-            "speedup_predicted_of_run": telemetry.predicted_so_far,
+            "speedup": timing.speedup_of_run(elapsed),
+            "speedup_predicted_of_run": timing.predicted_so_far,
             "steps": len(steps["full"]),
             "full_steps": int(sum(steps["full"])),
             "fast_steps": int(len(steps["full"]) - sum(steps["full"])),
@@ -165,12 +165,11 @@ class RunMetrics:
         return RunRecord(
             config=self._multirate.config.to_dict(),
             groups=self._groups(),
-            plans=[asdict(plan) for plan in self._multirate.plans],
             arguments={key: given.get(key) for key in ARGUMENTS},
             data={"rows": len(rows) if has_length(rows) else None, "checksums": self._checksums},
             model=self._kind,
             blocks=self._parts,
-            plain=not self._multirate.active,
+            plain=not self._multirate.changes_training,
             start_step=self._start_step,
             steps=steps,
             logs=self._logs,
@@ -178,9 +177,9 @@ class RunMetrics:
         )
 
     def _groups(self) -> list[dict[str, Any]]:
-        """The rate groups as they are now; with a budget their patterns are the names of what is in them."""
+        """The rate groups; with automatic periods their patterns are the names of their parameters."""
         groups = [asdict(group) for group in self._multirate.groups]
-        if self._multirate.config.budget is None:
+        if self._multirate.config.auto_periods is None:
             return groups
         names = self._multirate.partition
         return [{**group, "patterns": shorten_names(names[group["name"]])} for group in groups]

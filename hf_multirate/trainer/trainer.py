@@ -30,7 +30,7 @@ class MultirateMixin(RunLoggingMixin):
     Args:
         *args: What the other class takes.
         multirate: The rate groups. Without it those of ``args``, if it is a `MultirateTrainingArguments`, else
-            ``MultirateConfig.two_rate()``.
+            ``MultirateConfig()``.
         multirate_record: Whether a run leaves a record for ``hf-multirate report``. None is what ``args`` say, if it
             is a `MultirateTrainingArguments`, else yes for all but standard training.
         multirate_log: ``"brief"`` for a few figures beside each logged loss, ``"all"`` for all of them. Without it
@@ -60,7 +60,7 @@ class MultirateMixin(RunLoggingMixin):
         elif multirate is not None and not isinstance(multirate, MultirateConfig):
             wrong_type("multirate", "a MultirateConfig, as MultirateConfig.from_dict() makes one", multirate)
         # The arguments are not there yet; a base class may evaluate in its constructor, or create an optimizer.
-        self.multirate = Multirate(multirate or MultirateConfig.two_rate())
+        self.multirate = Multirate(multirate or MultirateConfig())
         self._control(self.multirate)
         super().__init__(*args, **kwargs)
         self._take_over_arguments()
@@ -101,33 +101,32 @@ class MultirateMixin(RunLoggingMixin):
 
     def _exchange(self) -> None:
         """Take over an optimizer that was put in the place of the one before, and go on with the count of steps."""
-        if self.multirate.prunes:
+        if self.multirate.skips_backward:
             logger.warning(
                 "the optimizer was replaced before step %d: idle groups drift again once they had a gradient.",
                 self.state.global_step,
             )
-        telemetry, attached = self.multirate.telemetry, self.multirate.attached
+        timing, attached = self.multirate.timing, self.multirate.attached
         # A displacement is one per unit of the learning rate of the optimizer that made it.
         state = self.multirate.state_dict() | {"displacement": {}} if attached else None
-        self._first_step += self.multirate.applied
+        self._first_step += self.multirate.applied_steps
         self.multirate.detach()
         self.multirate.attach(self._model_to_control(), cast(torch.optim.Optimizer, self.optimizer))
         if state is not None:
             self.multirate.load_state_dict(state)
-        telemetry.worth = self.multirate.telemetry.worth
-        self.multirate.telemetry = telemetry
+        self.multirate.timing = timing
 
     def _model_to_control(self) -> nn.Module:
         """The model with its wrapper, which decides how gradients are synchronised."""
         model: nn.Module = self.model_wrapped
         wrapped = any(isinstance(module, DistributedDataParallel) for module in model.modules())
         asked_for = bool(self.args.fsdp) or parse_flag_from_env("ACCELERATE_USE_FSDP")
-        if self.multirate.active and asked_for and wrapped:
+        if self.multirate.changes_training and asked_for and wrapped:
             logger.warning(
                 "FSDP was asked for, but Accelerate has wrapped the model in DistributedDataParallel: it shards on "
                 "accelerators only. Training goes on with whole parameters in every process."
             )
-        if self.multirate.prunes and self.args.world_size > 1 and not (wrapped or self.is_fsdp_enabled):
+        if self.multirate.skips_backward and self.args.world_size > 1 and not (wrapped or self.is_fsdp_enabled):
             raise NotImplementedError(
                 f"the model of {self.args.world_size} processes is wrapped neither by DistributedDataParallel nor by "
                 f"FSDP2 but is {type(model).__name__}: how its gradients are synchronised is not known."
@@ -136,7 +135,7 @@ class MultirateMixin(RunLoggingMixin):
 
 
 def _from_arguments(args: TrainingArguments) -> MultirateConfig:
-    return args.to_multirate_config() if isinstance(args, MultirateTrainingArguments) else MultirateConfig.two_rate()
+    return args.to_multirate_config() if isinstance(args, MultirateTrainingArguments) else MultirateConfig()
 
 
 class MultirateTrainer(MultirateMixin, Trainer):

@@ -232,7 +232,7 @@ def test_error_in_a_micro_batch_leaves_the_fastest_copy() -> None:
         assert differ(values(model), fastest)
         raise KeyError("in forward")
 
-    copies.select(3)
+    copies.set_step(3)
     with pytest.raises(KeyError, match="in forward"), copies.micro_batch():
         fail()
     assert_same(values(model), fastest)

@@ -116,7 +116,7 @@ class Recomputes(nn.Module):
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad=True:UserWarning")
 def test_reentrant_checkpoint_of_ones_own_is_refused() -> None:
     model = Recomputes()
-    groups = (RateGroup("fast", "block|top", 1), RateGroup("slow", "below", 2))
+    groups = (RateGroup("fast", "block|top", 1), RateGroup("slow", "below", 2, idle="drift"))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with Multirate(MultirateConfig(groups, turns="fixed")).attach(model, optimizer) as multirate:
         for step in range(2):
@@ -194,7 +194,7 @@ def test_a_tensor_of_the_user_has_its_gradient_at_every_step(
             return loss
 
     noise = {"neftune_noise_alpha": 5.0} if family == "gpt2-lm" else {}
-    config = MultirateConfig.two_rate("last:1", PERIOD, missing_gradients="warn", turns="fixed")
+    config = MultirateConfig.two_rate("last:1", PERIOD, on_missing_gradient="warn", turns="fixed", idle="drift")
     trainer = trainer_for(tmp_path, config, family, kind=Learns, **noise, **settings)
     trainer.model.get_submodule(PLACES[place]).register_forward_hook(getattr(tensor, how))
     trainer.train()

@@ -14,7 +14,7 @@ from hf_multirate.backward.idle_forward import evaluating
 from tests.support.runs import PERIOD, arguments, assert_same, example, trainer_for, weights
 
 
-CONFIG = MultirateConfig.two_rate("last:1", PERIOD, idle_mode="eval", turns="fixed")
+CONFIG = MultirateConfig.two_rate("last:1", PERIOD, inactive_forward="eval", turns="fixed", idle="drift")
 WATCHED = (
     "bert.embeddings.dropout",
     "bert.encoder.layer.0",
@@ -48,7 +48,7 @@ def test_only_modules_idle_as_a_whole_run_in_eval_mode_and_only_at_fast_only_ste
 def test_by_default_sgd_alone_keeps_every_module_in_training_mode(
     tmp_path: Path, mode: str | None, optim: str, evaluates: bool
 ) -> None:
-    config = MultirateConfig.two_rate("last:1", PERIOD, idle_mode=mode, turns="fixed")
+    config = MultirateConfig.two_rate("last:1", PERIOD, inactive_forward=mode, turns="fixed", idle="drift")
     seen = modes_of(trainer_for(tmp_path, config, optim=optim), WATCHED)
     assert (seen == dict.fromkeys(WATCHED, [True] * 6)) != evaluates
 
@@ -65,7 +65,7 @@ def test_with_activation_checkpointing_too(tmp_path: Path) -> None:
 def test_idle_batch_norm_goes_on_as_in_training() -> None:
     model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 3), nn.Linear(3, 1))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    config = MultirateConfig.two_rate(r"2\.", 2, idle_mode="eval", turns="fixed")
+    config = MultirateConfig.two_rate(r"2\.", 2, inactive_forward="eval", turns="fixed", idle="drift")
     counted = []
     with Multirate(config).attach(model, optimizer) as multirate:
         for step in range(4):

@@ -31,7 +31,7 @@ class Body(nn.Module):
 
 
 def config(idle: str = "drift", **settings: Any) -> MultirateConfig:
-    return MultirateConfig.two_rate("^head", PERIOD, idle, idle_mode="train", **settings, turns="fixed")
+    return MultirateConfig.two_rate("^head", PERIOD, idle, inactive_forward="train", **settings, turns="fixed")
 
 
 def trained(settings: MultirateConfig, steps: int = 7) -> tuple[Body, list[torch.dtype], list[Tensor]]:
@@ -52,7 +52,7 @@ def trained(settings: MultirateConfig, steps: int = 7) -> tuple[Body, list[torch
 
 
 def test_only_fast_only_steps_run_in_low_precision() -> None:
-    model, seen, losses = trained(config(idle_dtype="bfloat16"))
+    model, seen, losses = trained(config(inactive_dtype="bfloat16"))
     assert seen == [torch.float32 if step % PERIOD == 0 else torch.bfloat16 for step in range(7)]
     assert {value.dtype for value in [*losses, *model.parameters()]} == {torch.float32}
     assert model.body[0].weight.requires_grad
@@ -61,7 +61,7 @@ def test_only_fast_only_steps_run_in_low_precision() -> None:
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_low_precision_changes_losses_by_its_rounding_only(dtype: str) -> None:
     exact, _, losses = trained(config())
-    rounded, _, others = trained(config(idle_dtype=dtype))
+    rounded, _, others = trained(config(inactive_dtype=dtype))
     gaps = [abs(one - other).item() for one, other in zip(losses, others, strict=True)]
     assert gaps[0] == 0
     assert 0 < max(gaps[1:]) < 1e-2
@@ -86,9 +86,9 @@ def test_a_low_precision_pass_is_that_of_the_weights_as_they_are_now() -> None:
 
 
 GROUPS = {
-    "drift": MultirateConfig.two_rate("last:1", PERIOD, idle_dtype="bfloat16", turns="fixed"),
-    "ladder": MultirateConfig.ladder([1, 2, 4], drift_steps=0, idle_dtype="bfloat16", turns="fixed"),
-    "auto": MultirateConfig.auto(1.6, idle_dtype="bfloat16", turns="fixed"),
+    "drift": MultirateConfig.two_rate("last:1", PERIOD, inactive_dtype="bfloat16", turns="fixed", idle="drift"),
+    "ladder": MultirateConfig.ladder([1, 2, 4], idle="freeze", inactive_dtype="bfloat16", turns="fixed"),
+    "auto": MultirateConfig.auto(1.6, inactive_dtype="bfloat16", turns="fixed"),
 }
 
 
@@ -126,8 +126,8 @@ def test_idle_weights_are_those_of_the_step(groups: str, fused: bool) -> None:
 def test_nothing_is_kept_of_a_model_that_is_let_go() -> None:
     model = Body()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    multirate = Multirate(config(idle_dtype="bfloat16")).attach(model, optimizer)
-    multirate.select(1)
+    multirate = Multirate(config(inactive_dtype="bfloat16")).attach(model, optimizer)
+    multirate.set_step(1)
     with multirate.micro_batch():
         model(torch.zeros(2, 6))
     copies = [value for value in gc.get_objects() if _is_copy(value)]
@@ -144,8 +144,8 @@ def _is_copy(value: Any) -> bool:
 def test_weights_of_another_precision_stay_as_they_are(caplog: pytest.LogCaptureFixture) -> None:
     model = Body().to(torch.float64)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with Multirate(config(idle_dtype="float16")).attach(model, optimizer) as multirate:
-        multirate.select(1)
+    with Multirate(config(inactive_dtype="float16")).attach(model, optimizer) as multirate:
+        multirate.set_step(1)
         with multirate.micro_batch(), caplog.at_level(logging.WARNING, "hf_multirate"):
             assert model(torch.zeros(2, 6, dtype=torch.float64)).dtype == torch.float64
     assert "leaves those in {torch.float64} as they are" in caplog.text
@@ -157,8 +157,8 @@ def test_hooks_of_others_see_float32_and_copies_of_a_module_are_left_alone() -> 
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     inputs, _ = batch(0)
     wanted = model.body(inputs)
-    with Multirate(config(idle_dtype="bfloat16")).attach(model, optimizer) as multirate:
-        multirate.select(1)
+    with Multirate(config(inactive_dtype="bfloat16")).attach(model, optimizer) as multirate:
+        multirate.set_step(1)
         with multirate.micro_batch():
             assert not torch.equal(model.body(inputs), wanted)
             assert torch.equal(copy.deepcopy(model).body(inputs), wanted)
@@ -168,8 +168,8 @@ def test_hooks_of_others_see_float32_and_copies_of_a_module_are_left_alone() -> 
 def test_an_error_that_a_model_catches_leaves_its_other_modules_in_float32() -> None:
     model = Body()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with Multirate(config(idle_dtype="bfloat16")).attach(model, optimizer) as multirate:
-        multirate.select(1)
+    with Multirate(config(inactive_dtype="bfloat16")).attach(model, optimizer) as multirate:
+        multirate.set_step(1)
         with multirate.micro_batch():
             with pytest.raises(RuntimeError):
                 model.body(torch.zeros(2, 7))
@@ -180,14 +180,14 @@ def test_an_error_that_a_model_catches_leaves_its_other_modules_in_float32() -> 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_gradients_are_not_rounded_on_their_way_through_what_is_idle(dtype: str) -> None:
     gradients = []
-    for settings in ({}, {"idle_dtype": dtype}):
+    for settings in ({}, {"inactive_dtype": dtype}):
         model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3))
         model.load_state_dict({name: torch.full_like(value, 0.1) for name, value in model.state_dict().items()})
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         with Multirate(MultirateConfig.two_rate("^0", PERIOD, **settings, turns="fixed")).attach(
             model, optimizer
         ) as multirate:
-            multirate.select(1)
+            multirate.set_step(1)
             with multirate.micro_batch():
                 (1e-9 * model(torch.linspace(0, 1, 12).view(2, 6)).square().sum()).backward()
             gradients.append(model[0].weight.grad)
@@ -195,7 +195,7 @@ def test_gradients_are_not_rounded_on_their_way_through_what_is_idle(dtype: str)
     assert torch.equal(*gradients)
 
 
-@pytest.mark.parametrize("setting", [{"idle_dtype": "bfloat16"}, {"idle_compile": True}])
+@pytest.mark.parametrize("setting", [{"inactive_dtype": "bfloat16"}, {"inactive_compile": True}])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what torch.compile imports
 def test_a_module_that_two_others_share_is_one(setting: dict[str, Any]) -> None:
     encoder = nn.Sequential(nn.Linear(6, 6), nn.Tanh())
@@ -219,7 +219,7 @@ def test_a_module_that_two_others_share_is_one(setting: dict[str, Any]) -> None:
     assert "forward" not in vars(encoder)
 
 
-@pytest.mark.parametrize(("idle", "passes"), [("hold", 2), ("drift", 2 * (PERIOD - 1))])
+@pytest.mark.parametrize(("idle", "passes"), [("long_step", 2), ("drift", 2 * (PERIOD - 1))])
 def test_weights_are_cast_once_a_refresh_when_they_hold_and_together_when_they_drift(
     idle: str, passes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -230,7 +230,7 @@ def test_weights_are_cast_once_a_refresh_when_they_hold_and_together_when_they_d
         original(to, of)
 
     monkeypatch.setattr(torch, "_foreach_copy_", counted)
-    trained(config(idle, idle_dtype="bfloat16"), steps=2 * PERIOD)
+    trained(config(idle, inactive_dtype="bfloat16"), steps=2 * PERIOD)
     assert calls == [2] * passes
 
 
@@ -239,9 +239,9 @@ def test_an_error_in_an_idle_module_leaves_everything_as_it_was() -> None:
     model = Body()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     before = dict(model.named_parameters())
-    settings = config(idle_dtype="bfloat16", idle_compile=True)
+    settings = config(inactive_dtype="bfloat16", inactive_compile=True)
     with Multirate(settings).attach(model, optimizer) as multirate:
-        multirate.select(1)
+        multirate.set_step(1)
         with pytest.raises(RuntimeError, match="2, 7"), multirate.micro_batch():
             model(torch.zeros(2, 7))
         assert not torch.is_autocast_enabled("cpu")
@@ -254,7 +254,7 @@ def test_trainer_runs_idle_modules_in_low_precision(tmp_path: Path, family: str)
     runs = []
     for dtype in (None, "bfloat16"):
         settings = MultirateConfig.two_rate(
-            "head" if family == "resnet" else "last:1", PERIOD, idle_dtype=dtype, turns="fixed"
+            "head" if family == "resnet" else "last:1", PERIOD, inactive_dtype=dtype, turns="fixed", idle="drift"
         )
         trainer = trainer_for(tmp_path, settings, family, learning_rate=1e-3)
         trainer.train()
@@ -268,7 +268,7 @@ def test_compiled_idle_modules_train_as_others_do(tmp_path: Path) -> None:
     runs = []
     for compiles in (False, True):
         torch.compiler.reset()
-        settings = MultirateConfig.two_rate("last:1", PERIOD, idle_compile=compiles, turns="fixed")
+        settings = MultirateConfig.two_rate("last:1", PERIOD, inactive_compile=compiles, turns="fixed", idle="drift")
         trainer = trainer_for(tmp_path, settings, learning_rate=1e-3)
         trainer.train()
         runs.append(weights(trainer))
@@ -278,7 +278,7 @@ def test_compiled_idle_modules_train_as_others_do(tmp_path: Path) -> None:
         torch.testing.assert_close(runs[1][name], value, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("setting", [{"idle_dtype": "bfloat16"}, {"idle_compile": True}])
+@pytest.mark.parametrize("setting", [{"inactive_dtype": "bfloat16"}, {"inactive_compile": True}])
 def test_a_model_that_is_compiled_as_a_whole_is_refused(setting: dict[str, Any]) -> None:
     model, _ = example("bert")
     optimizer = torch.optim.AdamW(model.parameters())

@@ -68,7 +68,7 @@ def test_a_batch_that_is_given_up_is_no_turn(
     start = weights(trainer)
     assert f"{len(at)} of the steps moved nothing" in warnings_of(trainer)
     assert phases(trainer) == expected
-    assert trainer.multirate.applied == 6 - len(at)
+    assert trainer.multirate.applied_steps == 6 - len(at)
     moved = [start, *values.values]
     for step in at:
         assert_same(moved[step + 1], {name: moved[step][name] for name in moved[step + 1]})
@@ -80,7 +80,7 @@ def test_micro_batches_that_are_given_up(tmp_path: Path, at: tuple[int, ...]) ->
     trainer.at = at
     trainer.train()
     assert trainer.state.global_step == 6
-    assert trainer.multirate.applied == 6 - (len(at) == 3)
+    assert trainer.multirate.applied_steps == 6 - (len(at) == 3)
 
 
 @pytest.mark.parametrize("at", [1, 4])
@@ -105,14 +105,14 @@ def test_a_step_without_any_gradient_moves_nothing(tmp_path: Path, step: int, wa
     assert trainer.state.global_step == STEPS
     # A full step is taken again: no group has lost its turn.
     full = step % PERIOD == 0
-    assert trainer.multirate.applied == STEPS - full
+    assert trainer.multirate.applied_steps == STEPS - full
 
 
 @pytest.mark.parametrize("optim", ["adamw_torch", "sgd", "rmsprop"])
 def test_a_parameter_that_lost_its_turn_stays_until_the_next(tmp_path: Path, optim: str, warnings_of: Any) -> None:
     name = "bert.encoder.layer.0.output.dense.weight"
     callback = Takes((PERIOD,), name)
-    config = MultirateConfig.two_rate("last:1", PERIOD, drift_scale=1.0, turns="fixed")
+    config = MultirateConfig.two_rate("last:1", PERIOD, drift_factor=1.0, turns="fixed", idle="drift")
     trainer = trainer_for(tmp_path, config, max_steps=STEPS, callbacks=[callback], optim=optim)
     said = warnings_of(trainer)
     assert said.count("got no gradient") == 1
@@ -164,21 +164,21 @@ class Parts(nn.Module):
 @pytest.mark.parametrize(
     "config",
     [
-        MultirateConfig.two_rate("heads", PERIOD, turns="fixed"),
-        MultirateConfig.two_rate("heads|experts", PERIOD, "hold", turns="fixed"),
-        MultirateConfig.two_rate("vision", PERIOD, turns="fixed"),
-        MultirateConfig.two_rate(r"heads\.2", 3, turns="fixed"),
-        MultirateConfig.ladder([1, 2, 4], turns="fixed"),
+        MultirateConfig.two_rate("heads", PERIOD, turns="fixed", idle="drift"),
+        MultirateConfig.two_rate("heads|experts", PERIOD, "long_step", turns="fixed"),
+        MultirateConfig.two_rate("vision", PERIOD, turns="fixed", idle="drift"),
+        MultirateConfig.two_rate(r"heads\.2", 3, turns="fixed", idle="drift"),
+        MultirateConfig.ladder([1, 2, 4], turns="fixed", idle="drift"),
         MultirateConfig.auto(1.5, turns="fixed"),
     ],
-    ids=["heads", "hold", "vision", "one head", "ladder", "auto"],
+    ids=["heads", "long_step", "vision", "one head", "ladder", "auto"],
 )
 def test_parts_that_a_batch_does_not_use(tmp_path: Path, kind: str, config: MultirateConfig) -> None:
     torch.manual_seed(0)
     model = Parts(kind)
     start = tensors(model)
     trainer = trainer_for(tmp_path, config, model_init=lambda: model, max_steps=STEPS)
-    if kind != "heads" and config == MultirateConfig.two_rate(r"heads\.2", 3, turns="fixed"):
+    if kind != "heads" and config == MultirateConfig.two_rate(r"heads\.2", 3, turns="fixed", idle="drift"):
         with pytest.raises(RuntimeError, match=r"the fast rate groups \['fast'\] never got a gradient"):
             trainer.train()
         return
@@ -212,7 +212,7 @@ def test_layer_drop_is_named_and_trains(tmp_path: Path, family: str, warnings_of
 
 
 def test_a_slow_part_that_never_has_a_gradient_ends_training(tmp_path: Path) -> None:
-    config = MultirateConfig.two_rate("heads|experts", 2, turns="fixed")
+    config = MultirateConfig.two_rate("heads|experts", 2, turns="fixed", idle="drift")
     trainer = trainer_for(tmp_path, config, model_init=lambda: Parts("detached"), max_steps=STEPS)
     with pytest.raises(RuntimeError, match=r"the slow rate groups \['slow'\] never got a gradient in 3 full steps"):
         trainer.train()
@@ -237,7 +237,7 @@ class Recomputes(nn.Module):
 def test_what_a_checkpoint_loses_at_a_fast_step_is_an_error(later: bool) -> None:
     model = Recomputes()
     model.reentrant = not later
-    groups = (RateGroup("fast", "block|top", 1), RateGroup("slow", "below", 3))
+    groups = (RateGroup("fast", "block|top", 1), RateGroup("slow", "below", 3, idle="drift"))
     optimizer = SGD(model.parameters(), lr=0.1)
     with Multirate(MultirateConfig(groups, turns="fixed")).attach(model, optimizer) as multirate:
         for step in range(6):
@@ -256,7 +256,9 @@ def test_nothing_stays_on_the_model_of_what_watches_it() -> None:
     model = Recomputes()
     model.reentrant = False
     optimizer = SGD(model.parameters(), lr=0.1)
-    with Multirate(MultirateConfig.two_rate("top", 3, turns="fixed")).attach(model, optimizer) as multirate:
+    with Multirate(MultirateConfig.two_rate("top", 3, turns="fixed", idle="drift")).attach(
+        model, optimizer
+    ) as multirate:
         for step in range(3):
             multirate.begin_step(step)
             model(torch.ones(1, 3)).sum().backward()
@@ -302,7 +304,7 @@ def test_automatic_periods_with_a_block_that_nothing_reads(tmp_path: Path, optim
         periods = dict(zip(trainer.multirate.partition, plans[-1].periods, strict=True))
         assert (periods["head"], periods["block_3"]) == (1, 1)
         assert max(periods.values()) > 1
-        assert trainer.multirate.telemetry.speedup_predicted == 1.5
+        assert trainer.multirate.timing.speedup_predicted == 1.5
     assert plans[0] == plans[1]
     assert_same(*ends)
 
@@ -323,7 +325,7 @@ def test_a_block_that_is_read_later_has_a_period_of_its_own(tmp_path: Path) -> N
     torch.manual_seed(0)
     model = Late()
     optimizer = AdamW(model.parameters(), lr=1e-3)
-    with Multirate(MultirateConfig.auto(2.0, longest=4, turns="fixed")).attach(model, optimizer) as multirate:
+    with Multirate(MultirateConfig.auto(2.0, max_period=4, turns="fixed")).attach(model, optimizer) as multirate:
         for step in range(200):
             multirate.begin_step(step)
             model(torch.randn(4, 4)).backward()
@@ -355,7 +357,11 @@ class Allocates(tf.TrainerCallback):
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 @pytest.mark.parametrize(
     "config",
-    [CONFIG, MultirateConfig.auto(1.5, turns="fixed"), MultirateConfig.two_rate("lora_|classifier", 1, turns="fixed")],
+    [
+        CONFIG,
+        MultirateConfig.auto(1.5, turns="fixed"),
+        MultirateConfig.two_rate("lora_|classifier", 1, turns="fixed", idle="drift"),
+    ],
 )
 def test_adalora_ranks_its_adapters_where_some_have_no_gradient(tmp_path: Path, config: MultirateConfig) -> None:
     callback = Allocates()

@@ -234,7 +234,7 @@ def _trained(below: nn.Module, period: int, steps: int = 6) -> list[dict[str, An
     """Buffers behind each step, with weights that are drawn for each, so that rate groups make no difference."""
     model, seen = _model(below).train(), []
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    config = MultirateConfig.two_rate("^head", period, "hold", idle_mode="eval")
+    config = MultirateConfig.two_rate("^head", period, "long_step", inactive_forward="eval")
     with Multirate(config).attach(model, optimizer) as multirate:
         for step in range(steps):
             torch.manual_seed(step)

@@ -8,7 +8,7 @@ import pytest
 
 import hf_multirate
 from hf_multirate import MultirateConfig, MultirateTrainingArguments, RateGroup
-from hf_multirate.config.schedule import Schedule
+from hf_multirate.config.schedule import Schedule, Step
 
 
 BAD_GROUPS = {
@@ -26,7 +26,7 @@ BAD_GROUPS = {
     "lr_scale": ({"lr_scale": 0.0}, ValueError, "lr_scale"),
     "drift_steps negative": ({"drift_steps": -1}, ValueError, "must be at least 0, got -1"),
     "drift_steps float": ({"drift_steps": 1.5}, TypeError, "1.5"),
-    "drift_steps of hold": ({"drift_steps": 1, "idle": "hold"}, ValueError, "only 'drift'"),
+    "drift_steps of hold": ({"drift_steps": 1, "idle": "long_step"}, ValueError, "only 'drift'"),
     "part": ({"patterns": "part:3/2"}, ValueError, "part:3/2"),
     "ladder": ({"patterns": "ladder:1,2"}, ValueError, "MultirateConfig.ladder"),
     "no name": ({"name": ""}, ValueError, "name"),
@@ -41,19 +41,20 @@ def test_a_bad_rate_group_is_refused_by_value(case: str) -> None:
 
 
 BAD_CONFIGS = {
-    "no fast group": ({"groups": [RateGroup("a", ".*", 2)]}, ValueError, "period 1"),
-    "same name": ({"groups": [RateGroup("a", "x", 1), RateGroup("a", "y", 2)]}, ValueError, "different names"),
+    "no fast group": ({"groups": [RateGroup("a", ".*", 2, idle="drift")]}, ValueError, "period 1"),
+    "same name": (
+        {"groups": [RateGroup("a", "x", 1), RateGroup("a", "y", 2, idle="drift")]},
+        ValueError,
+        "different names",
+    ),
     "no group": ({"groups": [{"name": "a"}]}, TypeError, "RateGroup"),
-    "initial negative": ({"initial_full_steps": -1}, ValueError, "-1"),
-    "initial float": ({"initial_full_steps": 1.0}, TypeError, "1.0"),
-    "drift_scale": ({"drift_scale": 1.1}, ValueError, "1.1"),
-    "missing_gradients": ({"missing_gradients": "ignore"}, ValueError, "ignore"),
-    "idle_mode": ({"idle_mode": "sleep"}, ValueError, "sleep"),
-    "idle_dtype": ({"idle_dtype": "float8"}, ValueError, "float8"),
-    "idle_compile": ({"idle_compile": "yes"}, TypeError, "yes"),
-    "idle_buffers": ({"idle_buffers": "sleep"}, ValueError, "sleep"),
+    "drift_factor": ({"drift_factor": 1.1}, ValueError, "1.1"),
+    "on_missing_gradient": ({"on_missing_gradient": "ignore"}, ValueError, "ignore"),
+    "inactive_forward": ({"inactive_forward": "sleep"}, ValueError, "sleep"),
+    "inactive_dtype": ({"inactive_dtype": "float8"}, ValueError, "float8"),
+    "inactive_buffers": ({"inactive_buffers": "sleep"}, ValueError, "sleep"),
     "no pattern": ({"groups": [RateGroup("a", (), 1)]}, ValueError, "'a' has no pattern"),
-    "group_of": ({"group_of": "norm"}, TypeError, "function of a name.*'norm'"),
+    "group_fn": ({"group_fn": "norm"}, TypeError, "function of a name.*'norm'"),
 }
 
 
@@ -65,21 +66,21 @@ def test_a_bad_config_is_refused_by_value(case: str) -> None:
 
 
 def test_ladder_is_equal_parts_from_the_top() -> None:
-    config = MultirateConfig.ladder([1, 2, 4], "hold", initial_full_steps=3)
+    config = MultirateConfig.ladder([1, 2, 4], "long_step", turns_seed=3)
     parts = [(group.name, group.patterns, group.period, group.idle) for group in config.groups]
-    assert parts == [(f"part {i}", (f"part:{i}/3",), 2 ** (i - 1), "hold") for i in (1, 2, 3)]
-    assert config.initial_full_steps == 3
+    assert parts == [(f"part {i}", (f"part:{i}/3",), 2 ** (i - 1), "long_step") for i in (1, 2, 3)]
+    assert config.turns_seed == 3
 
 
 def test_two_rate_is_fast_over_all_the_rest() -> None:
-    config = MultirateConfig.two_rate("head", period=3, idle="hold", drift_scale=0.5)
-    assert config.groups == (RateGroup("fast", "head", 1), RateGroup("slow", ".*", 3, "hold"))
-    assert config.drift_scale == 0.5
+    config = MultirateConfig.two_rate("head", period=3, idle="long_step", drift_factor=0.5)
+    assert config.groups == (RateGroup("fast", "head", 1), RateGroup("slow", ".*", 3, "long_step"))
+    assert config.drift_factor == 0.5
 
 
 def test_json_and_dictionary_give_the_same_config_back(tmp_path: Path) -> None:
     config = MultirateConfig.two_rate(
-        ["a", "b"], period=7, initial_full_steps=2, missing_gradients="warn", idle_mode="eval"
+        ["a", "b"], period=7, turns_seed=2, on_missing_gradient="warn", inactive_forward="eval", idle="drift"
     )
     path = tmp_path / "config.json"
     path.write_text(config.to_json())
@@ -102,7 +103,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 def test_config_is_plain_json() -> None:
-    assert json.loads(MultirateConfig.two_rate().to_json())["groups"][0]["patterns"] == ["depth:0.33"]
+    assert json.loads(MultirateConfig.two_rate(idle="drift").to_json())["groups"][0]["patterns"] == ["depth:0.33"]
 
 
 def test_schedule_refreshes_at_step_zero_and_at_every_kth() -> None:
@@ -111,11 +112,30 @@ def test_schedule_refreshes_at_step_zero_and_at_every_kth() -> None:
     assert [schedule.phase(step) for step in range(7)] == [0, 1, 2, 0, 1, 2, 0]
 
 
-def test_initial_steps_are_full_and_a_refresh_follows() -> None:
-    schedule = Schedule((1, 3), initial_full_steps=2)
-    assert [len(schedule.live(step)) for step in range(6)] == [2, 2, 2, 1, 1, 2]
-    assert [schedule.steps_to_next_refresh(1, step) for step in (0, 1, 2, 5)] == [1, 1, 3, 3]
-    assert [schedule.steps_since_refresh(1, step) for step in range(7)] == [0, 0, 0, 1, 2, 0, 1]
+def test_steps_to_the_next_refresh_and_since_the_last() -> None:
+    schedule = Schedule((1, 3))
+    assert [schedule.steps_to_next_refresh(1, step) for step in (0, 3)] == [3, 3]
+    assert [schedule.steps_since_refresh(1, step) for step in range(5)] == [0, 1, 2, 0, 1]
+
+
+def test_a_step_has_its_index_its_live_groups_and_whether_these_are_all() -> None:
+    schedule = Schedule((1, 3))
+    assert [schedule.at(step) for step in (0, 1)] == [Step(0, (0, 1), True), Step(1, (0,), False)]
+
+
+def test_the_default_is_a_ladder_that_freezes() -> None:
+    default = MultirateConfig()
+    assert default == MultirateConfig.ladder([1, 2, 4]) == MultirateConfig.ladder()
+    assert [(group.period, group.idle) for group in default.groups] == [(1, "freeze"), (2, "freeze"), (4, "freeze")]
+
+
+def test_the_published_setting_drifts_in_full_at_fixed_positions() -> None:
+    config = MultirateConfig.paper()
+    assert [(group.patterns, group.period, group.idle) for group in config.groups] == [
+        (("head",), 1, "freeze"),
+        ((".*",), 5, "drift"),
+    ]
+    assert (config.drift_factor, config.inactive_forward, config.turns) == (1.0, "train", "fixed")
 
 
 def test_cycle_is_the_least_common_multiple() -> None:
@@ -130,21 +150,25 @@ def test_everything_public_has_a_docstring_and_a_version() -> None:
             "RateGroup"} <= set(hf_multirate.__all__)  # fmt: skip
 
 
-def test_longer_steps_are_not_plain_training() -> None:
+def test_longer_steps_are_not_standard_training() -> None:
     assert MultirateConfig((RateGroup("a", ".*", 1),)).is_standard_training
     assert not MultirateConfig((RateGroup("a", ".*", 1, lr_scale=2.0),)).is_standard_training
 
 
 def test_drift_steps_of_a_ladder() -> None:
-    assert {group.drift_steps for group in MultirateConfig.ladder([1, 2, 4], drift_steps=2).groups} == {2}
+    assert {group.drift_steps for group in MultirateConfig.ladder([1, 2, 4], drift_steps=2, idle="drift").groups} == {
+        2
+    }
 
 
 @pytest.mark.parametrize("value", [-1, 1.0, True])
 def test_check_ranks_is_a_number_of_cycles(value: Any) -> None:
-    with pytest.raises((TypeError, ValueError), match="check_ranks must"):
-        MultirateConfig.two_rate(check_ranks=value)
+    with pytest.raises((TypeError, ValueError), match="check_ranks_every must"):
+        MultirateConfig.two_rate(check_ranks_every=value, idle="drift")
 
 
 def test_check_ranks_on_the_command_line(tmp_path: Path) -> None:
-    config = MultirateTrainingArguments(str(tmp_path), multirate_check_ranks=3, report_to=[]).to_multirate_config()
-    assert config.check_ranks == 3
+    config = MultirateTrainingArguments(
+        str(tmp_path), multirate_check_ranks_every=3, report_to=[]
+    ).to_multirate_config()
+    assert config.check_ranks_every == 3

@@ -182,11 +182,11 @@ def moved_by_source(folder: Path, config: MultirateConfig, sources: int, steps: 
 
 
 CONFIGS: dict[str, tuple[Callable[[], MultirateConfig], int]] = {
-    "two rates": (lambda: MultirateConfig.two_rate("last:1", 5), 5),
-    "two rates, long step": (lambda: MultirateConfig.two_rate("last:1", 5, "hold"), 5),
-    "two rates, no drift": (lambda: MultirateConfig.two_rate("last:1", 4, drift_steps=0), 4),
-    "ladder of two": (lambda: MultirateConfig.ladder([1, 2, 4]), 2),
-    "ladder of four": (lambda: MultirateConfig.ladder([1, 2, 4], drift_steps=0), 4),
+    "two rates": (lambda: MultirateConfig.two_rate("last:1", 5, idle="drift"), 5),
+    "two rates, long step": (lambda: MultirateConfig.two_rate("last:1", 5, "long_step"), 5),
+    "two rates, no drift": (lambda: MultirateConfig.two_rate("last:1", 4, idle="freeze"), 4),
+    "ladder of two": (lambda: MultirateConfig.ladder([1, 2, 4], idle="drift"), 2),
+    "ladder of four": (lambda: MultirateConfig.ladder([1, 2, 4], idle="freeze"), 4),
 }
 
 
@@ -207,7 +207,7 @@ def test_a_loss_term_at_every_fifth_step_reaches_the_slow_group() -> None:
         model = nn.ModuleDict({"slow": nn.Linear(2, 1, bias=False), "fast": nn.Linear(1, 1)})
         before = model["slow"].weight.detach().clone()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        config = MultirateConfig.two_rate("fast", 5, drift_steps=0, turns=turns)
+        config = MultirateConfig.two_rate("fast", 5, idle="freeze", turns=turns)
         with Multirate(config).attach(model, optimizer) as multirate:
             for step in range(60):
                 multirate.begin_step(step)
@@ -223,7 +223,7 @@ def test_a_loss_term_at_every_fifth_step_reaches_the_slow_group() -> None:
 
 
 def test_random_subsets_are_held_between_drawn_refreshes() -> None:
-    config = MultirateConfig.random_subgroups(4, RandomSubset(0.5, seed=1))
+    config = MultirateConfig.random_subsets(4, RandomSubset(0.5, seed=1))
     schedule = config.cycles
     held = [
         RandomSubset().held(schedule.last_refresh(0, step), schedule.steps_since_refresh(0, step))
@@ -250,6 +250,6 @@ def test_automatic_periods_are_drawn_too() -> None:
 
 def test_the_published_setting_is_fixed_and_drifts_in_full() -> None:
     config = MultirateConfig.paper("last:1", 3)
-    assert (config.turns, config.drift_scale, config.idle_mode) == ("fixed", 1.0, "train")
+    assert (config.turns, config.drift_factor, config.inactive_forward) == ("fixed", 1.0, "train")
     assert [group.period for group in config.groups] == [1, 3]
     assert config.groups[1].idle == "drift"

@@ -25,7 +25,7 @@ from hf_multirate import (
     RandomSubset,
     RateGroup,
 )
-from hf_multirate.config.budget import Budget
+from hf_multirate.config.auto_periods import AutoPeriods
 from hf_multirate.config.validation import LARGEST
 from tests.support.runs import arguments, example
 from tests.support.small import batch, network
@@ -79,12 +79,16 @@ def group(**values: Any) -> RateGroup:
     return RateGroup(**{"name": "a", "patterns": ".*", "period": 1, **values})
 
 
+def drifting(**values: Any) -> RateGroup:
+    return group(**{"idle": "drift", **values})
+
+
 def config(**values: Any) -> MultirateConfig:
     return MultirateConfig(**{"groups": [group()], **values})
 
 
 def zero(**values: Any) -> Any:
-    return MultirateConfig.random_subgroups(**values)
+    return MultirateConfig.random_subsets(**values)
 
 
 Maker = Callable[..., Any]
@@ -94,8 +98,8 @@ SETTINGS: list[tuple[Maker, str, list[Any]]] = [
     (group, "period", [*NO_INTEGERS, None, 0, -1, HUGE]),
     (group, "idle", [*NO_CHOICES, None]),
     (group, "lr_scale", [*NO_NUMBERS, None, 0, 0.0, -1.0, 1e7, 1e300]),
-    (group, "drift_steps", [*NO_INTEGERS, -1, HUGE]),
-    (group, "subset", [5, True, "element", {"fraction": 0.5}, RandomSubset]),
+    (drifting, "drift_steps", [*NO_INTEGERS, 0, -1, HUGE]),
+    (group, "random_subset", [5, True, "element", {"fraction": 0.5}, RandomSubset]),
     (RandomSubset, "fraction", [*NO_NUMBERS, None, 0, 1, 0.0, 1.0, -0.5]),
     (RandomSubset, "unit", [*NO_CHOICES, None]),
     (RandomSubset, "biases", [*NO_SWITCHES, None]),
@@ -103,22 +107,18 @@ SETTINGS: list[tuple[Maker, str, list[Any]]] = [
     (RandomSubset, "redraw", [*NO_CHOICES, None]),
     (RandomSubset, "seed", [*NO_INTEGERS, None, HUGE, -HUGE]),
     (config, "groups", [*NO_ITEMS, None, [5], ["fast"], [None], [{"name": "a"}], group(), [RateGroup], [], ()]),
-    (config, "initial_full_steps", [*NO_INTEGERS, None, -1, HUGE]),
-    (config, "drift_scale", [*NO_NUMBERS, -0.1, 1.1, 2]),
-    (config, "missing_gradients", [*NO_CHOICES, None]),
-    (config, "idle_mode", NO_CHOICES),
-    (config, "idle_buffers", [*NO_CHOICES, None]),
-    (config, "idle_dtype", NO_CHOICES),
-    (config, "idle_compile", [*NO_SWITCHES, None]),
-    (config, "group_of", [5, True, "norm", ["fast"], {"a": "fast"}, lambda: "a", lambda a: "a", lambda a, b, c: "a"]),
-    (config, "check_ranks", [*NO_INTEGERS, None, -1, HUGE]),
+    (config, "drift_factor", [*NO_NUMBERS, None, -0.1, 1.1, 2]),
+    (config, "on_missing_gradient", [*NO_CHOICES, None]),
+    (config, "inactive_forward", NO_CHOICES),
+    (config, "inactive_buffers", [*NO_CHOICES, None]),
+    (config, "inactive_dtype", NO_CHOICES),
+    (config, "group_fn", [5, True, "norm", ["fast"], {"a": "fast"}, lambda: "a", lambda a: "a", lambda a, b, c: "a"]),
+    (config, "check_ranks_every", [*NO_INTEGERS, None, -1, HUGE]),
     (config, "turns", [*NO_CHOICES, None]),
     (config, "turns_seed", [*NO_INTEGERS, None, -1, HUGE]),
-    (config, "budget", [5, True, 1.5, "auto", {"speedup": 2.0}, Budget]),
-    (Budget, "speedup", [*NO_NUMBERS, 0, 0.5, -1]),
-    (Budget, "longest", [*NO_INTEGERS, None, 0, 1, -2, 12, HUGE]),
-    (Budget, "cycles", [*NO_INTEGERS, None, 0, -1, HUGE]),
-    (Budget, "drift", [*NO_SWITCHES, None]),
+    (config, "auto_periods", [5, True, 1.5, "auto", {"speedup": 2.0}, AutoPeriods]),
+    (AutoPeriods, "speedup", [*NO_NUMBERS, 0, 0.5, -1]),
+    (AutoPeriods, "max_period", [*NO_INTEGERS, None, 0, 1, -2, 12, HUGE]),
     (CopiesConfig, "periods", [*NO_ITEMS, None, [], [1], [2, 4], (1, 3, 4), (1, 1), [1, 2.0], [1, "2"], [True, 2],
                                (1, HUGE)]),
     (CopiesConfig, "momenta", [*NO_CHOICES, None]),
@@ -130,12 +130,12 @@ SETTINGS: list[tuple[Maker, str, list[Any]]] = [
     (MultirateConfig.two_rate, "period", [*NO_INTEGERS, None, 0, -1]),
     (MultirateConfig.two_rate, "idle", [*NO_CHOICES, None]),
     (MultirateConfig.two_rate, "drift_steps", [*NO_INTEGERS, -1]),
-    (MultirateConfig.two_rate, "drift_scale", NO_NUMBERS),
+    (MultirateConfig.two_rate, "drift_factor", NO_NUMBERS),
     (MultirateConfig.ladder, "periods", [*NO_ITEMS, None, [], (), [1.0, 2], [True, 2], ["1", 2], [1, None], [2, 4],
                                          [[1, 2]], [0]]),
-    (MultirateConfig.random_subgroups, "period", [*NO_INTEGERS, None, 0]),
-    (MultirateConfig.random_subgroups, "subset", [5, 0.5, "element", {"fraction": 0.5}]),
-    (MultirateConfig.random_subgroups, "patterns", NO_PATTERNS),
+    (MultirateConfig.random_subsets, "period", [*NO_INTEGERS, None, 0]),
+    (MultirateConfig.random_subsets, "subset", [5, 0.5, "element", {"fraction": 0.5}]),
+    (MultirateConfig.random_subsets, "patterns", NO_PATTERNS),
     (MultirateConfig.auto, "speedup", [*NO_NUMBERS, 0, 0.5, -1]),
     (MultirateConfig.auto, "blocks", [*NO_ITEMS, None, [5], [None], [""], ["("], ["a", "a"]]),
     (MultirateConfig.auto, "longest", [*NO_INTEGERS, None, 1, 12]),
@@ -173,12 +173,11 @@ PLAIN = {
     "multirate_fast": [5, True, b"head", ["head"], "", "last:0", "(", "ladder:", "ladder:1,x", "ladder:2,4"],
     "multirate_period": [*NO_INTEGERS, 0, -1, HUGE],
     "multirate_idle": NO_CHOICES,
-    "multirate_drift_steps": [*NO_INTEGERS, -1],
+    "multirate_drift_steps": [*NO_INTEGERS, 0, -1],
     "multirate_turns": NO_CHOICES,
-    "multirate_idle_mode": NO_CHOICES,
-    "multirate_idle_dtype": NO_CHOICES,
-    "multirate_idle_compile": NO_SWITCHES,
-    "multirate_check_ranks": [*NO_INTEGERS, -1],
+    "multirate_inactive_forward": NO_CHOICES,
+    "multirate_inactive_dtype": NO_CHOICES,
+    "multirate_check_ranks_every": [*NO_INTEGERS, -1],
     "multirate_record": NO_SWITCHES,
     "multirate_log": [*NO_CHOICES, None],
     "multirate_config": [5, True, b"a.json", ["a.json"], "", "none.json"],
@@ -204,10 +203,10 @@ def test_every_field_has_a_row_in_the_tables() -> None:
         (group, RateGroup),
         (config, MultirateConfig),
         (RandomSubset, RandomSubset),
-        (Budget, Budget),
+        (AutoPeriods, AutoPeriods),
         (CopiesConfig,) * 2,
     ):
-        assert {name for maker, name in rows if maker is make} == set(kind.__dataclass_fields__), kind  # fmt: skip
+        assert {name for maker, name in rows if maker is make or (make, maker) == (group, drifting)} == set(kind.__dataclass_fields__), kind  # fmt: skip
     theirs = {name for name in MultirateTrainingArguments.__dataclass_fields__ if name.startswith("multirate")}
     assert theirs == set(PLAIN)
 
@@ -219,18 +218,18 @@ class Word(str, enum.Enum):
 
 
 def test_numbers_of_numpy_become_plain_ones(tmp_path: Path) -> None:
-    given = RateGroup(np.str_("a"), [np.str_(".*")], np.int64(1), Word.DRIFT, np.float64(0.5), np.int32(2))
-    wanted = RateGroup("a", [".*"], 1, "drift", 0.5, 2)
+    given = RateGroup(np.str_("a"), [np.str_(".*")], np.int64(1), Word.DRIFT, np.int32(2), np.float64(0.5))
+    wanted = RateGroup("a", [".*"], 1, "drift", 2, 0.5)
     assert repr(given) == repr(wanted)
     config = MultirateConfig(
-        (g for g in [given]), np.int8(3), np.float32(0.5), idle_compile=np.True_, check_ranks=np.uint8(2)
+        (g for g in [given]), drift_factor=np.float32(0.5), turns_seed=np.int8(3), check_ranks_every=np.uint8(2)
     )
-    plain = MultirateConfig([wanted], 3, 0.5, idle_compile=True, check_ranks=2)
+    plain = MultirateConfig([wanted], drift_factor=0.5, turns_seed=3, check_ranks_every=2)
     assert repr(config) == repr(plain)
     assert config.to_json() == plain.to_json()
     assert repr(RandomSubset(np.float32(0.5), seed=np.int64(-7), biases=np.False_)) == repr(RandomSubset(0.5, seed=-7))
     assert repr(CopiesConfig(np.array([1, 25]))) == repr(CopiesConfig((1, 25)))
-    assert repr(Budget(np.float64(2), np.int64(8))) == repr(Budget(2.0, 8))
+    assert repr(AutoPeriods(np.float64(2), np.int64(8))) == repr(AutoPeriods(2.0, 8))
     assert MultirateConfig.ladder(np.array([1, 2, 4])).to_json() == MultirateConfig.ladder([1, 2, 4]).to_json()
     assert MultirateConfig.ladder(period for period in (1, 2)) == MultirateConfig.ladder([1, 2])
     path = tmp_path / "c.json"
@@ -253,8 +252,10 @@ def everywhere(value: Any, bad: Any) -> Iterator[Any]:
 
 
 WHOLE = [
-    MultirateConfig.two_rate("head", 3, drift_steps=2, drift_scale=0.5, idle_mode="eval", idle_dtype="bfloat16"),
-    MultirateConfig.random_subgroups(3, RandomSubset(0.5, "neuron"), "weight"),
+    MultirateConfig.two_rate(
+        "head", 3, drift_steps=2, drift_factor=0.5, inactive_forward="eval", inactive_dtype="bfloat16", idle="drift"
+    ),
+    MultirateConfig.random_subsets(3, RandomSubset(0.5, "neuron"), "weight"),
     MultirateConfig.auto(1.5, ["a", "b"]),
 ]
 
@@ -272,7 +273,7 @@ def test_dictionaries_with_a_wrong_type_anywhere(config: MultirateConfig) -> Non
                 MultirateConfig.from_dict(other).to_json()
 
 
-GOOD = MultirateConfig.two_rate("head", 3).to_json()
+GOOD = MultirateConfig.two_rate("head", 3, idle="drift").to_json()
 FILES = {
     "empty": (b"", "cannot be read as JSON"),
     "cut off": (GOOD[:40].encode(), "cannot be read as JSON"),
@@ -286,7 +287,7 @@ FILES = {
     "nested, closed": (b"[" * 100_000 + b"]" * 100_000, "cannot be read as JSON"),
     "digits": (GOOD.replace('"period": 3', '"period": ' + "9" * 5000).encode(), "cannot be read as JSON"),
     "NaN": (GOOD.replace('"lr_scale": 1.0', '"lr_scale": NaN').encode(), "rate group 'fast' must be finite"),
-    "infinity": (GOOD.replace('"drift_scale": null', '"drift_scale": 1e999').encode(), "drift_scale must be finite"),
+    "infinity": (GOOD.replace('"drift_factor": null', '"drift_factor": 1e999').encode(), "drift_factor must be finite"),
     "true": (GOOD.replace('"period": 3', '"period": true').encode(), "period of rate group 'slow' must be an integer"),
     "twice": (GOOD.replace('"period": 3', '"period": 3, "period": 5').encode(), "the key 'period' occurs twice"),
     "unknown": (GOOD.replace('"period": 3', '"peroid": 3').encode(), "'peroid'"),
@@ -320,15 +321,15 @@ def test_a_controller_takes_a_config(bad: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("period", [10**6 + 1, 10**18, LARGEST])
 def test_a_step_for_a_period_that_float32_does_not_hold_is_refused(period: int) -> None:
-    text = refusal(lambda: MultirateConfig.two_rate("head", period, idle="hold"))
-    assert f"'hold' makes the move of a whole period of {period} steps" in text
+    text = refusal(lambda: MultirateConfig.two_rate("head", period, idle="long_step"))
+    assert f"'long_step' makes the move of a whole period of {period} steps" in text
     assert "rate group 'slow'" in text
-    MultirateConfig.two_rate("head", period)
-    MultirateConfig.two_rate("head", 10**6, idle="hold")
+    MultirateConfig.two_rate("head", period, idle="drift")
+    MultirateConfig.two_rate("head", 10**6, idle="long_step")
 
 
 CONTROLLERS = {
-    "multirate": lambda: Multirate(MultirateConfig.two_rate(r"^5\.", 3)),
+    "multirate": lambda: Multirate(MultirateConfig.two_rate(r"^5\.", 3, idle="drift")),
     "copies": lambda: AveragedCopies(CopiesConfig((1, 3))),
 }
 
@@ -348,17 +349,6 @@ def test_attach_takes_a_model_and_its_optimizer(kind: str) -> None:
         assert "model" in refusal(lambda: controller.assign("model"))
     with controller.attach(model, optimizer):
         pass
-
-
-def test_the_number_of_all_steps_is_an_integer() -> None:
-    model = network()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with Multirate(MultirateConfig.auto(1.5)).attach(model, optimizer) as controller:
-        for wrong in ("100", 1.5, True, -1, [1]):
-            controller.total_steps = wrong  # type: ignore[assignment]
-            assert "total_steps" in refusal(lambda: controller.begin_step(0))
-        controller.total_steps = np.int64(1000)  # type: ignore[assignment]
-        controller.begin_step(0)
 
 
 @pytest.mark.parametrize("kind", CONTROLLERS)

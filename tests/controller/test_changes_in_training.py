@@ -56,7 +56,7 @@ def test_what_is_frozen_in_training_stays_where_it_is(
     tmp_path: Path, optim: str, act: Callable[[nn.Module], Any], step: int, warnings_of: Any
 ) -> None:
     callback = At(step, act)
-    config = MultirateConfig.two_rate("head", PERIOD, drift_scale=1.0, turns="fixed")
+    config = MultirateConfig.two_rate("head", PERIOD, drift_factor=1.0, turns="fixed", idle="drift")
     trainer = trainer_for(tmp_path, config, max_steps=STEPS, optim=optim, callbacks=[callback])
     told = warnings_of(trainer)
     still = {name for name, value in trainer.model.named_parameters() if torch.equal(value, callback.seen[name])}
@@ -83,7 +83,7 @@ def test_what_is_unfrozen_in_training_is_told_of_once(tmp_path: Path, warnings_o
 def test_a_subset_leaves_alone_what_is_frozen_in_training(tmp_path: Path) -> None:
     callback = At(1, embeddings_frozen)
     trainer = trainer_for(
-        tmp_path, MultirateConfig.random_subgroups(PERIOD, turns="fixed"), max_steps=STEPS, callbacks=[callback]
+        tmp_path, MultirateConfig.random_subsets(PERIOD, turns="fixed"), max_steps=STEPS, callbacks=[callback]
     )
     trainer.train()
     for name, value in trainer.model.named_parameters():
@@ -103,10 +103,10 @@ def test_an_error_while_a_subset_is_set_to_zero_gives_all_back(monkeypatch: pyte
         return register(tensor, hook)
 
     monkeypatch.setattr(Tensor, "register_hook", failing)
-    config = MultirateConfig.random_subgroups(PERIOD, RandomSubset(), turns="fixed")
+    config = MultirateConfig.random_subsets(PERIOD, RandomSubset(), turns="fixed")
     with Multirate(config).attach(model, SGD(model.parameters(), lr=0.1)) as multirate:
         for step in range(PERIOD):
-            multirate.select(step)
+            multirate.set_step(step)
             try:
                 with multirate.micro_batch():
                     pass
@@ -164,7 +164,9 @@ def test_a_copy_of_the_model_does_not_end_a_step_of_the_original() -> None:
     for copies in (False, True):
         model = network()
         optimizer = SGD(model.parameters(), lr=0.1)
-        with Multirate(MultirateConfig.two_rate("5", PERIOD, turns="fixed")).attach(model, optimizer) as multirate:
+        with Multirate(MultirateConfig.two_rate("5", PERIOD, turns="fixed", idle="drift")).attach(
+            model, optimizer
+        ) as multirate:
             teacher = copy.deepcopy(model)
             for step in range(PERIOD):
                 multirate.begin_step(step)
@@ -186,13 +188,15 @@ def test_an_optimizer_that_finds_its_own_step_sizes_is_refused(tmp_path: Path) -
     optimizer = Adafactor(model.parameters(), lr=None, relative_step=True, scale_parameter=True)
     with pytest.raises(ValueError, match=r"finds its own step sizes \(relative_step\), so how far idle groups drift"):
         Multirate(CONFIG).attach(model, optimizer)
-    with Multirate(MultirateConfig.two_rate("head", 1, turns="fixed")).attach(model, optimizer) as multirate:
+    with Multirate(MultirateConfig.two_rate("head", 1, turns="fixed", idle="drift")).attach(
+        model, optimizer
+    ) as multirate:
         for step in range(2):
             multirate.begin_step(step)
             model(**{key: value[None] for key, value in rows[0].items()}).loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-        assert multirate.applied == 2
+        assert multirate.applied_steps == 2
 
 
 def test_flags_come_back_when_a_parameter_is_frozen_for_a_while(tmp_path: Path) -> None:
@@ -213,7 +217,7 @@ def test_flags_come_back_when_a_parameter_is_frozen_for_a_while(tmp_path: Path) 
 
 def test_to_freeze_all_that_is_live_is_an_error(tmp_path: Path) -> None:
     callback = At(PERIOD + 1, lambda model: model.classifier.requires_grad_(False))
-    config = MultirateConfig.two_rate("head", PERIOD, turns="fixed")
+    config = MultirateConfig.two_rate("head", PERIOD, turns="fixed", idle="drift")
     trainer = trainer_for(tmp_path, config, max_steps=STEPS, callbacks=[callback])
     with pytest.raises(RuntimeError, match=r"no parameter of the live rate groups \['fast'\] requires a gradient"):
         trainer.train()

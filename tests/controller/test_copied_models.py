@@ -44,10 +44,10 @@ WAYS: dict[str, Callable[[Any], Any]] = {
 }
 CONFIGS = {
     "drift": CONFIG,
-    "zero": MultirateConfig.random_subgroups(PERIOD),
+    "zero": MultirateConfig.random_subsets(PERIOD),
     "auto": MultirateConfig.auto(1.5),
-    "dtype": MultirateConfig.two_rate("last:1", PERIOD, idle_dtype="bfloat16"),
-    "compiled": MultirateConfig.two_rate("last:1", PERIOD, idle_compile=True),
+    "dtype": MultirateConfig.two_rate("last:1", PERIOD, inactive_dtype="bfloat16", idle="drift"),
+    "compiled": MultirateConfig.two_rate("last:1", PERIOD, inactive_compile=True, idle="drift"),
 }
 
 
@@ -129,8 +129,10 @@ def test_a_copy_keeps_its_activation_checkpointing(tmp_path: Path, way: str) -> 
 def test_a_copy_is_read_without_this_package(tmp_path: Path) -> None:
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with Multirate(MultirateConfig.two_rate("5", 2, idle_mode="eval")).attach(model, optimizer) as multirate:
-        multirate.select(1)
+    with Multirate(MultirateConfig.two_rate("5", 2, inactive_forward="eval", idle="drift")).attach(
+        model, optimizer
+    ) as multirate:
+        multirate.set_step(1)
         with multirate.micro_batch():
             torch.save(model, tmp_path / "model.pt")
     script = (
@@ -145,7 +147,9 @@ def test_a_copy_is_read_without_this_package(tmp_path: Path) -> None:
 def controller(kind: str) -> Any:
     if kind == "copies":
         return AveragedCopies(CopiesConfig((1, 2)))
-    return Multirate(MultirateConfig.random_subgroups(3) if kind == "zero" else MultirateConfig.two_rate("5", 3))
+    return Multirate(
+        MultirateConfig.random_subsets(3) if kind == "zero" else MultirateConfig.two_rate("5", 3, idle="drift")
+    )
 
 
 @pytest.mark.parametrize("way", ["torch.save", "deepcopy"])
@@ -179,8 +183,10 @@ def test_in_a_loop_of_ones_own(kind: str, way: str) -> None:
 def test_a_copy_keeps_nothing_alive() -> None:
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with Multirate(MultirateConfig.two_rate("5", 2, idle_mode="eval")).attach(model, optimizer) as multirate:
-        multirate.select(1)
+    with Multirate(MultirateConfig.two_rate("5", 2, inactive_forward="eval", idle="drift")).attach(
+        model, optimizer
+    ) as multirate:
+        multirate.set_step(1)
         with multirate.micro_batch():
             made, shallow = copy.deepcopy(model), copy.copy(model)
             assert shallow(batch(0)[0]).requires_grad

@@ -36,9 +36,9 @@ def controller(kind: str) -> Any:
     if kind == "copies":
         return AveragedCopies(CopiesConfig((1, 2), turns="fixed"))
     config = (
-        MultirateConfig.random_subgroups(3, turns="fixed")
+        MultirateConfig.random_subsets(3, turns="fixed")
         if kind == "zero"
-        else MultirateConfig.two_rate("5", 3, turns="fixed")
+        else MultirateConfig.two_rate("5", 3, turns="fixed", idle="drift")
     )
     return Multirate(config)
 
@@ -162,7 +162,7 @@ def test_a_look_within_a_micro_batch_sees_the_copy_of_that() -> None:
     optimizer = SGD(model.parameters(), lr=0.1)
     with controller("copies").attach(model, optimizer) as control:
         for step in range(3):
-            control.select(step)
+            control.set_step(step)
             with control.micro_batch():
                 before = model[0].weight.clone()
                 evaluated(model)

@@ -11,7 +11,7 @@ from torch import nn
 from hf_multirate import Multirate, MultirateConfig, RateGroup
 
 
-CONFIG = MultirateConfig.two_rate("2\\.", period=3, turns="fixed")
+CONFIG = MultirateConfig.two_rate("2\\.", period=3, turns="fixed", idle="drift")
 
 
 def _model() -> nn.Sequential:
@@ -47,7 +47,7 @@ def test_bare_loop_gives_the_bottom_a_gradient_every_third_step_and_lets_go() ->
     optimizer = _adamw(model)
     with Multirate(CONFIG).attach(model, optimizer) as multirate:
         assert _train(multirate, model, optimizer, range(7)) == [True, False, False] * 2 + [True]
-        assert multirate.applied == 7
+        assert multirate.applied_steps == 7
     assert all(p.requires_grad for p in model.parameters())
     assert not optimizer._optimizer_step_pre_hooks
     assert not optimizer._optimizer_step_post_hooks
@@ -73,13 +73,13 @@ def test_begin_step_may_be_repeated_within_a_step(monkeypatch: pytest.MonkeyPatc
     with Multirate(CONFIG).attach(model, optimizer) as multirate:
         _train(multirate, model, optimizer, range(1))
         started: list[int] = []
-        monkeypatch.setattr(multirate.telemetry, "start", lambda: started.append(1))
+        monkeypatch.setattr(multirate.timing, "start", lambda: started.append(1))
         for _ in range(2):
             multirate.begin_step(1)
             model(torch.ones(1, 4)).sum().backward()
             assert model[0].weight.grad is None
         optimizer.step()
-        assert multirate.applied == 2
+        assert multirate.applied_steps == 2
         assert len(started) == 1
 
 
@@ -179,7 +179,7 @@ def test_a_state_of_another_model_is_refused() -> None:
 @pytest.mark.parametrize(("patterns", "words"), [("nowhere", "nowhere"), (".*", "slow")])
 def test_a_group_without_parameters_is_refused(patterns: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        Multirate(MultirateConfig.two_rate(patterns, turns="fixed")).assign(_model())
+        Multirate(MultirateConfig.two_rate(patterns, turns="fixed", idle="drift")).assign(_model())
 
 
 def test_a_model_without_trainable_parameters_is_refused() -> None:
@@ -198,7 +198,7 @@ def test_a_closure_is_refused_where_steps_are_lengthened() -> None:
             optimizer.step(lambda: 0.0)
 
 
-@pytest.mark.parametrize("group", [RateGroup("all", ".*", 1, lr_scale=3.0), RateGroup("slow", ".*", 3, "hold")])
+@pytest.mark.parametrize("group", [RateGroup("all", ".*", 1, lr_scale=3.0), RateGroup("slow", ".*", 3, "long_step")])
 def test_long_steps_of_short_floats_are_warned_of(caplog: pytest.LogCaptureFixture, group: RateGroup) -> None:
     config = MultirateConfig((group,) if group.period == 1 else (RateGroup("fast", "^2", 1), group), turns="fixed")
     with caplog.at_level(logging.WARNING, "hf_multirate"):

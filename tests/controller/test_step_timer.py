@@ -16,8 +16,8 @@ def test_telemetry_leaves_out_the_first_step_of_a_kind() -> None:
     summary = telemetry.summary()
     assert (summary["seconds_full_step"], summary["seconds_fast_step"]) == (6.0, 2.0)
     assert (summary["full_steps"], summary["fast_steps"], summary["speedup_predicted"]) == (2, 3, 2.5)
-    assert summary["speedup_realised"] == pytest.approx(5 * 6 / (2 * 6 + 3 * 2))
+    assert summary["speedup_of_steps"] == pytest.approx(5 * 6 / (2 * 6 + 3 * 2))
 
 
 def test_telemetry_of_nothing_claims_nothing() -> None:
-    assert StepTimer().summary()["speedup_realised"] is None
+    assert StepTimer().summary()["speedup_of_steps"] is None

@@ -16,7 +16,7 @@ from hf_multirate.distributed.unsupported import check_supported
 from tests.support.runs import CONFIG
 
 
-SUBSETS = MultirateConfig.random_subgroups(3)
+SUBSETS = MultirateConfig.random_subsets(3)
 
 
 def trainer(**settings: Any) -> Any:
@@ -79,14 +79,14 @@ def test_data_parallel_is_refused_in_a_loop_of_ones_own() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     optimizer = SGD(model.parameters(), lr=0.1)
     with pytest.raises(NotImplementedError, match=r"DataParallel.*torchrun"):
-        Multirate(MultirateConfig.two_rate("1")).attach(nn.DataParallel(model), optimizer)
+        Multirate(MultirateConfig.two_rate("1", idle="drift")).attach(nn.DataParallel(model), optimizer)
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 def test_compiled_model_is_looked_into() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     optimizer = SGD(model.parameters(), lr=0.1)
-    with Multirate(MultirateConfig.two_rate("1")).attach(
+    with Multirate(MultirateConfig.two_rate("1", idle="drift")).attach(
         torch.compile(model, backend="eager"), optimizer
     ) as multirate:
         assert dict(multirate.partition) == {"fast": ("1.weight", "1.bias"), "slow": ("0.weight", "0.bias")}

@@ -28,7 +28,7 @@ from tests.support.runs import (
 
 # While it traces, dynamo reads what warns.
 pytestmark = pytest.mark.filterwarnings("ignore")
-LADDER = MultirateConfig.ladder([1, 2, 4])
+LADDER = MultirateConfig.ladder([1, 2, 4], idle="drift")
 
 
 @pytest.fixture(autouse=True)

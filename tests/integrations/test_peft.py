@@ -52,7 +52,7 @@ def trainer_of(folder: Path, config: MultirateConfig | None, kind: str, family: 
 def test_upper_adapters_fast_and_lower_slow(
     tmp_path: Path, kind: str, family: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    trainer = trainer_of(tmp_path, MultirateConfig.ladder([1, PERIOD]), kind, family)
+    trainer = trainer_of(tmp_path, MultirateConfig.ladder([1, PERIOD], idle="drift"), kind, family)
     fast, slow = (set(trainer.multirate.partition[f"part {i}"]) for i in (1, 2))
     assert fast
     assert slow
@@ -68,7 +68,7 @@ def test_upper_adapters_fast_and_lower_slow(
 
 
 def test_prompt_is_below_everything(tmp_path: Path) -> None:
-    config = MultirateConfig((RateGroup("fast", "classifier", 1), RateGroup("slow", "prompt", PERIOD)))
+    config = MultirateConfig((RateGroup("fast", "classifier", 1), RateGroup("slow", "prompt", PERIOD, idle="drift")))
     trainer = trainer_of(tmp_path, config, "prompt")
     trainer.train()
     slow = set(trainer.multirate.partition["slow"])
@@ -84,7 +84,7 @@ def unfreeze(model: nn.Module) -> None:
 
 @pytest.mark.parametrize("kind", ["lora", "modules_to_save"])
 def test_adapters_fast_and_unfrozen_base_slow(tmp_path: Path, kind: str) -> None:
-    config = MultirateConfig.two_rate(["lora_", "modules_to_save"], PERIOD)
+    config = MultirateConfig.two_rate(["lora_", "modules_to_save"], PERIOD, idle="drift")
     trainer = trainer_of(tmp_path, config, kind, change=unfreeze)
     fast, slow = (set(trainer.multirate.partition[name]) for name in ("fast", "slow"))
     assert len(slow) > len(fast) > 10
@@ -96,7 +96,7 @@ def test_adapters_fast_and_unfrozen_base_slow(tmp_path: Path, kind: str) -> None
 
 @pytest.mark.parametrize("kind", ["lora", "dora", "ia3", "modules_to_save"])
 def test_saved_loaded_and_merged_as_in_peft(tmp_path: Path, kind: str) -> None:
-    trainer = trainer_of(tmp_path, MultirateConfig.ladder([1, PERIOD]), kind)
+    trainer = trainer_of(tmp_path, MultirateConfig.ladder([1, PERIOD], idle="drift"), kind)
     batch = {key: torch.stack([row[key] for row in trainer.train_dataset[:4]]) for key in trainer.train_dataset[0]}
     base = example("bert")[0]
     untrained = base.eval()(**batch).logits
@@ -114,7 +114,7 @@ def test_saved_loaded_and_merged_as_in_peft(tmp_path: Path, kind: str) -> None:
 @pytest.mark.parametrize("kind", ["lora", "modules_to_save", "prompt"])
 @pytest.mark.parametrize("step", [2, 3, 4])
 def test_resumed_is_uninterrupted(tmp_path: Path, kind: str, step: int) -> None:
-    groups = (RateGroup("fast", "classifier|pooler", 1), RateGroup("slow", ".*", PERIOD))
+    groups = (RateGroup("fast", "classifier|pooler", 1), RateGroup("slow", ".*", PERIOD, idle="drift"))
     settings = {"save_strategy": "steps", "save_steps": 1}
     whole = trainer_of(tmp_path / "whole", MultirateConfig(groups), kind, **settings)
     whole.train()
@@ -139,7 +139,7 @@ def test_lr_scale_is_the_ratio_of_lora_plus(tmp_path: Path, ratio: float) -> Non
     groups = (RateGroup("B", (), 1, lr_scale=ratio), RateGroup("rest", ".*", 1))
     ours = trainer_of(
         tmp_path,
-        MultirateConfig(groups, group_of=faster),
+        MultirateConfig(groups, group_fn=faster),
         "lora",
         optimizers=lambda model: (AdamW(model.parameters(), lr=1e-3), None),
     )
@@ -161,7 +161,7 @@ def test_rates_of_lora_plus_stay_with_slow_adapters(tmp_path: Path, ratio: float
     def lora_plus(model: nn.Module) -> Any:
         return create_loraplus_optimizer(model, AdamW, lr=1e-3, loraplus_lr_ratio=ratio), None
 
-    config = MultirateConfig.ladder([1, PERIOD], drift_scale=1.0)
+    config = MultirateConfig.ladder([1, PERIOD], drift_factor=1.0, idle="drift")
     trainer = trainer_of(tmp_path, config, "lora", optimizers=lora_plus, max_steps=2, lr_scheduler_type="constant")
     start = weights(trainer)
     trainer.train()
@@ -190,7 +190,7 @@ def test_frozen_adapter_beside_a_trainable_base_is_named(tmp_path: Path) -> None
     loaded = peft.PeftModel.from_pretrained(example("bert")[0], str(tmp_path / "adapter"))
     loaded.requires_grad_(False)
     loaded.base_model.model.bert.pooler.requires_grad_(True)
-    for config in (MultirateConfig.off(), MultirateConfig.ladder([1, 2])):
+    for config in (MultirateConfig.off(), MultirateConfig.ladder([1, 2], idle="drift")):
         trainer = MultirateTrainer(
             model=loaded, args=arguments(tmp_path), train_dataset=example("bert")[1], multirate=config
         )
@@ -217,7 +217,7 @@ def test_tuners_of_peft_train_upper_and_lower_adapters(tmp_path: Path, tuner: st
         model=peft.get_peft_model(model, config),
         args=arguments(tmp_path, max_steps=2 * PERIOD),
         train_dataset=rows,
-        multirate=MultirateConfig.two_rate("last:1", PERIOD, missing_gradients="warn"),
+        multirate=MultirateConfig.two_rate("last:1", PERIOD, on_missing_gradient="warn", idle="drift"),
     )
     before = weights(trainer)
     trainer.train()
@@ -258,7 +258,7 @@ def test_adalora_allocates_ranks_at_fast_steps(tmp_path: Path) -> None:
         model=peft.get_peft_model(model, config),
         args=arguments(tmp_path, max_steps=12),
         train_dataset=rows,
-        multirate=MultirateConfig.two_rate("last:1", PERIOD, missing_gradients="warn"),
+        multirate=MultirateConfig.two_rate("last:1", PERIOD, on_missing_gradient="warn", idle="drift"),
     )
     allocator = trainer.model.base_model.rankallocator
     trainer.train()
@@ -269,7 +269,7 @@ def test_adalora_allocates_ranks_at_fast_steps(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif("MontecloraConfig" not in dir(peft), reason="MonteCLoRA is of newer PEFT")
-@pytest.mark.parametrize("idle", ["drift", "hold"])
+@pytest.mark.parametrize("idle", ["drift", "long_step"])
 def test_a_loss_on_what_an_adapter_has_kept_of_its_forward_pass(tmp_path: Path, idle: str) -> None:
     model, rows = example("bert")
     lora = peft.LoraConfig(task_type="SEQ_CLS", **LORA, monteclora_config=peft.MontecloraConfig(num_samples=2))

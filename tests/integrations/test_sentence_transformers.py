@@ -45,7 +45,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad=True:UserWarning"),
 ]
 CONFIG = MultirateConfig.two_rate(
-    "last:1", PERIOD, missing_gradients="warn", turns="fixed"
+    "last:1", PERIOD, on_missing_gradient="warn", turns="fixed", idle="drift"
 )  # nobody reads BERT's pooler
 
 

@@ -189,7 +189,7 @@ def test_a_training_step_that_calls_backward_itself(tmp_path: Path) -> None:
     everything = {name for name, _ in trainer.model.named_parameters()}
     fast = set(trainer.multirate.partition["fast"])
     assert live == [fast if step % PERIOD else everything for step in range(6)]
-    assert trainer.multirate.applied == 6
+    assert trainer.multirate.applied_steps == 6
     assert differ(before, weights(trainer)) >= everything
 
 
@@ -222,7 +222,7 @@ def test_answers_that_are_sampled_within_a_step(tmp_path: Path, lora: bool, iter
     before = weights(trainer)
     trainer.train()
     assert phases(trainer) == [0, 1, 2, 3, 0, 1]
-    assert trainer.multirate.telemetry.summary()["fast_steps"] == 4
+    assert trainer.multirate.timing.summary()["fast_steps"] == 4
     if not lora:  # rewards of one group that are alike give no gradient
         after = weights(trainer)
         assert not torch.equal(before["lm_head.weight"], after["lm_head.weight"])

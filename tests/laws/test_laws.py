@@ -74,13 +74,15 @@ LAWS = [
 FULL = "last:1"
 EVERY_STEP = {
     "off": MultirateConfig.off(),
-    "period 1": MultirateConfig.two_rate(FULL, period=1),
-    "period 1, hold": MultirateConfig.two_rate(FULL, period=1, idle="hold"),
+    "period 1": MultirateConfig.two_rate(FULL, period=1, idle="drift"),
+    "period 1, hold": MultirateConfig.two_rate(FULL, period=1, idle="long_step"),
     "three groups": MultirateConfig(
-        (RateGroup("top", FULL, 1), RateGroup("attention", ["attention"], 1), RateGroup("rest", ".*", 1, idle="hold"))
+        (
+            RateGroup("top", FULL, 1),
+            RateGroup("attention", ["attention"], 1),
+            RateGroup("rest", ".*", 1, idle="long_step"),
+        )
     ),
-    "full steps only": MultirateConfig.two_rate(FULL, period=5, initial_full_steps=6),
-    "full steps only, hold": MultirateConfig.two_rate(FULL, period=3, idle="hold", initial_full_steps=100),
 }
 
 
@@ -117,7 +119,7 @@ def test_period_one_is_plain_training(tmp_path: Path, family: str, settings: dic
 
 
 def test_optimizer_that_other_periods_refuse(tmp_path: Path) -> None:
-    trainer = trainer_for(tmp_path, MultirateConfig.two_rate(FULL, 2), **SETTINGS["refused optimizer"])
+    trainer = trainer_for(tmp_path, MultirateConfig.two_rate(FULL, 2, idle="drift"), **SETTINGS["refused optimizer"])
     with pytest.raises(ValueError, match="Swapping swaps the weights"):
         trainer.train()
 
@@ -131,7 +133,7 @@ def test_other_ways_to_say_every_step(tmp_path: Path, plain: Plain, name: str, o
     assert_same(got, plain("bert", optim))
 
 
-@pytest.mark.parametrize("idle", ["drift", "hold"])
+@pytest.mark.parametrize("idle", ["drift", "long_step"])
 @pytest.mark.parametrize("optim", ["adamw_torch_fused", "adafactor"])
 def test_order_of_disjoint_groups_does_not_matter(tmp_path: Path, optim: str, idle: str) -> None:
     groups = (
@@ -147,7 +149,7 @@ def test_order_of_disjoint_groups_does_not_matter(tmp_path: Path, optim: str, id
         assert_same(other, first)
 
 
-@pytest.mark.parametrize("idle", ["drift", "hold"])
+@pytest.mark.parametrize("idle", ["drift", "long_step"])
 @pytest.mark.parametrize("optim", ["adamw_torch_fused", "adafactor"])
 def test_groups_of_one_period_are_one_group(tmp_path: Path, optim: str, idle: str) -> None:
     apart = MultirateConfig(
@@ -166,12 +168,12 @@ def test_groups_of_one_period_are_one_group(tmp_path: Path, optim: str, idle: st
 @pytest.mark.parametrize("family", FAMILIES)
 def test_ladder_of_two_parts_is_two_rates(tmp_path: Path, family: str) -> None:
     blocks = 3 if family == "resnet" else 4
-    two = MultirateConfig.two_rate(f"last:{blocks // 2}", 5)
-    one, other = (results(tmp_path, config, family) for config in (MultirateConfig.ladder([1, 5]), two))
+    two = MultirateConfig.two_rate(f"last:{blocks // 2}", 5, idle="drift")
+    one, other = (results(tmp_path, config, family) for config in (MultirateConfig.ladder([1, 5], idle="drift"), two))
     assert_same(one, other)
 
 
-@pytest.mark.parametrize("idle", ["drift", "hold"])
+@pytest.mark.parametrize("idle", ["drift", "long_step"])
 @pytest.mark.parametrize("optim", ["sgd", "adafactor", "adamw_torch_fused"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_period_five_is_not_plain_training(tmp_path: Path, plain: Plain, family: str, optim: str, idle: str) -> None:
@@ -184,17 +186,29 @@ def test_period_five_is_not_plain_training(tmp_path: Path, plain: Plain, family:
 @pytest.mark.parametrize(
     ("one", "other"),
     [
-        (MultirateConfig.two_rate(FULL, 5, turns="fixed"), MultirateConfig.two_rate(FULL, 5, "hold", turns="fixed")),
-        (MultirateConfig.two_rate(FULL, 5, turns="fixed"), MultirateConfig.two_rate(FULL, 4, turns="fixed")),
-        (MultirateConfig.two_rate(FULL, 5, turns="fixed"), MultirateConfig.two_rate("last:2", 5, turns="fixed")),
         (
-            MultirateConfig.two_rate(FULL, 5, turns="fixed"),
-            MultirateConfig.two_rate(FULL, 5, drift_scale=1.0, turns="fixed"),
+            MultirateConfig.two_rate(FULL, 5, turns="fixed", idle="drift"),
+            MultirateConfig.two_rate(FULL, 5, "long_step", turns="fixed"),
         ),
-        (MultirateConfig.two_rate(FULL, 5, turns="fixed"), MultirateConfig.ladder([1, 2, 5], turns="fixed")),
         (
+            MultirateConfig.two_rate(FULL, 5, turns="fixed", idle="drift"),
+            MultirateConfig.two_rate(FULL, 4, turns="fixed", idle="drift"),
+        ),
+        (
+            MultirateConfig.two_rate(FULL, 5, turns="fixed", idle="drift"),
+            MultirateConfig.two_rate("last:2", 5, turns="fixed", idle="drift"),
+        ),
+        (
+            MultirateConfig.two_rate(FULL, 5, turns="fixed", idle="drift"),
+            MultirateConfig.two_rate(FULL, 5, drift_factor=1.0, turns="fixed", idle="drift"),
+        ),
+        (
+            MultirateConfig.two_rate(FULL, 5, turns="fixed", idle="drift"),
+            MultirateConfig.ladder([1, 2, 5], turns="fixed", idle="drift"),
+        ),
+        (
+            MultirateConfig.two_rate(FULL, 5, turns="fixed", idle="drift"),
             MultirateConfig.two_rate(FULL, 5, turns="fixed"),
-            MultirateConfig.two_rate(FULL, 5, initial_full_steps=2, turns="fixed"),
         ),
     ],
 )

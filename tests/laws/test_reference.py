@@ -98,7 +98,7 @@ def residual(one: Tensors, other: Tensors) -> float:
 
 def config(period: int, idle: str = "drift", **settings: Any) -> MultirateConfig:
     return MultirateConfig.two_rate(
-        [f"^{name}" for name in FAST], period, idle, **{"idle_mode": "train", **settings}, turns="fixed"
+        [f"^{name}" for name in FAST], period, idle, **{"inactive_forward": "train", **settings}, turns="fixed"
     )
 
 
@@ -112,22 +112,26 @@ SGD_SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-# Learning rate, idle rule, period, and full steps before the first cycle.
-SGD_RUNS = [(constant, "drift", 4, 0), (cosine, "drift", 5, 2), (cosine, "hold", 4, 0), (cosine, "hold", 4, 3)]
+# Learning rate, idle rule and period.
+SGD_RUNS = [
+    (constant, "drift", 4),
+    (cosine, "drift", 5),
+    (cosine, "long_step", 4),
+]
 
 
-@pytest.mark.parametrize(("rate", "idle", "k", "start"), SGD_RUNS)
+@pytest.mark.parametrize(("rate", "idle", "k"), SGD_RUNS)
 @pytest.mark.parametrize("name", SGD_SETTINGS)
-def test_sgd_is_algorithm_1_in_float64(name: str, rate: Rate, idle: str, k: int, start: int) -> None:
+def test_sgd_is_algorithm_1_in_float64(name: str, rate: Rate, idle: str, k: int) -> None:
     settings = SGD_SETTINGS[name]
     model = Tied().double()
     literal = {key: settings[key] for key in settings.keys() & {"weight_decay", "nesterov"}}
-    literal |= {"mu": settings["momentum"], "hold": idle == "hold", "start": start}
+    literal |= {"mu": settings["momentum"], "long_step": idle == "long_step"}
     wanted = expected(algorithm_1, deepcopy(model), k=k, h=lambda n: k * rate(n), **literal)
     got = multirate_loop(
         model,
         SGD(model.parameters(), lr=RATE, **settings),
-        config(k, idle, initial_full_steps=start, idle_mode=None),
+        config(k, idle, inactive_forward=None),
         rate,
     )
     assert residual(got, wanted) < 1e-10
@@ -145,27 +149,27 @@ ADAM_SETTINGS: dict[str, tuple[type[Optimizer], dict[str, Any]]] = {
 
 # By default each tensor finds its own factor; 1.0 is the undamped form.
 ADAM_RUNS = [
-    (constant, "drift", 4, 0, 1.0),
-    (constant, "drift", 4, 0, None),
-    (cosine, "drift", 5, 2, 0.3),
-    (cosine, "hold", 4, 3, None),
+    (constant, "drift", 4, 1.0),
+    (constant, "drift", 4, None),
+    (cosine, "drift", 5, 0.3),
+    (cosine, "long_step", 4, None),
 ]
 
 
-@pytest.mark.parametrize(("rate", "idle", "k", "start", "drift_scale"), ADAM_RUNS)
+@pytest.mark.parametrize(("rate", "idle", "k", "drift_factor"), ADAM_RUNS)
 @pytest.mark.parametrize("name", ADAM_SETTINGS)
 def test_adam_is_its_literal_form_in_float64(
-    name: str, rate: Rate, idle: str, k: int, start: int, drift_scale: float | None
+    name: str, rate: Rate, idle: str, k: int, drift_factor: float | None
 ) -> None:
     kind, settings = ADAM_SETTINGS[name]
     settings = {"weight_decay": 0.1, **settings}
     model = Tied().double()
     literal = {key: value for key, value in settings.items() if key not in ("foreach", "fused")}
-    literal |= {"hold": idle == "hold", "coupled": kind is Adam, "start": start}
-    literal["s"] = drift_scale
+    literal |= {"long_step": idle == "long_step", "coupled": kind is Adam}
+    literal["s"] = drift_factor
     wanted = expected(multirate_adamw, deepcopy(model), k=k, lr=rate, **literal)
     optimizer = kind(model.parameters(), lr=RATE, **settings)
-    chosen = config(k, idle, initial_full_steps=start, drift_scale=drift_scale)
+    chosen = config(k, idle, drift_factor="auto" if drift_factor is None else drift_factor)
     got = multirate_loop(model, optimizer, chosen, rate)
     assert residual(got, wanted) < 1e-10
 
@@ -174,7 +178,7 @@ def test_adam_is_its_literal_form_in_float64(
 @pytest.mark.parametrize(("kind", "momentum"), [(SGD, {"momentum": 0.9}), (AdamW, {})])
 def test_limited_drift_is_its_literal_form(kind: type[Optimizer], momentum: dict[str, Any], drift_steps: int) -> None:
     model = Tied().double()
-    literal: dict[str, Any] = {"k": 4, "start": 2, "weight_decay": 0.1, "drift": drift_steps}
+    literal: dict[str, Any] = {"k": 4, "weight_decay": 0.1, "drift": drift_steps}
     if kind is SGD:
         wanted = expected(algorithm_1, deepcopy(model), h=lambda n: 4 * cosine(n), mu=0.9, **literal)
     else:
@@ -182,10 +186,13 @@ def test_limited_drift_is_its_literal_form(kind: type[Optimizer], momentum: dict
     optimizer = kind(model.parameters(), lr=RATE, weight_decay=0.1, **momentum)
     groups = (
         RateGroup("fast", [f"^{name}" for name in FAST], 1),
-        RateGroup("slow", ".*", 4, drift_steps=drift_steps),
+        RateGroup("slow", ".*", 4, "drift", drift_steps) if drift_steps else RateGroup("slow", ".*", 4),
     )
     got = multirate_loop(
-        model, optimizer, MultirateConfig(groups, initial_full_steps=2, idle_mode="train", turns="fixed"), cosine
+        model,
+        optimizer,
+        MultirateConfig(groups, inactive_forward="train", turns="fixed"),
+        cosine,
     )
     assert residual(got, wanted) < 1e-10
 
@@ -198,14 +205,14 @@ def test_limited_drift_is_its_literal_form(kind: type[Optimizer], momentum: dict
         (algorithm_1, {}, {"h": lambda n: 4 * cosine(n - n % 4)}),
         (algorithm_1, {}, {"weight_decay": 0.05}),
         (algorithm_1, {}, {"nesterov": True}),
-        (algorithm_1, {}, {"hold": True}),
+        (algorithm_1, {}, {"long_step": True}),
         (algorithm_1, {}, {"start": 2}),
         (algorithm_1, {}, {"drift": 2}),
         (multirate_adamw, {}, {"drift": 2}),
         (multirate_adamw, {}, {"lr": lambda n: cosine(n - n % 4)}),
         (multirate_adamw, {"weight_decay": 0.1}, {"weight_decay": 0.1, "coupled": True}),
         (multirate_adamw, {}, {"amsgrad": True, "betas": (0.9, 0.9)}),
-        (multirate_adamw, {}, {"hold": True}),
+        (multirate_adamw, {}, {"long_step": True}),
         (multirate_adamw, {}, {"s": 0.5}),
     ],
 )  # fmt: skip
@@ -230,7 +237,7 @@ def test_trainer_is_algorithm_1_in_float32(tmp_path: Path) -> None:
     args = arguments(tmp_path, max_steps=STEPS, per_device_train_batch_size=6, max_grad_norm=0.0)
     schedule = LambdaLR(optimizer, lambda step: 1 - step / STEPS)
     trainer = InOrder(
-        model, args, train_dataset=rows, optimizers=(optimizer, schedule), multirate=config(4, idle_mode=None)
+        model, args, train_dataset=rows, optimizers=(optimizer, schedule), multirate=config(4, inactive_forward=None)
     )
     trainer.train()
     assert residual({name: value.detach() for name, value in model.named_parameters()}, wanted) < 1e-6

@@ -19,7 +19,7 @@ def _stack() -> nn.Sequential:
 )
 def test_cost_counts_forward_weight_gradients_and_input_gradients(fast: str, fast_cost: int) -> None:
     model = _stack()
-    config = MultirateConfig.two_rate(fast, period=3)
+    config = MultirateConfig.two_rate(fast, period=3, idle="drift")
     costs = StepCosts(["fast", "slow"], assign(config, model), layers_of(model))
     full = 4 + 4 + 4  # forward, weights, inputs of every layer: the table below requires a gradient too
     assert [costs.of((0, 1)), costs.of((0,))] == pytest.approx([1.0, fast_cost / full])

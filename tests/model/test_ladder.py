@@ -15,7 +15,7 @@ from tests.support.runs import Watched, differ, example, phases, trainer_for, we
 
 
 PERIODS = (1, 2, 4)
-LADDER = MultirateConfig.ladder(PERIODS, turns="fixed")
+LADDER = MultirateConfig.ladder(PERIODS, turns="fixed", idle="drift")
 
 
 @pytest.mark.parametrize(("family", "stack"), [("bert", "bert.encoder.layer"), ("gpt2-lm", "transformer.h")])
@@ -42,7 +42,7 @@ def test_backward_goes_as_deep_as_the_ruler_sequence(tmp_path: Path, family: str
     for block, period in ((3, 1), (2, 2), (1, 4), (0, 4)):
         assert recorded[block] == [step % period == 0 for step in range(8)]
     assert len(set(trainer.saved[:4])) == 3
-    assert trainer.multirate.telemetry.summary()["full_steps"] == 2
+    assert trainer.multirate.timing.summary()["full_steps"] == 2
 
 
 def test_description_has_a_line_for_each_depth(tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_description_has_a_line_for_each_depth(tmp_path: Path) -> None:
 def test_what_stands_still_keeps_no_displacement(drift_steps: int | None, kept: int) -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     optimizer = torch.optim.RMSprop(model.parameters(), lr=0.1)
-    config = MultirateConfig.two_rate("1", 3, drift_steps=drift_steps, turns="fixed")
+    config = MultirateConfig.two_rate("1", 3, drift_steps=drift_steps, turns="fixed", idle="drift")
     with Multirate(config).attach(model, optimizer) as multirate:
         multirate.begin_step(0)
         model(torch.ones(1, 2)).sum().backward()
@@ -72,7 +72,7 @@ def test_what_never_drifts_is_looked_at_for_the_log_alone(
     looked = set()
     slopes = UpdateGroup.gradient_update_products
     trainer = trainer_for(
-        tmp_path, MultirateConfig.ladder(PERIODS, drift_steps=drift_steps, turns="fixed"), max_steps=9
+        tmp_path, MultirateConfig.ladder(PERIODS, drift_steps=drift_steps, turns="fixed", idle="drift"), max_steps=9
     )
 
     def noting(self: UpdateGroup, *args: Any) -> Any:
@@ -88,8 +88,8 @@ def test_what_never_drifts_is_looked_at_for_the_log_alone(
 def test_drift_steps_reach_the_trainer(tmp_path: Path) -> None:
     outcomes = []
     for drift_steps in (None, 3, 1, 0):
-        groups = (RateGroup("fast", "last:1", 1), RateGroup("slow", ".*", 4, drift_steps=drift_steps))
-        trainer = trainer_for(tmp_path, MultirateConfig(groups, drift_scale=1.0, turns="fixed"))
+        groups = (RateGroup("fast", "last:1", 1), RateGroup("slow", ".*", 4, drift_steps=drift_steps, idle="drift"))
+        trainer = trainer_for(tmp_path, MultirateConfig(groups, drift_factor=1.0, turns="fixed"))
         trainer.train()
         outcomes.append(weights(trainer))
     assert not differ(outcomes[0], outcomes[1]), "three idle steps in a cycle of four"
@@ -102,9 +102,11 @@ def test_ladder_on_the_command_line(tmp_path: Path) -> None:
         return MultirateTrainingArguments(str(tmp_path), report_to=[], **settings).to_multirate_config()
 
     assert parse(multirate_fast="ladder:1,2,4", multirate_turns="fixed") == LADDER
-    assert parse(multirate_fast="ladder:1,3", multirate_idle="hold") == MultirateConfig.ladder([1, 3], "hold")
+    assert parse(multirate_fast="ladder:1,3", multirate_idle="long_step") == MultirateConfig.ladder(
+        [1, 3], "long_step"
+    )
     still = parse(multirate_fast="ladder:1,2,4", multirate_drift_steps=0)
-    assert still == MultirateConfig.ladder([1, 2, 4], drift_steps=0)
+    assert still == MultirateConfig.ladder([1, 2, 4], idle="freeze")
     assert {group.drift_steps for group in still.groups} == {0}
     for fast, period, words in (
         ("ladder:1,2", 5, "leave out multirate_period"),
@@ -118,7 +120,7 @@ def test_ladder_on_the_command_line(tmp_path: Path) -> None:
 
 def test_more_parts_than_blocks(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"5 parts of the 4 blocks of 'bert.encoder.layer'; use at most 4"):
-        trainer_for(tmp_path, MultirateConfig.ladder([1, 2, 4, 8, 16]))
+        trainer_for(tmp_path, MultirateConfig.ladder([1, 2, 4, 8, 16], idle="drift"))
 
 
 def test_parts_of_frozen_parameters_only_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -128,7 +130,7 @@ def test_parts_of_frozen_parameters_only_are_left_out(tmp_path: Path, caplog: py
         model.bert.encoder.layer[0].requires_grad_(False)
         return model
 
-    trainer = trainer_for(tmp_path, MultirateConfig.ladder([1, 2, 4, 8]), model_init=frozen)
+    trainer = trainer_for(tmp_path, MultirateConfig.ladder([1, 2, 4, 8], idle="drift"), model_init=frozen)
     trainer.train()
     assert list(trainer.multirate.partition) == ["part 1", "part 2", "part 3"]
     assert "all parameters of the rate groups ['part 4'] are frozen" in caplog.text

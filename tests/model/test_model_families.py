@@ -25,9 +25,9 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),
 ]
 CONFIGS = {
-    "depth": MultirateConfig.two_rate(missing_gradients="warn"),
-    "last": MultirateConfig.two_rate("last:1", missing_gradients="warn"),
-    "ladder": MultirateConfig.ladder([1, 2, 4], missing_gradients="warn"),
+    "depth": MultirateConfig.two_rate(on_missing_gradient="warn", idle="drift"),
+    "last": MultirateConfig.two_rate("last:1", on_missing_gradient="warn", idle="drift"),
+    "ladder": MultirateConfig.ladder([1, 2, 4], on_missing_gradient="warn", idle="drift"),
 }
 EXPECTED: dict[str, list[str]] = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
 """Family -> its stack, and the lowest parameter that is fast with the default and with ``last:1``."""

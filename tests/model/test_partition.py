@@ -18,7 +18,9 @@ class Net(nn.Sequential):
 
 
 def groups(*patterns: str) -> MultirateConfig:
-    return MultirateConfig(groups=[RateGroup(f"g{i}", pattern, period=1 + i) for i, pattern in enumerate(patterns)])
+    return MultirateConfig(
+        groups=[RateGroup(f"g{i}", pattern, period=1 + i, idle="drift") for i, pattern in enumerate(patterns)]
+    )
 
 
 def test_first_match_wins_and_frozen_parameters_are_in_no_group() -> None:
@@ -44,7 +46,7 @@ def test_a_partition_with_a_hole_is_refused(patterns: tuple[str, ...], words: st
 
 def test_describe_names_groups_boundary_and_cost() -> None:
     model, _ = FAMILIES["bert"]()
-    text = Multirate(MultirateConfig.two_rate("last:1")).assign(model).describe()
+    text = Multirate(MultirateConfig.two_rate("last:1", idle="drift")).assign(model).describe()
     total = sum(parameter.numel() for parameter in model.parameters())
     found = {
         row[0]: int(row[1].replace(",", "")) for row in re.findall(r"^(fast|slow) +\d +\S+ +([\d,]+) ", text, re.M)

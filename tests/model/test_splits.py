@@ -22,7 +22,7 @@ def by_dimension(name: str, parameter: nn.Parameter) -> str | None:
     return "fast" if parameter.dim() == 1 else None
 
 
-BIASES = MultirateConfig((RateGroup("fast", (), 1), RateGroup("slow", ".*", 3)), group_of=by_dimension)
+BIASES = MultirateConfig((RateGroup("fast", (), 1), RateGroup("slow", ".*", 3, idle="drift")), group_fn=by_dimension)
 
 
 @pytest.mark.parametrize("family", ["bert", "llama", "resnet"])
@@ -45,7 +45,7 @@ def test_biases_and_norms_against_weights(tmp_path: Path, family: str, caplog: p
 
 
 def test_expression_for_biases_is_the_function(tmp_path: Path) -> None:
-    groups = (RateGroup("fast", r"bias$|[nN]orm", 1), RateGroup("slow", ".*", 3))
+    groups = (RateGroup("fast", r"bias$|[nN]orm", 1), RateGroup("slow", ".*", 3, idle="drift"))
     one = trainer_for(tmp_path, MultirateConfig(groups))
     assert one.multirate.partition["fast"] == trainer_for(tmp_path, BIASES).multirate.partition["fast"]
 
@@ -54,32 +54,39 @@ def test_function_goes_before_patterns() -> None:
     def some(name: str, parameter: nn.Parameter) -> str | None:
         return {"0.weight": "slow", "5.bias": "rest"}.get(name)
 
-    groups = (RateGroup("slow", (), 2), RateGroup("top", "^5", 1), RateGroup("rest", ".*", 4))
-    partition = Multirate(MultirateConfig(groups, group_of=some)).assign(network()).partition
+    groups = (
+        RateGroup("slow", (), 2, idle="drift"),
+        RateGroup("top", "^5", 1),
+        RateGroup("rest", ".*", 4, idle="drift"),
+    )
+    partition = Multirate(MultirateConfig(groups, group_fn=some)).assign(network()).partition
     assert partition["slow"] == ("0.weight",)
     assert partition["top"] == ("5.weight",)
     assert "5.bias" in partition["rest"]
 
 
 def test_function_that_names_no_group() -> None:
-    config = MultirateConfig.two_rate("^5", 2, group_of=lambda name, parameter: "fats")
-    with pytest.raises(ValueError, match=r"group_of\('0.weight', ...\) returned 'fats'.*one of \['fast', 'slow'\]"):
+    config = MultirateConfig.two_rate("^5", 2, group_fn=lambda name, parameter: "fats", idle="drift")
+    with pytest.raises(ValueError, match=r"group_fn\('0.weight', ...\) returned 'fats'.*one of \['fast', 'slow'\]"):
         Multirate(config).assign(network())
 
 
 def test_group_that_the_function_never_names() -> None:
     groups = (RateGroup("none", (), 1), RateGroup("all", ".*", 1))
-    config = MultirateConfig(groups, group_of=lambda name, parameter: None)
-    with pytest.raises(ValueError, match=r"'none' has no pattern, and group_of named it for none of 8"):
+    config = MultirateConfig(groups, group_fn=lambda name, parameter: None)
+    with pytest.raises(ValueError, match=r"'none' has no pattern, and group_fn named it for none of 8"):
         Multirate(config).assign(network())
 
 
 def test_function_is_named_in_the_text_and_cannot_be_read_from_it() -> None:
     values = BIASES.to_dict()
-    assert values["group_of"] == f"{__name__}:by_dimension"
+    assert values["group_fn"] == f"{__name__}:by_dimension"
     with pytest.raises(ValueError, match=f"'{__name__}:by_dimension'.*in Python"):
         MultirateConfig.from_dict(values)
-    assert MultirateConfig.two_rate(group_of=print).to_dict()["group_of"] == "builtins:builtin_function_or_method"
+    assert (
+        MultirateConfig.two_rate(group_fn=print, idle="drift").to_dict()["group_fn"]
+        == "builtins:builtin_function_or_method"
+    )
 
 
 def test_checkpoint_with_a_function(tmp_path: Path, warnings_of: Any) -> None:
@@ -91,12 +98,14 @@ def test_checkpoint_with_a_function(tmp_path: Path, warnings_of: Any) -> None:
     assert not differ(weights(one), weights(other))
 
 
-@pytest.mark.parametrize("idle_mode", ["train", "eval"])
-@pytest.mark.parametrize("idle_buffers", ["update", "freeze"])
-def test_buffers_of_idle_modules(idle_buffers: str, idle_mode: str) -> None:
+@pytest.mark.parametrize("inactive_forward", ["train", "eval"])
+@pytest.mark.parametrize("inactive_buffers", ["update", "freeze"])
+def test_buffers_of_idle_modules(inactive_buffers: str, inactive_forward: str) -> None:
     model = nn.Sequential(*network()[:3], nn.BatchNorm1d(10), *network()[3:])
     optimizer = SGD(model.parameters(), lr=0.1)
-    config = MultirateConfig.two_rate(["^3", "^4", "^6"], 2, idle_buffers=idle_buffers, idle_mode=idle_mode)
+    config = MultirateConfig.two_rate(
+        ["^3", "^4", "^6"], 2, inactive_buffers=inactive_buffers, inactive_forward=inactive_forward, idle="drift"
+    )
     moved = []
     with Multirate(config).attach(model, optimizer) as multirate:
         for step in range(4):
@@ -110,14 +119,16 @@ def test_buffers_of_idle_modules(idle_buffers: str, idle_mode: str) -> None:
     live = {name for name in everything if name.startswith("3")}
     assert len(live) == 3
     assert len(everything) == 6
-    fast_only = live if idle_buffers == "freeze" else everything
+    fast_only = live if inactive_buffers == "freeze" else everything
     assert moved == [everything, fast_only, everything, fast_only]
 
 
 def test_frozen_buffers_with_a_trainer(tmp_path: Path) -> None:
     results = []
     for rule in ("update", "freeze"):
-        trainer = trainer_for(tmp_path, MultirateConfig.two_rate("last:1", 3, idle_buffers=rule), "resnet")
+        trainer = trainer_for(
+            tmp_path, MultirateConfig.two_rate("last:1", 3, inactive_buffers=rule, idle="drift"), "resnet"
+        )
         trainer.train()
         counts = {name: int(b) for name, b in trainer.model.named_buffers() if name.endswith("num_batches_tracked")}
         results.append((set(counts.values()), counts))
@@ -128,12 +139,12 @@ def test_frozen_buffers_with_a_trainer(tmp_path: Path) -> None:
 
 def test_head_tied_to_an_embedding_is_slow_unless_asked_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "hf_multirate"):
-        trainer = trainer_for(tmp_path, MultirateConfig.two_rate("last:1", 3), "gpt2-lm")
+        trainer = trainer_for(tmp_path, MultirateConfig.two_rate("last:1", 3, idle="drift"), "gpt2-lm")
     assert "transformer.wte.weight" in trainer.multirate.partition["slow"]
     assert "both get a gradient every 3 steps" in caplog.text
     assert {record.levelname for record in caplog.records} == {"INFO"}
     caplog.clear()
-    config = MultirateConfig.two_rate([r"h\.3\.", "ln_f", "wte"], 3)
+    config = MultirateConfig.two_rate([r"h\.3\.", "ln_f", "wte"], 3, idle="drift")
     with caplog.at_level(logging.WARNING, "hf_multirate"):
         trainer_for(tmp_path, config, "gpt2-lm")
     assert "backward runs down to it at every step" in caplog.text

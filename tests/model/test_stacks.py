@@ -63,7 +63,7 @@ class Pair(nn.Module):
 
 
 def fast_of(model: nn.Module, fast: str = "last:1") -> set[str]:
-    names = Multirate(MultirateConfig.two_rate(fast)).assign(model).partition["fast"]
+    names = Multirate(MultirateConfig.two_rate(fast, idle="drift")).assign(model).partition["fast"]
     return {name.rpartition(".")[0] for name in names}
 
 
@@ -131,7 +131,7 @@ def test_two_towers_are_told_of_in_one_line_and_can_be_named(caplog: pytest.LogC
     assert "'last:1@text.layers'" in line
     caplog.clear()
     assert fast_of(model, "last:1@text") == {"text.layers.5.up", "text.layers.5.down", "text.head"}
-    groups = [RateGroup(f"part {i}", f"part:{i}/2@text", i) for i in (1, 2)]
+    groups = [RateGroup(f"part {i}", f"part:{i}/2@text", i, idle="drift") for i in (1, 2)]
     upper = Multirate(MultirateConfig(groups)).assign(model).partition["part 1"]
     assert "text.layers.3.up.weight" in upper
     assert caplog.messages == []
@@ -139,7 +139,7 @@ def test_two_towers_are_told_of_in_one_line_and_can_be_named(caplog: pytest.LogC
 
 def test_an_encoder_and_its_decoder_leave_no_choice(caplog: pytest.LogCaptureFixture) -> None:
     for family in ("bart", "t5"):
-        Multirate(MultirateConfig.two_rate()).assign(FAMILIES[family]()[0])
+        Multirate(MultirateConfig.two_rate(idle="drift")).assign(FAMILIES[family]()[0])
     assert not any("is taken for the blocks" in message for message in caplog.messages)
 
 
@@ -168,7 +168,11 @@ class Tasks(nn.Module):
             self.tasks[name] = nn.ModuleDict({"encoder": encoder, "classifier": nn.Linear(2, 2)})
 
 
-@pytest.mark.parametrize("config", [MultirateConfig.two_rate("last:1"), MultirateConfig.ladder([1, 2, 4])], ids=str)
+@pytest.mark.parametrize(
+    "config",
+    [MultirateConfig.two_rate("last:1", idle="drift"), MultirateConfig.ladder([1, 2, 4], idle="drift")],
+    ids=str,
+)
 def test_an_encoder_at_several_paths(config: MultirateConfig) -> None:
     partition = Multirate(config).assign(Tasks(Tower())).partition
     fast = partition[config.groups[0].name]
@@ -183,15 +187,15 @@ def test_a_module_used_above_and_below_is_as_deep_as_below() -> None:
 
 
 def test_a_head_registered_before_its_encoder_is_fast(caplog: pytest.LogCaptureFixture) -> None:
-    config = MultirateConfig.two_rate("last:1", 2)
-    costs = [train(Tower(first=first), config).telemetry.speedup_predicted for first in (False, True)]
+    config = MultirateConfig.two_rate("last:1", 2, idle="drift")
+    costs = [train(Tower(first=first), config).timing.speedup_predicted for first in (False, True)]
     assert costs[0] == costs[1]
     assert "head" in fast_of(Tower(first=True))
     assert caplog.messages == []
 
 
 def test_a_slow_module_above_the_fast_ones_is_named(caplog: pytest.LogCaptureFixture) -> None:
-    train(Tower(name="outcome", first=True), MultirateConfig.two_rate("last:1", 2))
+    train(Tower(name="outcome", first=True), MultirateConfig.two_rate("last:1", 2, idle="drift"))
     (line,) = caplog.messages
     assert "backward runs through 1 idle modules" in line
     assert "outcome are slow but lie above 'layers.5.up'" in line
@@ -210,7 +214,7 @@ class Backwards(Tower):
 
 @pytest.mark.parametrize("parts", [1, 2])
 def test_a_wrong_prediction_is_corrected_at_the_first_fast_step(parts: int, caplog: pytest.LogCaptureFixture) -> None:
-    config = MultirateConfig.two_rate("last:1", 2)
+    config = MultirateConfig.two_rate("last:1", 2, idle="drift")
     model = Backwards()
     promised = Multirate(config).assign(model).describe()
     controller = train(model, config, parts=parts)
@@ -219,25 +223,25 @@ def test_a_wrong_prediction_is_corrected_at_the_first_fast_step(parts: int, capl
     assert "corrected 0.71" in line
     assert "predicted speed-up 1.3" in line
     assert "predicted speed-up: 1.3" in promised
-    assert controller.telemetry.speedup_predicted == pytest.approx(1.17, abs=0.01)
-    assert controller.telemetry.predicted_cost(full=False) == pytest.approx(0.71, abs=0.01)
-    assert controller.telemetry.summary()["speedup_predicted"] == controller.telemetry.speedup_predicted
+    assert controller.timing.speedup_predicted == pytest.approx(1.17, abs=0.01)
+    assert controller.timing.predicted_cost(full=False) == pytest.approx(0.71, abs=0.01)
+    assert controller.timing.summary()["speedup_predicted"] == controller.timing.speedup_predicted
 
 
 @pytest.mark.parametrize("parts", [1, 2])
 def test_a_right_prediction_says_nothing(parts: int, caplog: pytest.LogCaptureFixture) -> None:
-    config = MultirateConfig.ladder([1, 2, 4])
+    config = MultirateConfig.ladder([1, 2, 4], idle="drift")
     costs = Multirate(config).assign(model := Tower()).describe()
     controller = train(model, config, 5, parts)
     assert caplog.messages == []
-    assert f"{controller.telemetry.speedup_predicted:.2f}x" in costs
+    assert f"{controller.timing.speedup_predicted:.2f}x" in costs
 
 
 def test_a_pass_that_fails_is_not_looked_at(caplog: pytest.LogCaptureFixture) -> None:
-    model, config = Backwards(), MultirateConfig.two_rate("last:1", 2)
+    model, config = Backwards(), MultirateConfig.two_rate("last:1", 2, idle="drift")
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     with Multirate(config).attach(model, optimizer) as controller:
-        controller.select(1)
+        controller.set_step(1)
         with pytest.raises(RuntimeError, match="mat1"), controller.micro_batch():
             model(torch.randn(4, 7))
         assert caplog.messages == []
@@ -249,7 +253,7 @@ def test_a_pass_that_fails_is_not_looked_at(caplog: pytest.LogCaptureFixture) ->
 def test_adapters_on_blocks_of_several_classes(caplog: pytest.LogCaptureFixture) -> None:
     peft = pytest.importorskip("peft")
     model = peft.get_peft_model(Tower(), peft.LoraConfig(r=2, target_modules=["inner", "up"]))
-    train(model, MultirateConfig.two_rate("last:1", 2))
+    train(model, MultirateConfig.two_rate("last:1", 2, idle="drift"))
     assert caplog.messages == []
 
 
@@ -327,13 +331,13 @@ class Taught(nn.Module):
 
 
 def test_the_cost_of_a_teacher_is_corrected(caplog: pytest.LogCaptureFixture) -> None:
-    config = MultirateConfig.two_rate("last:1", 2)
-    own = train(Tower(), config).telemetry.predicted_cost(full=False)
+    config = MultirateConfig.two_rate("last:1", 2, idle="drift")
+    own = train(Tower(), config).timing.predicted_cost(full=False)
     controller = train(Taught(), config)
     (line,) = caplog.messages
     assert "modules that ran without gradients too, such as a teacher" in line
     # Of a full step 3 parts of 4 are those of the student: one for its forward pass, two for backward.
-    assert controller.telemetry.predicted_cost(full=False) == pytest.approx((1 + 3 * own) / 4, abs=0.02)
+    assert controller.timing.predicted_cost(full=False) == pytest.approx((1 + 3 * own) / 4, abs=0.02)
 
 
 class Loop(Tower):
@@ -347,16 +351,16 @@ class Loop(Tower):
 
 
 def test_blocks_that_run_again_are_named_as_above(caplog: pytest.LogCaptureFixture) -> None:
-    controller = train(Loop(), MultirateConfig.two_rate("last:1", 2))
+    controller = train(Loop(), MultirateConfig.two_rate("last:1", 2, idle="drift"))
     (line,) = caplog.messages
     assert "lie above 'layers.5.up'" in line
     assert "hook" not in line
-    assert controller.telemetry.predicted_cost(full=False) > 0.6
+    assert controller.timing.predicted_cost(full=False) > 0.6
 
 
 def test_the_levels_of_a_model_are_found_once_for_all_presets(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     levels = presets.levels_of
     monkeypatch.setattr(presets, "levels_of", lambda *args: asked.append(args) or levels(*args))
-    Multirate(MultirateConfig.ladder([1] * 10 + [2] * 10)).assign(Tower(20))
+    Multirate(MultirateConfig.ladder([1] * 10 + [2] * 10, idle="drift")).assign(Tower(20))
     assert len(asked) == 1

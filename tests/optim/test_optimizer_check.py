@@ -25,7 +25,7 @@ from tests.support.runs import CONFIG, PERIOD, arguments, assert_same, example, 
 from tests.support.small import network, values
 
 
-FROZEN = MultirateConfig.two_rate("last:1", PERIOD, drift_steps=0)
+FROZEN = MultirateConfig.two_rate("last:1", PERIOD, idle="freeze")
 
 
 def everything(groups: Any) -> list[Tensor]:
@@ -245,7 +245,7 @@ def trained(folder: Path, kind: Kind, config: MultirateConfig = CONFIG, **settin
 def test_wrappers_take_full_and_fast_steps_and_drift(tmp_path: Path, kind: Kind) -> None:
     trainer = trained(tmp_path, kind, save_strategy="steps", save_steps=8)
     assert phases(trainer) == [0, 1, 2, 3, 0, 1, 2, 3, 0]
-    assert trainer.multirate.applied == 9
+    assert trainer.multirate.applied_steps == 9
     drift = trainer.multirate._attachment.movement.state_dict()["displacement"]
     assert set(drift) == set(trainer.multirate.partition["slow"])
     assert len(everything(unwrap_optimizer(trainer.optimizer).param_groups)) == len(list(trainer.model.parameters()))
@@ -265,12 +265,12 @@ def test_wrappers_resume_to_the_bit(tmp_path: Path, kind: Kind) -> None:
 def test_the_class_of_a_wrapper_and_its_settings_will_do(tmp_path: Path) -> None:
     made = {"optimizers": (None, None), "optimizer_cls_and_kwargs": (MuonAndAdamW, {"lr": 1e-3})}
     trainer = trained(tmp_path, MuonAndAdamW, **made)
-    assert trainer.multirate.applied == 9
+    assert trainer.multirate.applied_steps == 9
 
 
 def test_period_one_is_standard_training(tmp_path: Path) -> None:
     ends = []
-    for config in (MultirateConfig.two_rate(period=1), None):
+    for config in (MultirateConfig.two_rate(period=1, idle="drift"), None):
         trainer = trainer_for(tmp_path, config, optimizers=lambda model: (MuonAndAdamW(model.parameters()), None))
         trainer.train()
         ends.append(weights(trainer))
@@ -292,10 +292,10 @@ def test_master_weights_train_where_idle_groups_are_frozen(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     "config",
     [
-        MultirateConfig.two_rate("5", PERIOD, "hold"),
-        MultirateConfig.random_subgroups(PERIOD),
+        MultirateConfig.two_rate("5", PERIOD, "long_step"),
+        MultirateConfig.random_subsets(PERIOD),
         MultirateConfig((RateGroup("all", ".*", 1, lr_scale=2.0),)),
-        MultirateConfig.two_rate("5", PERIOD, drift_steps=1),
+        MultirateConfig.two_rate("5", PERIOD, drift_steps=1, idle="drift"),
     ],
 )
 def test_whatever_changes_weights_is_refused_for_master_weights(config: MultirateConfig) -> None:
@@ -305,7 +305,7 @@ def test_whatever_changes_weights_is_refused_for_master_weights(config: Multirat
 
 
 def test_copies_and_subsets_need_the_state_of_the_optimizer() -> None:
-    for attach in (AveragedCopies(CopiesConfig((1, 2))).attach, Multirate(MultirateConfig.random_subgroups(2)).attach):
+    for attach in (AveragedCopies(CopiesConfig((1, 2))).attach, Multirate(MultirateConfig.random_subsets(2)).attach):
         model = network()
         with pytest.raises(ValueError, match="keeps its state in optimizers that it holds"):
             attach(model, MuonAndAdamW(model.parameters()))
@@ -335,7 +335,7 @@ def test_a_trial_touches_nothing(kind: Kind) -> None:
     fired: list[int] = []
     hook = register_optimizer_step_post_hook(lambda *_: fired.append(1))
     try:
-        Multirate(MultirateConfig.two_rate("5", 2)).attach(model, optimizer).detach()
+        Multirate(MultirateConfig.two_rate("5", 2, idle="drift")).attach(model, optimizer).detach()
     except ValueError:
         assert kind in REFUSED
     hook.remove()
@@ -378,7 +378,7 @@ def test_a_trial_writes_no_files_and_counts_in_no_class(tmp_path: Path) -> None:
     with tempfile.NamedTemporaryFile("w", dir=tmp_path) as named, (tmp_path / "log").open("wb") as log:
         optimizer = Notes(model.parameters(), [log])
         optimizer.named = named
-        Multirate(MultirateConfig.two_rate("5", 2)).attach(model, optimizer).detach()
+        Multirate(MultirateConfig.two_rate("5", 2, idle="drift")).attach(model, optimizer).detach()
         gc.collect()
         assert not log.closed
         assert Path(named.name).exists()
@@ -399,7 +399,7 @@ def test_a_write_to_what_a_copy_shares_is_stopped() -> None:
                     parameter.mul_(2.0)
 
     with pytest.raises(ValueError, match="writes to tensors that a copy of it still shares"):
-        Multirate(MultirateConfig.two_rate("5", 2)).attach(model, Reaches(model.parameters(), lr=0.1))
+        Multirate(MultirateConfig.two_rate("5", 2, idle="drift")).attach(model, Reaches(model.parameters(), lr=0.1))
     assert_same(values(model), before)
 
 
@@ -414,7 +414,7 @@ def test_a_parameter_in_two_groups_is_refused() -> None:
     optimizer = SGD(model.parameters(), lr=0.1)
     optimizer.param_groups.append({**optimizer.param_groups[0], "params": [next(model.parameters())]})
     with pytest.raises(ValueError, match=r"more than one group.*0\.weight"):
-        Multirate(MultirateConfig.two_rate("5", 2)).attach(model, optimizer)
+        Multirate(MultirateConfig.two_rate("5", 2, idle="drift")).attach(model, optimizer)
 
 
 def adapted(folder: Path, make: Callable[[nn.Module], Optimizer]) -> Any:
@@ -425,7 +425,7 @@ def adapted(folder: Path, make: Callable[[nn.Module], Optimizer]) -> Any:
         args=arguments(folder),
         train_dataset=rows,
         optimizers=(make(model), None),
-        multirate=MultirateConfig.ladder([1, PERIOD]),
+        multirate=MultirateConfig.ladder([1, PERIOD], idle="drift"),
     )
 
 

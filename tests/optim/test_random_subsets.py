@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from hf_multirate import Multirate, MultirateConfig, MultirateTrainer, RandomSubset, RateGroup
 from hf_multirate.optim.random_subsets import draw
-from tests.support.reference import random_subgroups
+from tests.support.reference import random_subsets
 from tests.support.runs import assert_same, differ, phases, trainer_for, weights
 from tests.support.small import batch, gradient_of, network, values
 
@@ -58,9 +58,9 @@ SUBSETS = {
 }
 
 
-@pytest.mark.parametrize(("momentum", "start", "patterns"), [(0.0, 0, ".*"), (0.9, 3, ".*"), (0.9, 0, "^0")])
+@pytest.mark.parametrize(("momentum", "patterns"), [(0.0, ".*"), (0.9, ".*"), (0.9, "^0")])
 @pytest.mark.parametrize("name", SUBSETS)
-def test_equals_the_plain_tensors(name: str, momentum: float, start: int, patterns: str) -> None:
+def test_equals_the_plain_tensors(name: str, momentum: float, patterns: str) -> None:
     subset = SUBSETS[name]
     every = subset.redraw == "step"
     model = network().double()
@@ -70,14 +70,12 @@ def test_equals_the_plain_tensors(name: str, momentum: float, start: int, patter
         value = model.get_parameter(i)
         return draw(subset, c, i, value) if is_held(i, subset, patterns) else torch.zeros_like(value).bool()
 
-    wanted = random_subgroups(
+    wanted = random_subsets(
         values(model), gradient_of(deepcopy(model)), mask, k=PERIOD, h=lambda n: RATE * (1 - n / STEPS), mu=momentum,
-        steps=STEPS, weight_decay=0.01, scale=subset.scale, start=start, every_step=every,
+        steps=STEPS, weight_decay=0.01, scale=subset.scale, every_step=every,
     )  # fmt: skip
     # BatchNorm's scale and shift are vectors too.
-    config = MultirateConfig.random_subgroups(
-        1 if every else PERIOD, subset, patterns, initial_full_steps=start, turns="fixed"
-    )
+    config = MultirateConfig.random_subsets(1 if every else PERIOD, subset, patterns, turns="fixed")
     for _ in loop(model, optimizer, config):
         pass
     got = values(model)
@@ -91,7 +89,7 @@ def test_settings_of_the_reference_matter(change: dict[str, Any]) -> None:
     for settings in ({}, change):
         args: dict[str, Any] = {"k": PERIOD, "h": lambda n: RATE, "mu": 0.5, "steps": STEPS, **settings}
         mask = lambda c, i: draw(RandomSubset(), c, i, model.get_parameter(i))  # noqa: E731
-        results.append(random_subgroups(values(model), gradient_of(deepcopy(model)), mask, **args))
+        results.append(random_subsets(values(model), gradient_of(deepcopy(model)), mask, **args))
     assert max(float((results[0][i] - results[1][i]).abs().max()) for i in results[0]) > 1e-3
 
 
@@ -102,7 +100,7 @@ def test_what_is_held_stays_and_so_does_its_state(kind: type[Optimizer]) -> None
     subset = RandomSubset(0.5)
     seen = []
     last: dict[str, tuple[Tensor, ...]] = {}
-    for step in loop(model, optimizer, MultirateConfig.random_subgroups(PERIOD, subset, turns="fixed")):
+    for step in loop(model, optimizer, MultirateConfig.random_subsets(PERIOD, subset, turns="fixed")):
         state = {name: [p, *optimizer.state[p].values()] for name, p in model.named_parameters()}
         now = {
             name: tuple(t.detach().clone() for t in tensors if torch.is_tensor(t) and t.shape == tensors[0].shape)
@@ -128,7 +126,7 @@ def test_forward_sees_zeros_and_nobody_else_does(unit: str) -> None:
     clipped: list[Tensor] = []
     optimizer.register_step_pre_hook(lambda *_: clipped.append(model[0].weight.grad.clone()))
     before = model[0].weight.detach().clone()
-    for step in loop(model, optimizer, MultirateConfig.random_subgroups(PERIOD, subset, turns="fixed"), accumulate=2):
+    for step in loop(model, optimizer, MultirateConfig.random_subsets(PERIOD, subset, turns="fixed"), accumulate=2):
         first, second = inside[-2:]
         assert torch.equal(first, second)
         mask = draw(subset, step // PERIOD, "0.weight", before)
@@ -144,7 +142,7 @@ def test_forward_sees_zeros_and_nobody_else_does(unit: str) -> None:
 def test_error_in_forward_leaves_the_stored_values() -> None:
     model = network()
     optimizer = SGD(model.parameters(), lr=0.1)
-    multirate = Multirate(MultirateConfig.random_subgroups(PERIOD, turns="fixed")).attach(model, optimizer)
+    multirate = Multirate(MultirateConfig.random_subsets(PERIOD, turns="fixed")).attach(model, optimizer)
     multirate.begin_step(0)
     model(batch(0)[0]).sum().backward()
     optimizer.step()
@@ -153,7 +151,7 @@ def test_error_in_forward_leaves_the_stored_values() -> None:
     def fail(*_: object) -> None:
         raise RuntimeError("in forward")
 
-    multirate.select(1)
+    multirate.set_step(1)
     model[3].register_forward_hook(fail)
     with pytest.raises(RuntimeError, match="in forward"), multirate.micro_batch():
         model(batch(1)[0])
@@ -195,7 +193,7 @@ def test_neurons_are_whole_rows_and_never_all(fraction: float, rows: int, count:
     assert torch.equal(draw(subset, 4, "layer.bias", torch.zeros(rows)), weight[:, 0, 0])
 
 
-CONFIG = MultirateConfig.random_subgroups(3, RandomSubset(0.5, biases=True), turns="fixed")
+CONFIG = MultirateConfig.random_subsets(3, RandomSubset(0.5, biases=True), turns="fixed")
 
 
 def test_trainer_evaluates_and_saves_the_stored_values(tmp_path: Path) -> None:
@@ -219,28 +217,28 @@ def test_trainer_evaluates_and_saves_the_stored_values(tmp_path: Path) -> None:
     for step in range(1, 6):
         saved = type(trainer.model).from_pretrained(tmp_path / f"checkpoint-{step}")
         assert not (saved.classifier.weight == 0).any(), step
-    assert trainer.multirate.telemetry.summary()["full_steps"] == 5
+    assert trainer.multirate.timing.summary()["full_steps"] == 5
 
 
 def test_period_one_is_plain_trainer(tmp_path: Path) -> None:
     plain = trainer_for(tmp_path, None)
     plain.train()
-    ours = trainer_for(tmp_path, MultirateConfig.random_subgroups(1, turns="fixed"))
+    ours = trainer_for(tmp_path, MultirateConfig.random_subsets(1, turns="fixed"))
     ours.train()
     assert_same(weights(ours), weights(plain))
 
 
 def test_beside_a_slow_group(tmp_path: Path) -> None:
     groups = (
-        RateGroup("head", "classifier", 3, "zero", subset=RandomSubset(0.5)),
+        RateGroup("head", "classifier", 3, random_subset=RandomSubset(0.5)),
         RateGroup("top", r"layer\.3|pooler", 1),
-        RateGroup("slow", ".*", 2),
+        RateGroup("slow", ".*", 2, idle="drift"),
     )
     trainer = trainer_for(tmp_path, MultirateConfig(groups, turns="fixed"))
     before = weights(trainer)
     trainer.train()
     assert phases(trainer) == [0, 1, 2, 3, 4, 5]
-    assert trainer.multirate.telemetry.summary()["full_steps"] == 3
+    assert trainer.multirate.timing.summary()["full_steps"] == 3
     assert differ(weights(trainer), before) == {name for name, _ in trainer.model.named_parameters()}
 
 
@@ -266,7 +264,7 @@ def test_bad_subsets_are_refused(case: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "kind", "words"),
     [
-        ({"idle": "hold", "subset": RandomSubset()}, ValueError, "only 'zero'"),
+        ({"idle": "long_step", "subset": RandomSubset()}, ValueError, "only 'zero'"),
         ({"idle": "zero", "subset": 0.5}, TypeError, "must be a Subset, got 0.5"),
         ({"idle": "zero", "subset": RandomSubset(redraw="step")}, ValueError, "give it period 1"),
     ],
@@ -285,7 +283,7 @@ def test_bad_rate_groups_are_refused(settings: dict[str, Any], kind: type[Except
 )
 def test_subsets_of_nothing_are_refused(patterns: str, subset: RandomSubset, words: str) -> None:
     model = network()
-    config = MultirateConfig.random_subgroups(4, subset, patterns, turns="fixed")
+    config = MultirateConfig.random_subsets(4, subset, patterns, turns="fixed")
     with pytest.raises(ValueError, match=words):
         Multirate(config).attach(model, SGD(model.parameters(), lr=0.1))
 
@@ -293,14 +291,15 @@ def test_subsets_of_nothing_are_refused(patterns: str, subset: RandomSubset, wor
 def test_sparse_gradients_are_refused() -> None:
     model = nn.Sequential(nn.Embedding(9, 4, sparse=True), nn.Flatten(), nn.Linear(8, 3))
     optimizer = SGD(model.parameters(), lr=0.1)
-    with Multirate(MultirateConfig.random_subgroups(2, turns="fixed")).attach(model, optimizer) as multirate:
-        multirate.select(1)
+    with Multirate(MultirateConfig.random_subsets(2, turns="fixed")).attach(model, optimizer) as multirate:
+        multirate.set_step(1)
         with pytest.raises(ValueError, match=r"shape \(9, 4\).*sparse=False"), multirate.micro_batch():
             model(torch.tensor([[1, 2]])).sum().backward()
 
 
 @pytest.mark.parametrize(
-    "config", [MultirateConfig.random_subgroups(2, turns="fixed"), MultirateConfig.two_rate("^5", 2, turns="fixed")]
+    "config",
+    [MultirateConfig.random_subsets(2, turns="fixed"), MultirateConfig.two_rate("^5", 2, turns="fixed", idle="drift")],
 )
 def test_closures_are_refused(config: MultirateConfig) -> None:
     model = network()
@@ -323,7 +322,7 @@ def test_closures_are_refused(config: MultirateConfig) -> None:
 
 
 def test_config_survives_json() -> None:
-    config = MultirateConfig.random_subgroups(
+    config = MultirateConfig.random_subsets(
         3, RandomSubset(0.2, "neuron", True, True, seed=5), "weight$", turns="fixed"
     )
     assert MultirateConfig.from_dict(config.to_dict()) == config
@@ -335,6 +334,6 @@ def test_config_survives_json() -> None:
 
 def test_the_only_neuron_of_a_layer_is_never_in_a_subset() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1))
-    chosen = MultirateConfig.random_subgroups(3, RandomSubset(unit="neuron"), "^1", turns="fixed")
+    chosen = MultirateConfig.random_subsets(3, RandomSubset(unit="neuron"), "^1", turns="fixed")
     with pytest.raises(ValueError, match="one dimension or one row"):
         Multirate(chosen).attach(model, SGD(model.parameters(), lr=0.1))

@@ -52,7 +52,7 @@ def only(model: nn.Module, batch: Any, config: MultirateConfig, **settings: Any)
 
 
 def test_work_of_two_rates_is_that_counted_by_hand() -> None:
-    found = only(*stack(), MultirateConfig.two_rate("^head", 4))
+    found = only(*stack(), MultirateConfig.two_rate("^head", 4, idle="drift"))
     fast, slow = found.groups
     assert (fast.forward, fast.activation_gradients, fast.weight_gradients) == (HEAD, 0, HEAD)
     # The slow part makes the gradients of its activations those of the head's input and two of its own.
@@ -74,7 +74,11 @@ def kept_by_the_loss() -> int:
 
 
 def test_groups_of_a_ladder_add_up_to_a_full_step() -> None:
-    groups = [RateGroup("a", "^head", 1), RateGroup("b", r"blocks\.2", 2), RateGroup("c", ".*", 3)]
+    groups = [
+        RateGroup("a", "^head", 1),
+        RateGroup("b", r"blocks\.2", 2, idle="drift"),
+        RateGroup("c", ".*", 3, idle="drift"),
+    ]
     found = only(*stack(), MultirateConfig(groups, turns="fixed"))
     work = [group.forward + group.activation_gradients + group.weight_gradients for group in found.groups]
     assert sum(work) == found.steps[0].flops == 8 * BLOCK + 3 * HEAD
@@ -91,7 +95,7 @@ def test_model_and_batch_are_as_before(family: str) -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
     flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     state = torch.get_rng_state()
-    found = only(model, batch, MultirateConfig.two_rate("last:1"), measure=True)
+    found = only(model, batch, MultirateConfig.two_rate("last:1", idle="drift"), measure=True)
     assert found.speedup_measured is not None
     assert found.speedup_measured > 0
     assert torch.equal(state, torch.get_rng_state())
@@ -104,18 +108,18 @@ def test_model_and_batch_are_as_before(family: str) -> None:
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable`:FutureWarning")  # both lines have this name
 def test_what_blocks_the_saving_is_named() -> None:
     model, batch = FAMILIES["gpt2-lm"]()
-    tied = only(model, batch, MultirateConfig.two_rate(["wte", "h.3"], 4))
+    tied = only(model, batch, MultirateConfig.two_rate(["wte", "h.3"], 4, idle="drift"))
     assert any("'transformer.wte.weight' is in the fast group" in text for text in tied.blockers)
     assert tied.speedup < 1.3
-    low = only(*stack(), MultirateConfig.two_rate([r"blocks\.0"], 4))
+    low = only(*stack(), MultirateConfig.two_rate([r"blocks\.0"], 4, idle="drift"))
     assert any("the lowest fast parameter is 'blocks.0.weight'" in text for text in low.blockers)
     assert any("backward runs through" in text for text in low.blockers)
     bert, batch = FAMILIES["bert"]()
     bert.gradient_checkpointing_enable()
-    found = only(bert, batch, MultirateConfig.two_rate("head", 4))
+    found = only(bert, batch, MultirateConfig.two_rate("head", 4, idle="drift"))
     assert any("activation checkpointing" in text for text in found.blockers)
     assert only(*stack(), MultirateConfig.off()).blockers == ("every step is a full step",)
-    assert only(*stack(), MultirateConfig.two_rate("^head", 4)).blockers == ()
+    assert only(*stack(), MultirateConfig.two_rate("^head", 4, idle="drift")).blockers == ()
 
 
 def test_a_target_lists_what_reaches_it_the_smallest_period_first() -> None:
@@ -170,7 +174,7 @@ def test_the_command_prints_a_table_and_json(tmp_path: Path, capsys: pytest.Capt
 def test_a_folder_with_a_configuration_is_enough(family: str, tmp_path: Path) -> None:
     model, batch = load(folder_of(family, tmp_path), None, Size(3, 6))
     assert len(next(iter(batch.values()))) == 3
-    assert only(model, batch, MultirateConfig.two_rate("last:1", 3)).speedup > 1
+    assert only(model, batch, MultirateConfig.two_rate("last:1", 3, idle="drift")).speedup > 1
 
 
 def test_a_function_gives_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,7 +182,7 @@ def test_a_function_gives_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "mine.py").write_text("\n".join(lines))
     monkeypatch.chdir(tmp_path)
     model, batch = load("mine:both", None, Size(1, 1))
-    assert only(model, batch, MultirateConfig.two_rate("^head")).bound > 2
+    assert only(model, batch, MultirateConfig.two_rate("^head", idle="drift")).bound > 2
     with pytest.raises(ValueError, match="have the function return one too"):
         load("mine:model", None, Size(1, 1))
 

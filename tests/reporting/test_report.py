@@ -106,7 +106,7 @@ def test_runs_that_differ_are_no_proof(
     other = changed(runs / "plain", tmp_path / "other", change)
     with pytest.raises(ValueError, match=f"proves nothing about .*{words}"):
         report(runs / "multirate", other, tmp_path / "report")
-    page = report(runs / "multirate", other, tmp_path / "report", anyway=True).read_text()
+    page = report(runs / "multirate", other, tmp_path / "report", allow_differences=True).read_text()
     assert "Not a proof" in page
     assert words in page
 

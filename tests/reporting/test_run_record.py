@@ -78,7 +78,7 @@ def broken(record: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     paths += [("steps", "seconds"), ("steps", "full"), ("steps", "seconds", 0), ("steps", "full", 0)]
     paths += [("logs", 0), ("logs", 0, "step"), ("logs", 0, "seconds"), ("logs", 0, "loss"), ("blocks", first)]
     paths += [("blocks", first, "parameters"), ("blocks", first, "groups")]
-    paths += [("summary", key) for key in ("seconds", "seconds_aside", "steps", "full_steps", "speedup_of_run")]
+    paths += [("summary", key) for key in ("seconds", "seconds_aside", "steps", "full_steps", "speedup")]
     for path in paths:
         for value in ({"foreign": []}, "text", [[None]]):
             yield f"{path} {value!r}", at(path, value)
@@ -282,7 +282,7 @@ def test_arguments_ask_for_a_record(tmp_path: Path, asked: bool | None) -> None:
 
 
 def test_the_longest_period_is_in_a_record_that_can_be_read(tmp_path: Path) -> None:
-    config = MultirateConfig.two_rate("head", LARGEST, drift_steps=LARGEST)
+    config = MultirateConfig.two_rate("head", LARGEST, drift_steps=LARGEST, idle="drift")
     trainer_for(tmp_path, config, max_steps=2, save_strategy="steps", save_steps=1).train()
     assert report(tmp_path).is_file()
     trainer_for(tmp_path, config, max_steps=3).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))

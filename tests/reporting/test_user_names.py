@@ -16,7 +16,7 @@ from rich.console import Console
 
 from hf_multirate import Multirate, MultirateConfig, RateGroup, plan
 from hf_multirate.cli.plan_tables import print_plans
-from hf_multirate.config.budget import Budget
+from hf_multirate.config.auto_periods import AutoPeriods
 from hf_multirate.config.text import markdown, one_line, shortened
 from hf_multirate.reporting import report
 from hf_multirate.reporting.charts import svgs
@@ -68,7 +68,7 @@ def renamed(folder: Path, out: Path, name: str) -> Path:
     }
     logs = [
         {f"eval_{name}" if key == "eval_loss" else key: value for key, value in entry.items()}
-        | ({f"multirate/worth/{name}": 0.5} if "loss" in entry else {})
+        | ({f"multirate/loss_decrease/{name}": 0.5} if "loss" in entry else {})
         for entry in record.logs
     ]
     arguments = record.arguments | {"optim": name, "lr_scheduler_type": name}
@@ -81,14 +81,14 @@ def renamed(folder: Path, out: Path, name: str) -> Path:
 def clean(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The page of a run whose names are letters."""
     folder = tmp_path_factory.mktemp("clean")
-    return report(renamed(runs / "multirate", folder, "letters"), runs / "plain", anyway=True).read_text()
+    return report(renamed(runs / "multirate", folder, "letters"), runs / "plain", allow_differences=True).read_text()
 
 
 @pytest.mark.parametrize("kind", ["tag", "attribute", "dollars", "lines", "emoji", "long", "surrogate", "template"])
 def test_names_are_text_on_the_page(runs: Path, tmp_path: Path, clean: str, kind: str) -> None:
     name = NAMES[kind]
     folder = renamed(runs / "multirate", tmp_path / "run", name)
-    page = report(folder, runs / "plain", tmp_path / "report", anyway=True).read_text(encoding="utf-8")
+    page = report(folder, runs / "plain", tmp_path / "report", allow_differences=True).read_text(encoding="utf-8")
     assert tags(page) <= tags(clean)
     assert "onload" not in {attribute for tag in re.findall(r"<[a-z][^>]*>", page) for attribute in attributes(tag)}
     shown = name.encode("utf-8", errors="replace").decode()
@@ -143,7 +143,7 @@ def test_names_that_are_not_markup_stay_as_they_are() -> None:
 def test_names_are_text_on_a_terminal(kind: str) -> None:
     name, output = NAMES[kind], io.StringIO()
     model, batch = stack()
-    groups = (RateGroup("fast", "^head", 1), RateGroup(name, ".*", 4))
+    groups = (RateGroup("fast", "^head", 1), RateGroup(name, ".*", 4, idle="drift"))
     print_plans(
         plan(model, batch, {name: MultirateConfig(groups), f"{name} off": MultirateConfig.off()}),
         Console(file=output, width=40_000),
@@ -157,13 +157,13 @@ def test_names_are_text_on_a_terminal(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", NAMES)
-@pytest.mark.parametrize("budget", [None, Budget(1.5)], ids=["periods", "auto"])
-def test_names_are_one_cell_of_a_description(kind: str, budget: Budget | None) -> None:
+@pytest.mark.parametrize("budget", [None, AutoPeriods(1.5)], ids=["periods", "auto"])
+def test_names_are_one_cell_of_a_description(kind: str, budget: AutoPeriods | None) -> None:
     name, (model, _) = NAMES[kind], stack()
-    groups = (RateGroup("fast", "^head", 1), RateGroup(name, ".*", 4 if budget is None else 1))
+    groups = (RateGroup("fast", "^head", 1), RateGroup(name, ".*", 4 if budget is None else 1, idle="drift"))
     plain = (groups[0], replace(groups[1], name="slow"))
     lines, wanted = (
-        Multirate(MultirateConfig(given, budget=budget)).assign(model).describe().split("\n")
+        Multirate(MultirateConfig(given, auto_periods=budget)).assign(model).describe().split("\n")
         for given in (groups, plain)
     )
     assert len(lines) == len(wanted)
@@ -174,7 +174,7 @@ def test_names_are_one_cell_of_a_description(kind: str, budget: Budget | None) -
 def test_a_metric_of_the_users_own_reaches_the_page_as_text(tmp_path: Path) -> None:
     _, rows = example("bert")
     metrics: dict[str, Any] = {"<i>$x": 0.5, 'a"b': float("nan")}
-    trainer = trainer_for(tmp_path, MultirateConfig.two_rate("last:1", 4), eval_dataset=rows)
+    trainer = trainer_for(tmp_path, MultirateConfig.two_rate("last:1", 4, idle="drift"), eval_dataset=rows)
     trainer.compute_metrics = lambda prediction: metrics
     trainer.train()
     trainer.evaluate()

@@ -40,7 +40,6 @@ from hf_multirate import (
     RateGroup,
 )
 from hf_multirate.auto import work_counter as work
-from hf_multirate.config.budget import Budget
 from hf_multirate.distributed import all_reduce as buckets
 from tests.support.runs import arguments, example, without_dropout
 from tests.support.tiny import FAMILIES
@@ -115,25 +114,27 @@ class Routed(torch.nn.Module):
 
 def config_of(words: list[str]) -> Any:  # noqa: PLR0911
     for word in SUBSETS.keys() & set(words):
-        return MultirateConfig.random_subgroups(*SUBSETS[word], turns="fixed")
+        return MultirateConfig.random_subsets(*SUBSETS[word], turns="fixed")
     if "plain" in words or "copies" in words:
         return CopiesConfig((1, 2), turns="fixed") if "copies" in words else None
-    settings: dict[str, Any] = {"check_ranks": 1} if "check" in words else {}
+    settings: dict[str, Any] = {"check_ranks_every": 1} if "check" in words else {}
     if "still" in words:  # what the callback of `reference` comes to
-        settings |= {"drift_scale": 0.0, "idle_mode": "train"}
-        settings["group_of"] = lambda name, _: "fast" if is_fast(name) else None
-        return MultirateConfig((RateGroup("fast", (), 1), RateGroup("slow", ".*", PERIOD)), **settings, turns="fixed")
+        settings |= {"drift_factor": 0.0, "inactive_forward": "train"}
+        settings["group_fn"] = lambda name, _: "fast" if is_fast(name) else None
+        return MultirateConfig(
+            (RateGroup("fast", (), 1), RateGroup("slow", ".*", PERIOD, idle="drift")), **settings, turns="fixed"
+        )
     if "auto" in words:  # a plan from step 1 on, and others from 6, 11 and so on
         work.UPDATE = 0.0  # which does not shrink with the rows of a process
-        return MultirateConfig((), budget=Budget(1.5, longest=4, cycles=1, drift=True), **settings, turns="fixed")
+        return MultirateConfig.auto(1.5, max_period=4, turns="fixed", **settings)
     if "ladder" in words:
         return MultirateConfig.ladder([1, 2, PERIOD], **settings, turns="fixed")
     if "middle" in words:  # what is fast is no suffix
-        groups = (RateGroup("fast", r"layer\.[12]\.|classifier", 1), RateGroup("slow", ".*", PERIOD))
+        groups = (RateGroup("fast", r"layer\.[12]\.|classifier", 1), RateGroup("slow", ".*", PERIOD, idle="drift"))
         return MultirateConfig(groups, **settings, turns="fixed")
     period = PERIOD + RANK if "disagree" in words else PERIOD
     return MultirateConfig.two_rate(
-        "last:1", period, "hold" if "hold" in words else "drift", **settings, turns="fixed"
+        "last:1", period, "long_step" if "long_step" in words else "drift", **settings, turns="fixed"
     )
 
 
@@ -317,7 +318,7 @@ def loop(words: list[str]) -> dict[str, Any]:
             mine = rows[step * ROWS :][:ROWS][RANK::WORLD]
             batch = {key: torch.stack([row[key] for row in mine]) for key in mine[0]}
             if "last" in words:
-                multirate.select(step)
+                multirate.set_step(step)
                 with multirate.micro_batch(last=True):
                     loss = wrapped(**batch).loss
                     # Twice at fast-only steps, always or from the sixth on; DDP itself allows it at none.

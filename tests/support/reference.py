@@ -46,11 +46,11 @@ def algorithm_1(
     steps: int,
     weight_decay: float = 0.0,
     nesterov: bool = False,
-    hold: bool = False,
+    long_step: bool = False,
     start: int = 0,
     drift: float = math.inf,
 ) -> Tensors:
-    """Multirate SGD with linear drift, or without (``hold``): the whole slow step h at the start of a cycle.
+    """Multirate SGD with linear drift, or without (``long_step``): the whole slow step h at the start of a cycle.
 
     With a finite ``drift`` the slow part stands still after so many idle steps.
 
@@ -70,9 +70,9 @@ def algorithm_1(
                 g = gradient[i] + weight_decay * theta_S[i]
                 p_S[i] = mu * p_S[i] + g
                 direction = g + mu * p_S[i] if nesterov else p_S[i]
-            if not hold and idle_steps(n, k, start) <= drift:
+            if not long_step and idle_steps(n, k, start) <= drift:
                 theta_S[i] = theta_S[i] - h(n) / k * direction
-            elif hold and refresh(n, k, start):
+            elif long_step and refresh(n, k, start):
                 theta_S[i] = theta_S[i] - (h(n) / k if n < start else h(n)) * direction
     return theta_S | theta_F
 
@@ -90,7 +90,7 @@ def multirate_adamw(
     weight_decay: float = 0.0,
     coupled: bool = False,
     amsgrad: bool = False,
-    hold: bool = False,
+    long_step: bool = False,
     start: int = 0,
     s: float | None = 1.0,
     drift: float = math.inf,
@@ -127,15 +127,15 @@ def multirate_adamw(
             decay = 0.0 if coupled else weight_decay
             s_i = 1.5 ** -level[i] if s is None else s
             velocity = (1.0 if live else s_i) * u[i] + decay * theta[i]
-            if i in theta_F or (not hold and idle_steps(n, k, start) <= drift):
+            if i in theta_F or (not long_step and idle_steps(n, k, start) <= drift):
                 moved[i] = theta[i] - lr(n) * velocity
-            elif hold and live:
+            elif long_step and live:
                 moved[i] = theta[i] - (1 if n < start else k) * lr(n) * velocity
         theta = moved
     return theta
 
 
-def random_subgroups(
+def random_subsets(
     theta: Tensors,
     grad_L: Gradient,
     mask: Callable[[int, str], Tensor],

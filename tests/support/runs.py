@@ -23,7 +23,7 @@ FIVE = int(tf.__version__.partition(".")[0]) >= 5
 """Whether this is transformers 5, and not 4.57."""
 
 PERIOD = 4
-CONFIG = MultirateConfig.two_rate("last:1", PERIOD, turns="fixed")
+CONFIG = MultirateConfig.two_rate("last:1", PERIOD, turns="fixed", idle="drift")
 COMPILED: dict[str, Any] = {"torch_compile": True, "torch_compile_backend": "eager"}
 DEFAULTS: dict[str, Any] = {
     "per_device_train_batch_size": 2,
@@ -105,7 +105,7 @@ def history(trainer: Trainer) -> list[dict[str, float]]:
 
 def _is_timing(key: str) -> bool:
     """Whether a figure depends on the clock, or on how many steps this process has seen."""
-    of_steps = ("multirate/seconds", "multirate/speedup", "multirate/full_share", "multirate/worth_per_second")
+    of_steps = ("multirate/seconds", "multirate/speedup", "multirate/full_share", "multirate/loss_decrease_per_second")
     return key.endswith(("runtime", "per_second")) or key.startswith(of_steps)
 
 

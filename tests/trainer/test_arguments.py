@@ -24,21 +24,23 @@ def test_arguments_build_the_config(tmp_path: Path) -> None:
     given = {
         "multirate_fast": "head",
         "multirate_period": 3,
-        "multirate_idle": "hold",
-        "multirate_idle_mode": "train",
-        "multirate_idle_dtype": "bfloat16",
-        "multirate_idle_compile": True,
+        "multirate_idle": "long_step",
+        "multirate_inactive_forward": "train",
+        "multirate_inactive_dtype": "bfloat16",
     }
-    more = {"idle_dtype": "bfloat16", "idle_compile": True}
-    assert _arguments(tmp_path, **given) == MultirateConfig.two_rate("head", 3, "hold", idle_mode="train", **more)
-    assert _arguments(tmp_path) == MultirateConfig.two_rate()
+    more = {"inactive_dtype": "bfloat16"}
+    assert _arguments(tmp_path, **given) == MultirateConfig.two_rate(
+        "head", 3, "long_step", inactive_forward="train", **more
+    )
+    assert _arguments(tmp_path) == MultirateConfig()
+    assert _arguments(tmp_path, multirate_period=3) == MultirateConfig.two_rate(period=3)
     assert _arguments(tmp_path, multirate="off") == MultirateConfig.off()
-    drifting = _arguments(tmp_path, multirate_drift_steps=2)
-    assert drifting == MultirateConfig.two_rate(drift_steps=2)
+    drifting = _arguments(tmp_path, multirate_drift_steps=2, multirate_idle="drift", multirate_fast="head")
+    assert drifting == MultirateConfig.two_rate("head", drift_steps=2, idle="drift")
     assert [group.drift_steps for group in drifting.groups] == [None, 2]
     path = tmp_path / "c.json"
-    path.write_text(MultirateConfig.two_rate("x").to_json())
-    assert _arguments(tmp_path, multirate_config=str(path)) == MultirateConfig.two_rate("x")
+    path.write_text(MultirateConfig.two_rate("x", idle="drift").to_json())
+    assert _arguments(tmp_path, multirate_config=str(path)) == MultirateConfig.two_rate("x", idle="drift")
 
 
 @pytest.mark.parametrize(
@@ -49,9 +51,9 @@ def test_arguments_build_the_config(tmp_path: Path) -> None:
         ({"multirate_fast": "last:x"}, "last:x"),
         ({"multirate_config": "none.json"}, "none.json"),
         ({"multirate_config": "none.json", "multirate_fast": "head"}, "multirate_fast"),
-        ({"multirate_drift_steps": -1}, "multirate_drift_steps must be at least 0"),
-        ({"multirate_drift_steps": 2, "multirate_idle": "hold"}, "only 'drift'"),
-        ({"multirate_drift_steps": 0, "multirate": "auto"}, "multirate_drift_steps is given too"),
+        ({"multirate_drift_steps": -1}, "multirate_drift_steps must be at least 1"),
+        ({"multirate_drift_steps": 2, "multirate_idle": "long_step"}, "only 'drift'"),
+        ({"multirate_drift_steps": 1, "multirate": "auto"}, "multirate_drift_steps is given too"),
     ],
 )
 def test_bad_arguments_are_refused_before_a_model_is_there(

@@ -33,8 +33,8 @@ from tests.support.runs import (
 
 
 STEPS = 2 * PERIOD + 2
-LADDER = MultirateConfig.ladder([1, 2, 4])
-BFLOAT16 = MultirateConfig.two_rate("last:1", PERIOD, idle_dtype="bfloat16")
+LADDER = MultirateConfig.ladder([1, 2, 4], idle="drift")
+BFLOAT16 = MultirateConfig.two_rate("last:1", PERIOD, inactive_dtype="bfloat16", idle="drift")
 
 
 def by_parameter(kind: type[torch.optim.Optimizer], rate: Callable[[str], float], **settings: Any) -> Any:
@@ -67,7 +67,7 @@ def test_a_group_for_each_parameter_is_one_group(tmp_path: Path, config: Any, ki
     assert_same(*ends)
 
 
-@pytest.mark.parametrize("config", [CONFIG, LADDER, MultirateConfig.two_rate("last:1", PERIOD, "hold")])
+@pytest.mark.parametrize("config", [CONFIG, LADDER, MultirateConfig.two_rate("last:1", PERIOD, "long_step")])
 def test_rates_of_layers(tmp_path: Path, config: MultirateConfig) -> None:
     settings: dict[str, Any] = {"max_steps": STEPS, "save_strategy": "steps", "save_steps": PERIOD + 2}
     settings["optimizers"] = by_parameter(torch.optim.AdamW, layerwise)
@@ -155,7 +155,7 @@ def test_a_batch_is_tried_again_after_running_out_of_memory(tmp_path: Path, conf
         without_dropout(trainer.model)
         trainer.at = at
         trainer.train()
-        assert trainer.multirate.applied == STEPS
+        assert trainer.multirate.applied_steps == STEPS
         ends.append(weights(trainer))
     assert_same(*ends, exact=False)
 
@@ -168,7 +168,7 @@ class Fails(TrainerCallback):
 
 @pytest.mark.parametrize("fails", [False, True])
 @pytest.mark.parametrize(
-    "config", [CONFIG, LADDER, BFLOAT16, MultirateConfig.auto(), MultirateConfig.random_subgroups(PERIOD)]
+    "config", [CONFIG, LADDER, BFLOAT16, MultirateConfig.auto(), MultirateConfig.random_subsets(PERIOD)]
 )
 def test_folds_leave_nothing_alive(tmp_path: Path, config: MultirateConfig, fails: bool) -> None:
     seen: list[weakref.ref[Any]] = []

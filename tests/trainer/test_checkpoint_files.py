@@ -90,7 +90,7 @@ CHANGED: dict[str, dict[str, Any]] = {
     "none": {"skipped_steps": None},
     "NaN": {"skipped_steps": float("nan")},
     "more than steps": {"skipped_steps": STEP + 1},
-    "configuration": {"config": CONFIG.to_dict() | {"initial_full_steps": 2}},
+    "configuration": {"config": CONFIG.to_dict() | {"turns_seed": 2}},
     "no configuration": {"config": []},
     "unknown": {"more": 1},
     "other format": {"format": 9},
@@ -228,7 +228,9 @@ BROKEN = dict(broken_states())
 def test_a_broken_state_is_refused_before_anything_is_taken_over(change: str) -> None:
     model = network()
     optimizer = RMSprop(model.parameters(), lr=0.01)
-    with Multirate(MultirateConfig.two_rate("5", PERIOD, turns="fixed")).attach(model, optimizer) as multirate:
+    with Multirate(MultirateConfig.two_rate("5", PERIOD, turns="fixed", idle="drift")).attach(
+        model, optimizer
+    ) as multirate:
         for step in range(2):
             multirate.begin_step(step)
             inputs, labels = batch(step)

@@ -35,7 +35,7 @@ def soft_loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> T
 
 
 @pytest.mark.parametrize("settings", [{"label_smoothing_factor": 0.2}, {"compute_loss_func": soft_loss}])
-@pytest.mark.parametrize("idle", ["drift", "hold"])
+@pytest.mark.parametrize("idle", ["drift", "long_step"])
 def test_other_losses(tmp_path: Path, settings: dict[str, Any], idle: str) -> None:
     config = MultirateConfig.two_rate("last:1", 5, idle, turns="fixed")
     trainer, default = (trainer_for(tmp_path, config, kind=Watched, **each) for each in (settings, {}))
@@ -62,7 +62,7 @@ class Forgetful(MultirateTrainer):
 
 
 def test_slow_parameter_without_its_gradient(tmp_path: Path, warnings_of: Any) -> None:
-    strict = MultirateConfig.two_rate("last:1", PERIOD, missing_gradients="error", turns="fixed")
+    strict = MultirateConfig.two_rate("last:1", PERIOD, on_missing_gradient="error", turns="fixed", idle="drift")
     with pytest.raises(RuntimeError, match=rf"got no gradient at step {PERIOD}.*{Forgetful.lost}"):
         trainer_for(tmp_path, strict, kind=Forgetful).train()
     tolerant = trainer_for(tmp_path, CONFIG, kind=Forgetful)
@@ -77,8 +77,12 @@ def test_group_without_any_gradient(tmp_path: Path, missing: str, warnings_of: A
     class Unused(Forgetful):
         lost, at = "bert.embeddings.position_embeddings.weight", 0
 
-    groups = (RateGroup("fast", "last:1", 1), RateGroup("positions", "position", 2), RateGroup("slow", ".*", PERIOD))
-    trainer = trainer_for(tmp_path, MultirateConfig(groups, missing_gradients=missing, turns="fixed"), kind=Unused)
+    groups = (
+        RateGroup("fast", "last:1", 1),
+        RateGroup("positions", "position", 2, idle="drift"),
+        RateGroup("slow", ".*", PERIOD, idle="drift"),
+    )
+    trainer = trainer_for(tmp_path, MultirateConfig(groups, on_missing_gradient=missing, turns="fixed"), kind=Unused)
     if missing == "error":
         with pytest.raises(
             RuntimeError, match="1 of 1 parameters of rate group 'positions' got no gradient at step 0"
@@ -139,7 +143,7 @@ def test_adapters(tmp_path: Path, optim: str) -> None:
 
 
 def test_fast_part_that_is_no_suffix(tmp_path: Path, warnings_of: Any) -> None:
-    config = MultirateConfig.two_rate("embeddings", PERIOD, turns="fixed")
+    config = MultirateConfig.two_rate("embeddings", PERIOD, turns="fixed", idle="drift")
     trainer = trainer_for(tmp_path, config, kind=Watched)
     said = warnings_of(trainer)
     assert said.count("backward runs through") == 1
@@ -154,7 +158,7 @@ def test_tied_head_in_either_group(tmp_path: Path, caplog: pytest.LogCaptureFixt
     said = {}
     for fast in ("wte|ln_f", "last:1"):
         caplog.clear()
-        trainer = trainer_for(tmp_path, MultirateConfig.two_rate(fast, PERIOD, turns="fixed"), "gpt2-lm")
+        trainer = trainer_for(tmp_path, MultirateConfig.two_rate(fast, PERIOD, turns="fixed", idle="drift"), "gpt2-lm")
         trainer.train()
         assert phases(trainer) == PHASES
         (said[fast],) = [(r.levelname, r.getMessage()) for r in caplog.records if "tied to" in r.getMessage()]

@@ -139,7 +139,7 @@ def test_a_loop_of_its_own_that_calls_the_training_step_has_rate_groups(tmp_path
 
     trainer = trainer_for(tmp_path, CONFIG, kind=Both)
     trainer.train()
-    assert trainer.multirate.telemetry.summary()["fast_steps"] == 4
+    assert trainer.multirate.timing.summary()["fast_steps"] == 4
 
 
 @pytest.mark.parametrize("wraps", [False, True])
@@ -250,7 +250,7 @@ def test_create_optimizer_that_returns_nothing(tmp_path: Path) -> None:
     Copies(model=model, args=arguments(tmp_path), train_dataset=rows, copies=CopiesConfig((1, 3))).train()
 
 
-@pytest.mark.parametrize("config", [CONFIG, MultirateConfig.ladder([1, 2]), MultirateConfig.auto(1.5)])
+@pytest.mark.parametrize("config", [CONFIG, MultirateConfig.ladder([1, 2], idle="drift"), MultirateConfig.auto(1.5)])
 def test_a_frozen_model_is_evaluated_and_not_trained(tmp_path: Path, config: MultirateConfig) -> None:
     model, rows = example("bert")
     model.requires_grad_(False)
@@ -263,7 +263,7 @@ def test_a_frozen_model_is_evaluated_and_not_trained(tmp_path: Path, config: Mul
     model.requires_grad_(True)
     trainer.optimizer = None
     trainer.train()
-    assert trainer.multirate.telemetry.summary()["fast_steps"] > 0
+    assert trainer.multirate.timing.summary()["fast_steps"] > 0
 
 
 def test_a_frozen_model_without_a_stack_is_evaluated(tmp_path: Path) -> None:
@@ -306,9 +306,9 @@ def frozen_below(model: Any) -> None:
 
 
 PROBES = {
-    "two rates": MultirateConfig.two_rate(),
-    "head": MultirateConfig.two_rate("head", 4, "hold"),
-    "ladder": MultirateConfig.ladder([1, 2, 4]),
+    "two rates": MultirateConfig.two_rate(idle="drift"),
+    "head": MultirateConfig.two_rate("head", 4, "long_step"),
+    "ladder": MultirateConfig.ladder([1, 2, 4], idle="drift"),
     "auto": MultirateConfig.auto(1.5),
 }
 
@@ -347,7 +347,7 @@ def test_groups_that_are_frozen_as_a_whole_are_left_out(tmp_path: Path, warnings
         frozen_below(model)
         return None, None
 
-    config = MultirateConfig.ladder([1, 2, 4, 8])
+    config = MultirateConfig.ladder([1, 2, 4, 8], idle="drift")
     trainer = trainer_for(tmp_path, config, optimizers=prepared, max_steps=8)
     assert list(trainer.multirate.partition) == ["part 1"]
     said = warnings_of(trainer)
@@ -361,8 +361,8 @@ def test_what_cannot_fit_is_an_error_at_once_and_what_is_frozen_when_training_be
         return None, None
 
     with pytest.raises(ValueError, match="'fast' matches no trainable parameter"):
-        trainer_for(tmp_path, MultirateConfig.two_rate("no_such_layer"), optimizers=prepared)
-    trainer = trainer_for(tmp_path, MultirateConfig.two_rate("classifier"), optimizers=prepared)
+        trainer_for(tmp_path, MultirateConfig.two_rate("no_such_layer", idle="drift"), optimizers=prepared)
+    trainer = trainer_for(tmp_path, MultirateConfig.two_rate("classifier", idle="drift"), optimizers=prepared)
     with pytest.raises(ValueError, match=r"parameters of rate groups \['fast'\] are frozen"):
         trainer.train()
     trainer.model.classifier.requires_grad_(True)
@@ -373,7 +373,7 @@ def test_what_cannot_fit_is_an_error_at_once_and_what_is_frozen_when_training_be
 
 def test_train_again_with_parameters_frozen_and_thawed_in_between(tmp_path: Path) -> None:
     ends = []
-    for config in (MultirateConfig.two_rate("head", 1), None):
+    for config in (MultirateConfig.two_rate("head", 1, idle="drift"), None):
         trainer = trainer_for(tmp_path, config)
         trainer.train()
         frozen_base(trainer.model)
@@ -383,13 +383,13 @@ def test_train_again_with_parameters_frozen_and_thawed_in_between(tmp_path: Path
 
     trainer = trainer_for(tmp_path, CONFIG, optimizers=lambda model: (frozen_base(model), None))
     trainer.train()
-    assert not trainer.multirate.active
+    assert not trainer.multirate.changes_training
     trainer.model.requires_grad_(True)
     with pytest.raises(ValueError, match=r"not in the optimizer.*trainer\.optimizer = None"):
         trainer.train()
     trainer.optimizer = None
     trainer.train()
-    assert trainer.multirate.active
+    assert trainer.multirate.changes_training
     assert phases(trainer)[-6:] == [0, 1, 2, 3, 0, 1]
 
 
@@ -406,7 +406,7 @@ def test_parameters_frozen_in_a_search(tmp_path: Path) -> None:
 
     class Searched(MultirateTrainer):
         def evaluate(self, *args: Any, **kwargs: Any) -> Any:
-            seen.append(self.multirate.active)
+            seen.append(self.multirate.changes_training)
             return super().evaluate(*args, **kwargs)
 
     rows = example("bert")[1]
@@ -462,7 +462,7 @@ def test_training_that_ends_early_leaves_nothing_behind(
     assert all(parameter.requires_grad for parameter in trainer.model.parameters())
     trainer.remove_callback(ends)
     trainer.train()
-    assert trainer.multirate.applied == 6
+    assert trainer.multirate.applied_steps == 6
 
 
 @pytest.mark.parametrize("settings", [{"max_steps": -1, "num_train_epochs": 0}])
@@ -492,7 +492,7 @@ def test_an_optimizer_of_other_parameters_may_step_whenever_it_likes(tmp_path: P
 
     trainer = trainer_for(tmp_path, CONFIG, callbacks=[Centers()])
     trainer.train()
-    assert trainer.multirate.applied == 6
+    assert trainer.multirate.applied_steps == 6
 
 
 class InFront(MultirateTrainer):
@@ -534,7 +534,7 @@ def test_a_train_in_front_that_calls_ours(tmp_path: Path) -> None:
     trainer = trainer_for(tmp_path, CONFIG, kind=Twice)
     trainer.train()
     assert phases(trainer) == [0, 1, 2, 3, 0, 1]  # of the second run
-    assert trainer.multirate.applied == 6
+    assert trainer.multirate.applied_steps == 6
 
 
 @pytest.mark.parametrize("front", [False, True])
@@ -551,7 +551,7 @@ def test_a_loop_of_its_own_with_a_controller(tmp_path: Path, front: bool, own: b
                     optimizer.step()
                     optimizer.zero_grad()
                     self.state.global_step += 1
-            self.fast_steps = multirate.telemetry.summary()["fast_steps"]
+            self.fast_steps = multirate.timing.summary()["fast_steps"]
 
     bases = {"train": Steps.train} if front else {}
     kind = type("Both", (MultirateMixin, Trainer if front else Steps), bases)
@@ -610,6 +610,6 @@ def test_a_training_step_that_takes_the_step_of_the_optimizer(tmp_path: Path, wa
         kind = type("Both", (MultirateMixin, theirs), {})
         trainer = trainer_for(tmp_path, CONFIG, kind=kind, max_grad_norm=0.0)
         assert not warnings_of(trainer)
-        assert trainer.multirate.applied == 6
+        assert trainer.multirate.applied_steps == 6
         ends.append(weights(trainer))
     assert_same(*ends)  # idle parameters drift alike

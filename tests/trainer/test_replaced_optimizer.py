@@ -50,18 +50,18 @@ def replaced(folder: Path, config: MultirateConfig | None, way: str, **settings:
 def test_the_count_of_steps_goes_on(tmp_path: Path, way: str, caplog: pytest.LogCaptureFixture) -> None:
     trainer = replaced(tmp_path, CONFIG, way)
     assert phases(trainer) == [0, 1, 2, 3] * 3
-    assert trainer.multirate.telemetry.counted(full=True) == 3
-    assert trainer.multirate.telemetry.counted(full=False) == 9
+    assert trainer.multirate.timing.counted(full=True) == 3
+    assert trainer.multirate.timing.counted(full=False) == 9
     assert caplog.text.count("the optimizer was replaced before step 6") == 1
 
 
 def test_with_a_budget_its_plan_goes_on(tmp_path: Path) -> None:
     trainer = replaced(tmp_path, MultirateConfig.auto(1.5), "AdamW")
-    assert len(trainer.multirate.telemetry.seconds) == 12
+    assert len(trainer.multirate.timing.seconds) == 12
 
 
 def test_period_one_is_standard_training(tmp_path: Path) -> None:
-    config = MultirateConfig.two_rate(period=1)
+    config = MultirateConfig.two_rate(period=1, idle="drift")
     assert_same(weights(replaced(tmp_path, config, "AdamW")), weights(replaced(tmp_path, None, "AdamW")))
 
 

@@ -32,27 +32,29 @@ def config(idle: str = "drift", **settings: Any) -> MultirateConfig:
 
 CASES: dict[str, tuple[MultirateConfig, dict[str, Any]]] = {
     "adamw-drift": (config(), {}),
-    "adamw-hold": (config("hold"), {}),
-    "adamw-initial": (config(initial_full_steps=2), {}),
+    "adamw-hold": (config("long_step"), {}),
+    "adamw-freeze": (config("freeze"), {}),
     "adamw-accumulation": (config(), {"gradient_accumulation_steps": 2}),
     "momentum-drift": (config(), MOMENTUM),
-    "momentum-hold": (config("hold"), MOMENTUM),
+    "momentum-hold": (config("long_step"), MOMENTUM),
     "adafactor-drift": (config(), {"optim": "adafactor"}),
-    "adafactor-hold": (config("hold"), {"optim": "adafactor"}),
+    "adafactor-hold": (config("long_step"), {"optim": "adafactor"}),
     "rmsprop-drift": (config(), DISPLACEMENT),
-    "rmsprop-initial-accumulation": (
-        config(initial_full_steps=3),
+    "rmsprop-accumulation": (
+        config(),
         {"gradient_accumulation_steps": 4, **DISPLACEMENT},
     ),
     "adamw-drawn": (config(turns="drawn"), {}),
     "rmsprop-drawn": (config(turns="drawn"), DISPLACEMENT),
-    "adamw-ladder": (MultirateConfig.ladder([1, 2, PERIOD], idle_mode="eval"), {}),
-    "rmsprop-ladder-hold": (MultirateConfig.ladder([1, 2, PERIOD], "hold"), DISPLACEMENT),
-    "adamw-zero": (MultirateConfig.random_subgroups(PERIOD, RandomSubset(biases=True)), {}),
-    "momentum-zero-neurons": (MultirateConfig.random_subgroups(PERIOD, RandomSubset(0.3, unit="neuron")), MOMENTUM),
-    "adamw-bfloat16": (MultirateConfig.two_rate("last:1", PERIOD, idle_dtype="bfloat16"), {}),
+    "adamw-ladder": (MultirateConfig.ladder([1, 2, PERIOD], inactive_forward="eval", idle="drift"), {}),
+    "rmsprop-ladder-hold": (MultirateConfig.ladder([1, 2, PERIOD], "long_step"), DISPLACEMENT),
+    "adamw-zero": (MultirateConfig.random_subsets(PERIOD, RandomSubset(biases=True)), {}),
+    "momentum-zero-neurons": (MultirateConfig.random_subsets(PERIOD, RandomSubset(0.3, unit="neuron")), MOMENTUM),
+    "adamw-bfloat16": (MultirateConfig.two_rate("last:1", PERIOD, inactive_dtype="bfloat16", idle="drift"), {}),
     "adamw-drift-steps": (
-        MultirateConfig((RateGroup("fast", "last:2", 1), RateGroup("slow", ".*", PERIOD, drift_steps=2))),
+        MultirateConfig(
+            (RateGroup("fast", "last:2", 1), RateGroup("slow", ".*", PERIOD, drift_steps=2, idle="drift"))
+        ),
         {},
     ),
 }
@@ -160,7 +162,7 @@ def test_other_rate_groups_warn(tmp_path: Path, whole: Whole, caplog: pytest.Log
     with caplog.at_level(logging.WARNING, "hf_multirate"):
         assert_same(resumed("adamw-drift", folder / "checkpoint-5", tmp_path), wanted)
         assert caplog.text == ""
-        other = MultirateConfig.two_rate("last:2", 3, turns="fixed")
+        other = MultirateConfig.two_rate("last:2", 3, turns="fixed", idle="drift")
         got = resumed("adamw-drift", folder / "checkpoint-5", tmp_path, other)
     assert "configuration of checkpoint" in caplog.text
     assert "'period': 4" in caplog.text

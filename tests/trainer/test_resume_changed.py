@@ -18,7 +18,7 @@ from tests.support.runs import CONFIG, PERIOD, assert_same, differ, example, pha
 
 SAVED, STEPS = PERIOD + 2, 2 * PERIOD + 3
 SAVES: dict[str, Any] = {"max_steps": STEPS, "save_strategy": "steps", "save_steps": SAVED}
-LADDER = MultirateConfig.ladder([1, 2, PERIOD], turns="fixed")
+LADDER = MultirateConfig.ladder([1, 2, PERIOD], turns="fixed", idle="drift")
 
 
 class Stream(IterableDataset[dict[str, Tensor]]):
@@ -58,7 +58,7 @@ def test_other_batches_from_a_checkpoint_on(tmp_path: Path, change: dict[str, An
         trainer = trainer_for(tmp_path / folder, CONFIG, **{**SAVES, **change})
         trainer.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{SAVED}"))
         assert trainer.state.global_step == STEPS
-        assert trainer.multirate.applied == STEPS - SAVED
+        assert trainer.multirate.applied_steps == STEPS - SAVED
         assert phases(trainer) == [step % PERIOD for step in range(STEPS)]
         ends.append(weights(trainer))
     assert_same(*ends)
@@ -86,7 +86,7 @@ def test_a_resumed_run_that_runs_out_of_memory_begins_again_at_its_checkpoint(tm
     trainer.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{SAVED}"))
     assert trainer.sizes[0] == 4
     assert set(trainer.sizes[1:]) <= {1, 2, 3}
-    assert trainer.multirate.applied == STEPS - SAVED
+    assert trainer.multirate.applied_steps == STEPS - SAVED
     assert phases(trainer)[-(STEPS - SAVED) :] == [step % PERIOD for step in range(SAVED, STEPS)]
 
 

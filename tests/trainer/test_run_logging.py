@@ -41,17 +41,17 @@ def told(
 ) -> str | None:
     """What is said of steps of these seconds, every fifth a full one, with ``gap`` seconds between two."""
     clock = Clock()
-    telemetry = StepTimer(clock=clock)
+    timing = StepTimer(clock=clock)
     for step in range(steps):
-        telemetry.start()
+        timing.start()
         clock.now += fast if step % 5 else full
-        telemetry.stop(full=step % 5 == 0, predicted_cost=predicted if step % 5 else 1.0)
+        timing.stop(full=step % 5 == 0, predicted_cost=predicted if step % 5 else 1.0)
         if purpose is None:
             clock.now += gap
         else:
-            with telemetry.outside_step(purpose):
+            with timing.outside_step(purpose):
                 clock.now += gap
-    return shortfall(telemetry)
+    return shortfall(timing)
 
 
 def test_a_run_as_fast_as_predicted_is_not_talked_about() -> None:
@@ -85,23 +85,23 @@ def test_nothing_is_said_too_early() -> None:
 def test_nothing_is_said_without_a_cause() -> None:
     # What is missing went into many things, each of which is too small to matter.
     clock = Clock()
-    telemetry = StepTimer(clock=clock)
+    timing = StepTimer(clock=clock)
     for step in range(200):
-        telemetry.start()
+        timing.start()
         clock.now += 0.275 if step % 5 else 1.0
-        telemetry.stop(full=step % 5 == 0, predicted_cost=0.25 if step % 5 else 1.0)
+        timing.stop(full=step % 5 == 0, predicted_cost=0.25 if step % 5 else 1.0)
         for purpose in ("data", "evaluation"):
-            with telemetry.outside_step(purpose):
+            with timing.outside_step(purpose):
                 clock.now += 0.02
         clock.now += 0.02
-    realised = telemetry.speedup_of_run(telemetry.elapsed)
+    realised = timing.speedup_of_run(timing.elapsed)
     assert realised is not None
-    assert realised < 0.9 * telemetry.predicted_so_far
-    assert shortfall(telemetry) is None
+    assert realised < 0.9 * timing.predicted_so_far
+    assert shortfall(timing) is None
 
 
 def test_a_shortfall_is_warned_of_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warnings_of: Any) -> None:
-    monkeypatch.setattr("hf_multirate.trainer.run_logging.shortfall", lambda telemetry: "it is slow")
+    monkeypatch.setattr("hf_multirate.trainer.run_logging.shortfall", lambda timing: "it is slow")
     assert warnings_of(trainer_for(tmp_path, CONFIG)) == "it is slow"
     assert warnings_of(trainer_for(tmp_path, MultirateConfig.off())) == ""
 
@@ -111,7 +111,7 @@ def _sgd_run(steps: int, rate: float = 0.1) -> tuple[nn.Sequential, Multirate, l
     torch.manual_seed(0)
     model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(3)))
     optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9)
-    multirate = Multirate(MultirateConfig.two_rate("last:1", 2, turns="fixed")).attach(model, optimizer)
+    multirate = Multirate(MultirateConfig.two_rate("last:1", 2, turns="fixed", idle="drift")).attach(model, optimizer)
     gradients = []
     for step in range(steps):
         multirate.begin_step(step)
@@ -124,7 +124,7 @@ def _sgd_run(steps: int, rate: float = 0.1) -> tuple[nn.Sequential, Multirate, l
 
 def test_worth_is_the_decrease_of_the_loss_along_the_last_update() -> None:
     model, multirate, gradients = _sgd_run(5)
-    found = multirate.telemetry.worth.take(blocks_of(model))
+    found = multirate.timing.worth.take(blocks_of(model))
     # SGD looks back at every second full step, over two steps below and one above; at the first there is no update.
     momentum = {name: 0.9 * gradients[0][name] + gradients[2][name] for name in ("0.weight", "0.bias")}
     slow = sum(0.1 * (gradients[4][name] * p).sum() for name, p in momentum.items())
@@ -133,7 +133,7 @@ def test_worth_is_the_decrease_of_the_loss_along_the_last_update() -> None:
     fast = sum(0.1 * (gradients[4][name] * p).sum() for name, p in above.items())
     assert found["block_2"].decrease == pytest.approx(float(fast), rel=1e-4)
     assert [found[block].age for block in ("block_0", "block_1", "block_2")] == [2, 2, 1]
-    assert multirate.telemetry.worth.take(blocks_of(model)) == {}
+    assert multirate.timing.worth.take(blocks_of(model)) == {}
     multirate.detach()
 
 
@@ -141,7 +141,9 @@ def test_worth_is_that_of_adam_too() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.0)
-    with Multirate(MultirateConfig.two_rate("1", 2, turns="fixed")).attach(model, optimizer) as multirate:
+    with Multirate(MultirateConfig.two_rate("1", 2, turns="fixed", idle="drift")).attach(
+        model, optimizer
+    ) as multirate:
         for step in range(3):
             multirate.begin_step(step)
             before = [p.detach().clone() for p in model[0].parameters()]
@@ -154,7 +156,7 @@ def test_worth_is_that_of_adam_too() -> None:
                 optimizer.step()
             optimizer.zero_grad()
         (expected,) = [-sum((g * m).sum() for g, m in zip(last, moved, strict=True))]
-        assert multirate.telemetry.worth.take(blocks_of(model))["block_0"].decrease == pytest.approx(float(expected))
+        assert multirate.timing.worth.take(blocks_of(model))["block_0"].decrease == pytest.approx(float(expected))
 
 
 def test_a_step_that_overflows_has_no_worth() -> None:
@@ -190,20 +192,19 @@ def test_logs_have_what_was_measured(tmp_path: Path) -> None:
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
     assert [entry["multirate/full_share"] for entry in logs[:PERIOD]] == [1.0, 1 / 2, 1 / 3, 1 / 4]
     assert all(entry["multirate/seconds_full_step"] > 0 for entry in logs)
-    summary = trainer.multirate.telemetry.summary()
+    summary = trainer.multirate.timing.summary()
     assert logs[-1]["multirate/seconds_fast_step"] == summary["seconds_fast_step"]
     # At full steps but the first, every block has a worth.
     blocks = list(dict.fromkeys(blocks_of(trainer.model).values()))
-    with_worth = [i for i, entry in enumerate(logs) if "multirate/worth/head" in entry]
+    with_worth = [i for i, entry in enumerate(logs) if "multirate/loss_decrease/head" in entry]
     assert with_worth == [PERIOD, 2 * PERIOD]
-    assert all(f"multirate/worth/{block}" in logs[PERIOD] for block in blocks)
-    assert logs[PERIOD]["multirate/worth_age/block_0"] == PERIOD
-    assert logs[PERIOD]["multirate/worth_age/head"] == 1
+    assert all(f"multirate/loss_decrease/{block}" in logs[PERIOD] for block in blocks)
+    assert logs[PERIOD]["multirate/loss_decrease_age/block_0"] == PERIOD
+    assert logs[PERIOD]["multirate/loss_decrease_age/head"] == 1
 
 
 BRIEF = {
-    f"multirate/{key}"
-    for key in ("phase", "seconds_full_step", "seconds_fast_step", "speedup_realised", "speedup_predicted")
+    f"multirate/{key}" for key in ("phase", "seconds_full_step", "seconds_fast_step", "speedup", "speedup_predicted")
 } | ({"multirate/grad_norm_full"} if FIVE else set())
 
 
@@ -216,11 +217,11 @@ def test_logs_are_brief_and_the_record_has_everything(tmp_path: Path) -> None:
     trainer.train()
     assert ours(trainer.state.log_history) == BRIEF
     # The last step but three is the fifth full one.
-    with_speedup = [entry["step"] for entry in trainer.state.log_history if "multirate/speedup_realised" in entry]
+    with_speedup = [entry["step"] for entry in trainer.state.log_history if "multirate/speedup" in entry]
     assert with_speedup == list(range(4 * PERIOD + 1, 5 * PERIOD + 1))
     blocks = list(dict.fromkeys(blocks_of(trainer.model).values()))
     kept = ours(read_record(tmp_path).logs)
-    assert kept >= BRIEF | {f"multirate/worth/{block}" for block in blocks} | {"multirate/full_share"}
+    assert kept >= BRIEF | {f"multirate/loss_decrease/{block}" for block in blocks} | {"multirate/full_share"}
 
 
 def test_all_figures_are_logged_on_request(tmp_path: Path) -> None:
@@ -255,16 +256,21 @@ class Named(nn.Module):
 
 
 def test_keys_are_valid_whatever_modules_are_called(tmp_path: Path) -> None:
-    config = MultirateConfig.two_rate("head\\.", PERIOD, turns="fixed")
+    config = MultirateConfig.two_rate("head\\.", PERIOD, turns="fixed", idle="drift")
     trainer = MultirateTrainer(
         model=Named(), args=arguments(tmp_path), multirate=config, multirate_log="all",
         train_dataset=[{"x": torch.randn(4)} for _ in range(8)],
     )  # fmt: skip
     trainer.train()
     keys = ours(trainer.state.log_history)
-    assert {"multirate/worth/a_b", "multirate/worth/a_b_", "multirate/worth/c_d _", "multirate/worth/head"} <= keys
+    assert {
+        "multirate/loss_decrease/a_b",
+        "multirate/loss_decrease/a_b_",
+        "multirate/loss_decrease/c_d _",
+        "multirate/loss_decrease/head",
+    } <= keys
     assert all(re.fullmatch(r"multirate/([a-z_]+|[a-z_]+/[\w. -]+)", key, re.ASCII) for key in keys)
-    assert "multirate/worth/a+b" in ours(read_record(tmp_path).logs)
+    assert "multirate/loss_decrease/a+b" in ours(read_record(tmp_path).logs)
 
 
 def test_a_record_keeps_the_figures_of_blocks_of_some_entries(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,13 +279,13 @@ def test_a_record_keeps_the_figures_of_blocks_of_some_entries(monkeypatch: pytes
     detailed = Detailed()
     for step, entry in enumerate(entries):
         if step % 4 == 0:
-            entry |= {"multirate/worth/head": 1.0, "multirate/worth_age/head": 1.0}
+            entry |= {"multirate/loss_decrease/head": 1.0, "multirate/loss_decrease_age/head": 1.0}
         detailed.note(entry)
-    kept = [entry["step"] for entry in entries if "multirate/worth/head" in entry]
+    kept = [entry["step"] for entry in entries if "multirate/loss_decrease/head" in entry]
     assert kept[:4] == [0.0, 32.0, 64.0, 96.0]
     assert 10 <= len(kept) <= 20
     assert all("multirate/full_share" in entry for entry in entries)
-    assert [entry["step"] for entry in entries if "multirate/worth_age/head" in entry] == kept
+    assert [entry["step"] for entry in entries if "multirate/loss_decrease_age/head" in entry] == kept
 
 
 def tensors() -> int:
@@ -288,7 +294,8 @@ def tensors() -> int:
 
 
 @pytest.mark.parametrize(
-    "config", [CONFIG, MultirateConfig.ladder([1, 2, 4], turns="fixed"), MultirateConfig.auto(turns="fixed")]
+    "config",
+    [CONFIG, MultirateConfig.ladder([1, 2, 4], turns="fixed", idle="drift"), MultirateConfig.auto(turns="fixed")],
 )
 def test_nothing_is_kept_for_every_step(tmp_path: Path, config: MultirateConfig) -> None:
     numbers: list[int] = []
@@ -513,5 +520,5 @@ def test_the_model_card_has_a_section(tmp_path: Path) -> None:
     assert card.count("## Multirate training") == 1
     assert f"| slow | {PERIOD} | drift |" in card
     summary = read_record(tmp_path / "multirate").summary
-    assert f"| speed-up over full steps, whole run | {summary['speedup_of_run']:.4g} |" in card
+    assert f"| speed-up over full steps, whole run | {summary['speedup']:.4g} |" in card
     assert "plain training." in (tmp_path / "plain" / "README.md").read_text()

@@ -1,0 +1,92 @@
+"""Choose the periods of blocks for a speed-up, from the cost model of the network."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+
+from torch import nn
+
+from hf_multirate.config.auto_periods import AutoPeriods
+from hf_multirate.config.config import MultirateConfig
+from hf_multirate.config.rate_group import RateGroup
+from hf_multirate.model.blocks import ABOVE, block_of_parameter
+from hf_multirate.model.cost_model import costs_by_depth, layers_of
+from hf_multirate.model.partition import settle
+from hf_multirate.model.period_search import expected_values, search_ladder, slowest, work_of
+from hf_multirate.model.unwrap import canonical_parameters
+
+
+ROUNDING = 1e-9
+
+NEAR = 1.01
+"""Work of at most this share of the budget counts as within it."""
+
+MOST, FEW = 0.5, 2
+"""A block with more than this share of the work is named in a warning, in models of more blocks than this."""
+
+logger = logging.getLogger(__name__)
+
+
+def choose_periods(config: MultirateConfig, model: nn.Module) -> MultirateConfig:
+    """``config`` with periods for ``model``; as it is if its periods are given.
+
+    The value of a gradient is assumed to fall with depth, and work is that of the cost model: see
+    `hf_multirate.model.period_search`. Nothing is measured, so the periods are the same in each run and process.
+
+    Raises:
+        ValueError: the groups do not fit the model.
+    """
+    if config.auto_periods is None:
+        return config
+    groups = config.groups or block_groups(model)
+    settled, members = settle(replace(config, groups=groups, auto_periods=None), model)
+    names = [group.name for group in settled.groups]
+    work = costs_by_depth(layers_of(model), [members[name] for name in names])
+    periods = _search(config.auto_periods, [share / (work[-1] or 1.0) for share in work], names)
+    chosen = [replace(group, period=period) for group, period in zip(settled.groups, periods, strict=True)]
+    return replace(settled, groups=chosen)
+
+
+def block_groups(model: nn.Module) -> tuple[RateGroup, ...]:
+    """A rate group for each block with a trainable parameter, from the top down.
+
+    The head and the top block are one group: a head may have parameters that the loss does not use, such as a pooler,
+    and a step with a gradient for none of the parameters would be no step.
+    """
+    owners = block_of_parameter(model)
+    members: dict[str, list[str]] = {block: [] for block in owners.values()}
+    for name, parameter in canonical_parameters(model).items():
+        if parameter.requires_grad:
+            members[owners[parameter]].append(name)
+    blocks = [(block, names) for block, names in members.items() if names]
+    if len(blocks) > 1 and blocks[0][0] == ABOVE:
+        (head, above), (top, below), *rest = blocks
+        blocks = [(f"{head}+{top}", above + below), *rest]
+    return tuple(RateGroup(block, [f"^{re.escape(name)}$" for name in names]) for block, names in blocks)
+
+
+def _search(wanted: AutoPeriods, work: Sequence[float], names: Sequence[str]) -> tuple[int, ...]:
+    """Periods for ``wanted``; ``work`` is that of a step with none of the groups live, with the first, and so on."""
+    fixed, costs = work[0], [high - low for low, high in pairwise(work)]
+    if len(names) == 1:
+        logger.warning("the model has one block with trainable parameters, so every step is a full step.")
+        return (1,)
+    periods = search_ladder(expected_values(len(names)), costs, fixed, wanted.work + ROUNDING, wanted.max_period)
+    least = work_of(costs, fixed, slowest(len(names), wanted.max_period))
+    if least > NEAR * wanted.work:
+        logger.warning(
+            "requested speed-up %.2f is not reachable: the maximum is %.2f, with a gradient of all blocks but the top "
+            "one at every %dth step, and is used.", 1 / wanted.work, 1 / least, wanted.max_period,
+        )  # fmt: skip
+    share, name = max(zip(costs, names, strict=True))
+    share /= sum(costs) or 1.0
+    if share > MOST and len(names) > FEW:
+        logger.warning(
+            "block %r has %.0f %% of the work of backward, so there are few periods to choose from: name smaller "
+            "blocks, as in MultirateConfig.auto(blocks=[...]).", name, 100 * share,
+        )  # fmt: skip
+    return periods
