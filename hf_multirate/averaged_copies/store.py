@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from hf_multirate.optim.state_check import check_copies, check_copy_states
+from hf_multirate.averaged_copies.state_check import check_copies, check_copy_states
 
 
 State = dict[str, Any]

@@ -193,7 +193,7 @@ class MultirateConfig:
         """Which groups are refreshed at which step: as `schedule`, but at a draw for a group with a random subset."""
         return self._schedule(group.period for group in self.groups)
 
-    @property
+    @cached_property
     def is_standard_training(self) -> bool:
         """Whether every step is that of standard training."""
         redrawn = any(
@@ -202,7 +202,7 @@ class MultirateConfig:
         scaled = any(group.lr_scale != 1.0 for group in self.groups)
         return self.auto_periods is None and self.cycles.cycle == 1 and not redrawn and not scaled
 
-    @property
+    @cached_property
     def skips_backward(self) -> bool:
         """Whether any step may leave some parameters without a gradient."""
         return self.auto_periods is not None or self.schedule.cycle > 1

@@ -185,7 +185,7 @@ class Multirate:
     def set_step(self, step: int) -> None:
         """Choose the live groups of ``step``; backward is skipped within `micro_batch` only."""
         pipeline = self._attached("begin_step()")
-        self._step = self._settled.schedule.at(require_step(step))
+        self._step = self._settled.schedule.at(step)
         pipeline.begin(self._step)
         self.timing.start()
 

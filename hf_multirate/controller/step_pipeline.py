@@ -72,6 +72,12 @@ class StepPipeline:
         self._check = self._missing_gradients(groups, compiled=compiled)
         self.updater = ParameterUpdater(config, optimizer, groups, self._missed)
         self._parts = self._configured(groups, compiled=compiled)
+        # A part is called only where it has something to do.
+        self._begins = [p.begin for p in self._parts if type(p).begin is not StepPart.begin]
+        self._contexts = [p.micro_batch for p in self._parts if type(p).micro_batch is not StepPart.micro_batch]
+        self._befores = [p.before_step for p in self._parts if type(p).before_step is not StepPart.before_step]
+        self._afters = [p.after_step for p in self._parts if type(p).after_step is not StepPart.after_step]
+        self._ends = [p.end for p in self._parts if type(p).end is not StepPart.end]
         self._inside = self._moves = False
         self._open, self._within = ExitStack(), ExitStack()
         self._hooks = StepHooks(optimizer, self._before_step, self._after_step)
@@ -131,8 +137,8 @@ class StepPipeline:
         """``step`` begins; nothing of the model changes before `micro_batch`."""
         self._stop_watching()  # nothing is open outside a micro-batch
         self.step = step
-        for part in self._parts:
-            part.begin(step)
+        for begin in self._begins:
+            begin(step)
 
     def open(self, step: Step) -> None:
         """As `begin` and `micro_batch` for a loop that does not close the context: the optimizer does."""
@@ -155,8 +161,8 @@ class StepPipeline:
         self._hooks.reset()
         try:
             with ExitStack() as within:
-                for part in self._parts:
-                    within.enter_context(part.micro_batch(self.step, last=last))
+                for context in self._contexts:
+                    within.enter_context(context(self.step, last=last))
                 self._within = within
                 yield
         finally:
@@ -185,7 +191,7 @@ class StepPipeline:
                 "training only."
             )
         step = self.step
-        self._moves = all(part.before_step(step) for part in self._parts)
+        self._moves = all(before(step) for before in self._befores)
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         del args, kwargs
@@ -199,11 +205,11 @@ class StepPipeline:
         overflow = vars(optimizer).get("found_inf")
         if overflow is None or not overflow.item():
             if self._moves:
-                for part in self._parts:
-                    part.after_step(step)
+                for after in self._afters:
+                    after(step)
             self._applied(step)
-        for part in self._parts:
-            part.end()
+        for end in self._ends:
+            end()
 
     def _end_pass(self) -> None:
         """Give parameters their flags and values back, wherever the pass was begun."""

@@ -28,28 +28,23 @@ class LossDecreaseTracker:
         self._optimizer = optimizer
         self._names = names
         self._schedule = schedule
-        self._scale: float | None = None
-        self._step = 0
-        self._counts = False
+        self._scale: tuple[Step, float] | None = None
 
-    def begin(self, step: Step, *, counts: bool) -> None:
-        """The gradients of ``step`` are there; ``counts`` if the averages take them."""
-        self._scale, self._step, self._counts = None, step.index, counts
-
-    def track(self, group: UpdateGroup, stepped: Sequence[nn.Parameter], *, wanted: bool) -> Mapping[Tensor, float]:
+    def track(
+        self, group: UpdateGroup, stepped: Sequence[nn.Parameter], step: Step, *, counts: bool
+    ) -> Mapping[Tensor, float]:
         """Inner products of the gradients of ``stepped`` with their last updates, by parameter.
 
-        The result is empty unless the step counts, or they are ``wanted`` for something else.
+        The averages take them if ``step`` counts.
         """
-        if not (wanted or self._counts):
-            return {}
-        self._scale = self._gradient_scale() if self._scale is None else self._scale
-        torch_group = self._optimizer.param_groups[group.torch_group]
-        products = group.gradient_update_products(stepped, torch_group, self._scale)
-        rate = torch_group.get("lr")
-        if self._counts and rate is not None:  # without a rate the optimizer chooses its own step sizes
+        if self._scale is None or self._scale[0] != step:
+            self._scale = step, self._gradient_scale()
+        settings = self._optimizer.param_groups[group.place]
+        products = group.gradient_update_products(stepped, settings, self._scale[1])
+        rate = settings.get("lr")
+        if counts and rate is not None:  # without a rate the optimizer chooses its own step sizes
             rate = float(rate) * group.rate_group.lr_scale
-            age = self._schedule.steps_since_refresh(group.index, self._step - 1) + 1
+            age = self._schedule.steps_since_refresh(group.index, step.index - 1) + 1
             self.averages.add({self._names[p]: -rate * product for p, product in products.items()}, age)
         return products
 

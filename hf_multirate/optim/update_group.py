@@ -1,4 +1,4 @@
-"""What is moved together: parameters of one rate group in one group of the optimizer."""
+"""Parameters of one rate group in one group of the optimizer, their drift rule and their drift factors."""
 
 from __future__ import annotations
 
@@ -17,37 +17,56 @@ from hf_multirate.optim.dtensor import total
 
 @dataclass
 class UpdateGroup:
-    """The parameters of one rate group that share a torch parameter group, with their drift rule."""
+    """The parameters of one rate group that share a group of the optimizer.
+
+    Attributes:
+        index: Index of the rate group.
+        rate_group: Its settings.
+        place: Index of the group of the optimizer.
+        parameters: The parameters.
+        rule: How they drift.
+        factors: How far they drift.
+        before: Values before the present step, if it is lengthened or recorded.
+        drift: Moves the parameters at a learning rate, until their next step or until its basis changes.
+        basis: What ``drift`` was made from.
+        new_levels: Levels of drift factors that the present step sets.
+    """
 
     index: int
     rate_group: RateGroup
-    torch_group: int
+    place: int
     parameters: list[nn.Parameter]
     rule: DriftRule
-    trust: DriftFactors
+    factors: DriftFactors
     before: list[Tensor] = field(default_factory=list)
-    course: Callable[[float], None] | None = None
-    """What drifts the parameters until their next step, or until its basis changes."""
+    drift: Callable[[float], None] | None = None
     basis: Basis | None = None
-    """What the course was made from."""
-    levels: dict[Tensor, int] = field(default_factory=dict)
+    new_levels: dict[Tensor, int] = field(default_factory=dict)
+    drifts: bool = field(init=False)
+    step_factor: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Settings that each step asks for."""
+        self.drifts = self.rate_group.idle == "drift"
+        length = self.rate_group.period if self.rate_group.idle == "long_step" else 1
+        self.step_factor = length * self.rate_group.lr_scale
 
     def gradient_update_products(
-        self, stepped: Sequence[nn.Parameter], group: Mapping[str, Any], scale: float
+        self, stepped: Sequence[nn.Parameter], settings: Mapping[str, Any], scale: float
     ) -> dict[Tensor, float]:
         """Inner products of fresh gradients with last updates, all fetched from the device at once.
 
         Args:
-            stepped: Those of the parameters that have a gradient.
-            group: The group of the optimizer.
-            scale: What the gradients are multiplied with.
+            stepped: The parameters that have a gradient.
+            settings: The group of the optimizer.
+            scale: Factor on the gradients, which is taken out of the products.
         """
-        found = self.rule.gradient_update_products(stepped, group)
-        known = [(p, slope) for p, slope in zip(stepped, found, strict=True) if slope is not None]
+        found = self.rule.gradient_update_products(stepped, settings)
+        known = [(p, product) for p, product in zip(stepped, found, strict=True) if product is not None]
         if not known:
             return {}
-        sums = total([slope for _, slope in known], [p for p, _ in known]).tolist()
-        return {p: slope / scale for (p, _), slope in zip(known, sums, strict=True)}
+        sums = total([product for _, product in known], [p for p, _ in known]).tolist()
+        return {p: product / scale for (p, _), product in zip(known, sums, strict=True)}
 
 
 RATIO = 1.5
@@ -60,7 +79,7 @@ class DriftFactors:
 
     Args:
         parameters: All parameters that may drift.
-        constant: The factor of all of them, for good; None to find it.
+        constant: The factor of all of them; None for factors that adapt.
     """
 
     def __init__(self, parameters: Sequence[Tensor], constant: float | None) -> None:
@@ -70,24 +89,24 @@ class DriftFactors:
 
     @property
     def adapts(self) -> bool:
-        """Whether `update_levels` is of any use."""
+        """Whether the factors change in training."""
         return self._adapts
 
-    def update_levels(self, slopes: Mapping[Tensor, float]) -> dict[Tensor, int]:
-        """Levels that follow from the inner products of fresh gradients with last updates; see `set`."""
+    def next_levels(self, products: Mapping[Tensor, float]) -> dict[Tensor, int]:
+        """Levels that follow from the inner products of fresh gradients with last updates; see `set_levels`."""
         return {
-            p: max(self.levels[p] - 1, 0) if slope < 0 else min(self.levels[p] + 1, LEAST)
-            for p, slope in slopes.items()
+            p: max(self.levels[p] - 1, 0) if product < 0 else min(self.levels[p] + 1, LEAST)
+            for p, product in products.items()
         }
 
-    def set(self, levels: Mapping[Tensor, int]) -> None:
-        """Take over levels of `update_levels` or of a checkpoint."""
+    def set_levels(self, levels: Mapping[Tensor, int]) -> None:
+        """Take over levels of `next_levels` or of a checkpoint."""
         self.levels.update(levels)
         self.factors.update({parameter: RATIO**-level for parameter, level in levels.items()})
 
 
 def choose_rule(optimizer: Optimizer, group: Mapping[str, Any], displacement: DisplacementDrift) -> DriftRule:
-    """The drift rule for one torch parameter group of ``optimizer``; ``displacement`` where there is no other.
+    """The drift rule for one group of ``optimizer``; ``displacement`` if no other fits.
 
     A subclass may do anything in its step, so only the classes of torch themselves have rules of their own.
     """

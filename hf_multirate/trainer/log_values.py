@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, MutableMapping
 
-from torch import Tensor
-
 
 PREFIX = "multirate/"
 """Prefix of all figures in the logs."""
@@ -30,26 +28,6 @@ INVALID, LEVELS = re.compile(r"[^\w\-. ]", re.ASCII), 2
 
 DETAILED = 1000
 """Entries with figures of blocks that a record keeps at least, spread over the run; twice as many at most."""
-
-
-class Mean:
-    """Running mean of tensors: one sum on their device, so nothing grows and the host never waits for the device."""
-
-    def __init__(self) -> None:
-        self._sum: Tensor | None = None
-        self._number = 0
-
-    def add(self, value: Tensor) -> None:
-        """One more value."""
-        value = value.detach().float()
-        self._sum = value if self._sum is None else self._sum + value
-        self._number += 1
-
-    def take(self) -> float | None:
-        """The mean of the values since the last call, or None if there are none."""
-        mean = None if self._sum is None else (self._sum / self._number).item()
-        self._sum, self._number = None, 0
-        return mean
 
 
 def brief(figures: Mapping[str, float], *, with_speedup: bool) -> dict[str, float]:

@@ -18,7 +18,7 @@ from hf_multirate.model.describe import shorten_names
 from hf_multirate.model.unwrap import canonical_parameters, unwrap_model
 from hf_multirate.reporting.record_check import ARGUMENTS, FROZEN
 from hf_multirate.reporting.run_record import CHECKED_STEPS, RunRecord, checksum
-from hf_multirate.trainer.log_values import PREFIX, Detailed, Mean, brief, with_valid_keys
+from hf_multirate.trainer.log_values import PREFIX, Detailed, brief, with_valid_keys
 
 
 ASIDE = "seconds_of_"
@@ -193,3 +193,23 @@ class RunMetrics:
             group = groups.get(name, FROZEN)
             block["groups"][group] = block["groups"].get(group, 0) + parameter.numel()
         return found
+
+
+class Mean:
+    """Running mean of tensors: one sum on their device, so nothing grows and the host never waits for the device."""
+
+    def __init__(self) -> None:
+        self._sum: Tensor | None = None
+        self._number = 0
+
+    def add(self, value: Tensor) -> None:
+        """One more value."""
+        value = value.detach().float()
+        self._sum = value if self._sum is None else self._sum + value
+        self._number += 1
+
+    def take(self) -> float | None:
+        """The mean of the values since the last call, or None if there are none."""
+        mean = None if self._sum is None else (self._sum / self._number).item()
+        self._sum, self._number = None, 0
+        return mean

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import parse_flag_from_env
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import Seq2SeqTrainer, Trainer, TrainingArguments
 
-from hf_multirate.backward.unread_loss import skipped_backward
 from hf_multirate.config.config import MultirateConfig
 from hf_multirate.config.validation import wrong_type
 from hf_multirate.controller.multirate import Multirate
@@ -87,7 +89,7 @@ class MultirateMixin(RunLoggingMixin):
 
     def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
         """As in `transformers.Trainer`, with a backward pass that stops above idle groups."""
-        with skipped_backward(self.accelerator, lambda: self._training and not self.multirate.is_full_step):
+        with _skipping_backward(self.accelerator, lambda: self._training and not self.multirate.is_full_step):
             return super().training_step(model, *args, **kwargs)
 
     def _before_step(self) -> None:
@@ -132,6 +134,30 @@ class MultirateMixin(RunLoggingMixin):
                 f"FSDP2 but is {type(model).__name__}: how its gradients are synchronised is not known."
             )
         return model
+
+
+@contextmanager
+def _skipping_backward(accelerator: Accelerator, at_fast_step: Callable[[], bool]) -> Iterator[None]:
+    """While open, ``accelerator.backward`` skips a loss that requires no gradient at a fast step.
+
+    A batch may not use the fast part: one of text alone, where that is for images. In standard training the rest of
+    the model would get its gradients. At a fast step there is nothing to do.
+    """
+    attributes, backward = vars(accelerator), accelerator.backward
+    before = attributes.get("backward")
+
+    def skip_or_run(loss: torch.Tensor, **kwargs: Any) -> None:
+        if loss.requires_grad or not at_fast_step():
+            backward(loss, **kwargs)
+
+    attributes["backward"] = skip_or_run
+    try:
+        yield
+    finally:
+        if before is None:
+            attributes.pop("backward", None)
+        else:
+            attributes["backward"] = before
 
 
 def _from_arguments(args: TrainingArguments) -> MultirateConfig:
