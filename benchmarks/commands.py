@@ -23,7 +23,7 @@ class Command:
 
 
 def dispatch(prog: str, description: str, commands: Mapping[str, Command], argv: Sequence[str]) -> Any:
-    """Run the command named by the first word, with the rest as its arguments. Returns what its ``main`` returns."""
+    """Run the command named by the first word, with the other words as its arguments. Returns its result."""
     width = max(map(len, commands))
     listed = "\n".join(f"  {name:<{width}}  {command.summary}" for name, command in commands.items())
     parser = argparse.ArgumentParser(

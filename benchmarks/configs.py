@@ -17,7 +17,7 @@ IDLE: dict[str, dict[str, Any]] = {
     "drift": {"idle": "drift"},
     "drift 1": {"idle": "drift", "drift_steps": 1},
 }
-"""What a slow group does between two gradients: nothing, drift at all steps, or drift at the first one."""
+"""Idle rules of slow groups: no update between two gradients, drift at all steps, or drift at the first one."""
 
 DTYPES = ("bfloat16", "float16")
 """Precisions in which inactive modules can run."""

@@ -36,7 +36,7 @@ def points(gap: tuple[float, float] | None) -> str:
 
 
 def with_quartiles(values: Sequence[float], digits: int = 2) -> str:
-    """Median, and the lower and upper quartile in brackets; a single value stands alone."""
+    """Median, and the lower and upper quartile in brackets; a single value has no brackets."""
     if len(values) < 2:
         return f"{values[0]:.{digits}f}"
     low, _, high = quantiles(values, n=4)

@@ -1,7 +1,7 @@
 """Seconds of different days and processors, made comparable by baseline runs.
 
-Where a suite goes on with another commit or on another processor, the baseline is run there once more, as a
-*reference*: a method then has the speed-up that it has over its own reference.
+When a suite continues with another commit or on another processor, the baseline is run there once more, as a
+*reference*. The speed-up of a method is then the one over its reference.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def reference_seconds(runs: Iterable[Result], *, allow_dirty: bool) -> dict[Cond
 
 @dataclass(frozen=True)
 class Correction:
-    """What seconds are multiplied by, to be those beside the baseline runs that all are compared with.
+    """Factors that turn seconds into those of the conditions of the shown baseline runs.
 
     Attributes:
         own: Seconds of the full baseline runs by conditions: the least of each.
@@ -103,7 +103,7 @@ class Correction:
     references: Mapping[Conditions, float]
 
     def factor(self, run: Mapping[str, Any]) -> float:
-        """That of ``run``: by its own conditions, else by what there is of its processor.
+        """The factor of ``run``: by its own conditions, or else by baseline runs of the same processor.
 
         Raises:
             ValueError: the baseline was never run on that processor.

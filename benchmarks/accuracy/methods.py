@@ -35,7 +35,7 @@ class Method:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What decides a result beside the name and the learning rate; kept with the results."""
+        """All that decides a result but the learning rate; kept with the results."""
         return {"kind": self.kind, "fraction": self.fraction, "options": self.options}
 
 
@@ -105,4 +105,4 @@ DEFAULT_METHODS = (
     *("multirate last:2 k5 drift 1", "multirate ladder 1,2,4 freeze"),
     *("multirate ladder 1,2,4,8 drift", "multirate ladder 1,2,4,8 freeze"),
 )
-"""What a suite runs unless told otherwise: the others combine what these show one by one."""
+"""The default of a suite. The other methods combine properties that these show one by one."""

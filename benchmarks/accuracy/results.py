@@ -9,8 +9,8 @@ commit, a processor and the versions of packages.
     {"kind": "machine", "id": "a92c573-5d1f", "commit": "a92c573...", "processor": "...", ...}
     {"kind": "run", "method": "baseline", "rate": 0.0004, "seed": 0, "role": "final", "machine": "a92c573-5d1f", ...}
 
-Lines are only ever appended, by one process. What a killed suite has finished is kept, and half a last line is dropped
-with a message.
+Lines are only appended, by one process. Finished runs of a killed suite are kept, and half a last line is dropped with
+a message.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ RESULTS = ROOT / "benchmarks" / "results"
 SHARED = ("task", "method", "machine")
 
 Result = dict[str, Any]
-"""A run: ``task``, ``length``, ``method``, ``rate``, ``seed`` and ``role``; what was measured; and in ``settings`` and
-``machine`` what it shares with other runs."""
+"""A run: ``task``, ``length``, ``method``, ``rate``, ``seed`` and ``role``; its measurements; and the content of its
+shared lines as ``settings`` and ``machine``."""
 
 
 class ResultsFile:

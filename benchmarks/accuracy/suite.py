@@ -167,7 +167,7 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, help="number of seeds (default: 3)")
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side; 0 runs in this process (default: 2)")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
-    parser.add_argument("--allow-dirty", action="store_true", help="measure what is not committed; for trying out")
+    parser.add_argument("--allow-dirty", action="store_true", help="measure uncommitted files, for trying out")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     return parser.parse_args(argv)
 

@@ -107,7 +107,7 @@ TASKS |= {task.name + BF16: replace(task, name=task.name + BF16) for task in TAS
 
 
 def missing(task: Task, folder: Path | None) -> str | None:
-    """What ``task`` needs and does not find, in words; None if it finds all."""
+    """The first missing file of ``task``, in words; None if all are there."""
     for name in task.needs:
         whole = Path(name).is_absolute()
         if not (whole or folder) or not Path(folder or "", name).exists():

@@ -26,7 +26,7 @@ WARM_UP = 3
 
 @dataclass(frozen=True)
 class Spec:
-    """What is run.
+    """Task, length, method, learning rate and seed of a run.
 
     Attributes:
         role: ``trial`` to choose the learning rate, without test rows; ``final`` at the chosen rate; or ``reference``,

@@ -19,7 +19,7 @@ CASES = {
 
 
 def main(argv: list[str] | None = None) -> Any:
-    """Run one case. Returns what it measured."""
+    """Run one case, and return its measurements."""
     arguments = sys.argv[1:] if argv is None else argv
     description = "Time kinds of training steps in turn, so that a machine that grows slower favours none."
     return dispatch("python -m benchmarks speed", description, CASES, arguments)

@@ -49,7 +49,7 @@ def interleave(blocks: Mapping[str, Callable[[int], None]], rounds: int, timer: 
     Args:
         blocks: By name. Each is called with the number of the round and measures itself with ``timer``.
         rounds: Rounds that count.
-        timer: Of the blocks; what it has measured in the rounds before is dropped.
+        timer: The timer of the blocks. Its measurements of warm-up rounds are dropped.
         warm_up: Rounds before those that count.
     """
     drawn, order = random.Random(0), list(blocks)
@@ -68,7 +68,7 @@ def ratios(numerators: Sequence[float], denominators: Sequence[float]) -> list[f
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a case measured.
+    """The measurements of a case.
 
     Attributes:
         seconds: All values of each kind of step.
