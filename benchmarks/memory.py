@@ -1,9 +1,9 @@
-"""Peak memory of a training step: plain, with gradient checkpointing, LoRA, and multirate training.
+"""Peak memory of a training step: baseline, gradient checkpointing, LoRA, and multirate training.
 
-    python benchmarks/memory.py
-    python benchmarks/memory.py --batch 64 --length 128
+    python -m benchmarks memory
+    python -m benchmarks memory --batch 64 --length 128
 
-Each kind runs in a process of its own. What is counted is what the process holds more than before the model was made.
+Each kind runs in a separate process. The memory before the model was made is subtracted. Linux only.
 """
 
 from __future__ import annotations
@@ -21,14 +21,18 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import TrainerCallback, TrainingArguments
 
-from encoder import add_sizes, encoder
-from hf_multirate import MultirateConfig, MultirateTrainer
+from benchmarks import configs
+from benchmarks.commands import parser_of
+from benchmarks.machine import ROOT
+from benchmarks.network import add_sizes, encoder
+from benchmarks.tables import table
+from hf_multirate import MultirateTrainer
 
 
 PERIOD = 4
 KINDS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "plain, gradient checkpointing": {"checkpointing": True},
+    "baseline": {},
+    "baseline, gradient checkpointing": {"checkpointing": True},
     "LoRA": {"lora": True},
     "multirate": {"multirate": True},
     "multirate, gradient checkpointing": {"multirate": True, "checkpointing": True},
@@ -36,13 +40,13 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 def memory(key: str) -> int:
-    """Bytes of this process: ``VmHWM``, the peak since `forget_peak`, or ``VmRSS``, those of now."""
+    """Bytes of this process: ``VmHWM``, the peak since `forget_peak`, or ``VmRSS``, the present ones."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
 
 
 def forget_peak() -> None:
-    """Have the kernel begin anew with the peak of this process."""
+    """Reset the peak that the kernel keeps of this process."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
@@ -60,14 +64,14 @@ class Rows(torch.utils.data.Dataset):  # type: ignore[type-arg]
 
 
 class Peaks(TrainerCallback):
-    """Peak of each step, for full and for fast-only ones."""
+    """Peak of each step, for full and for fast steps."""
 
     def __init__(self) -> None:
         self.full: list[int] = []
         self.fast: list[int] = []
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Begin anew."""
+        """Reset the peak."""
         forget_peak()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -76,7 +80,7 @@ class Peaks(TrainerCallback):
 
 
 def train(kind: dict[str, Any], options: argparse.Namespace) -> dict[str, int]:
-    """Bytes of weights, gradients, states and activations at the peak of a full and of a fast-only step."""
+    """Bytes of weights, gradients, states and activations at the peak of a full and of a fast step."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
     before, peaks, steps = memory("VmRSS"), Peaks(), 2 * PERIOD
@@ -90,25 +94,25 @@ def train(kind: dict[str, Any], options: argparse.Namespace) -> dict[str, int]:
             gradient_checkpointing=bool(kind.get("checkpointing")), logging_strategy="no",
         )  # fmt: skip
         words = {"train_dataset": Rows(options.batch * steps, options.length), "callbacks": [peaks]}
-        config = MultirateConfig.two_rate("head", PERIOD, turns="fixed") if kind.get("multirate") else None
-        MultirateTrainer(model, args, multirate=config or MultirateConfig.off(), **words).train()
-    if config is None:
+        config = configs.two_rate("head", PERIOD) if kind.get("multirate") else configs.off()
+        MultirateTrainer(model, args, multirate=config, **words).train()
+    if not kind.get("multirate"):
         return {"every step": max(peaks.full + peaks.fast) - before}
-    return {"full step": max(peaks.full) - before, "fast-only step": max(peaks.fast) - before}
+    return {"full step": max(peaks.full) - before, "fast step": max(peaks.fast) - before}
 
 
 def in_process(name: str, argv: list[str]) -> dict[str, int]:
-    """`train` in a process of its own, whose large blocks of memory go back to the system at once."""
+    """`train` in a separate process, which returns large blocks of memory to the system at once."""
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, __file__, *argv, "--kind", name]
-    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    command = [sys.executable, "-m", "benchmarks", "memory", *argv, "--kind", name]
+    done = subprocess.run(command, env=environment, cwd=ROOT, check=True, capture_output=True, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def main(argv: list[str] | None = None) -> dict[str, dict[str, int]]:
     """Print megabytes of each kind."""
     argv = sys.argv[1:] if argv is None else argv
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of("python -m benchmarks memory", __doc__)
     add_sizes(parser, batch=32, length=64)
     parser.add_argument("--kind", choices=KINDS, help="only this one, in this process")
     options = parser.parse_args(argv)
@@ -117,12 +121,9 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, int]]:
         print(json.dumps(found))
         return {options.kind: found}
     results = {name: in_process(name, argv) for name in KINDS}
-    print("| training | MB at the peak of a full step | of a fast-only step |\n|---|---|---|")
+    rows = []
     for name, peaks in results.items():
         cells = [f"{value / 1e6:.0f}" for value in peaks.values()]
-        print(f"| {name} | {cells[0]} | {cells[1] if len(cells) > 1 else ''} |")
+        rows.append([name, cells[0], cells[1] if len(cells) > 1 else ""])
+    print(table(["training", "MB at the peak of a full step", "of a fast step"], rows))
     return results
-
-
-if __name__ == "__main__":
-    main()

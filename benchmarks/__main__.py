@@ -1,0 +1,25 @@
+"""`python -m benchmarks COMMAND`: see `--help`."""
+
+from __future__ import annotations
+
+import sys
+
+from benchmarks.commands import Command, dispatch
+
+
+COMMANDS = {
+    "accuracy": Command("benchmarks.accuracy.suite", "fine-tune with all methods; one line of results a run"),
+    "speed": Command("benchmarks.speed.__main__", "time steps and runs in turn: cycle, checkpointing, ddp, ..."),
+    "memory": Command("benchmarks.memory", "peak memory of a training step"),
+    "report": Command("benchmarks.report", "write tables and figures of the documentation from the results"),
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run one command."""
+    arguments = sys.argv[1:] if argv is None else argv
+    dispatch("python -m benchmarks", "Benchmarks of multirate training.", COMMANDS, arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""Worker processes, each pinned to one core, so that runs side by side do not share one."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import transformers
+
+
+def _pin(cores: Any) -> None:
+    """Take one core and one thread: run in each worker before its first task."""
+    if hasattr(os, "sched_setaffinity"):  # only on Linux
+        os.sched_setaffinity(0, {cores.get()})
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+@contextmanager
+def workers(jobs: int) -> Iterator[Any]:
+    """A pool of ``jobs`` pinned processes; None for 0, to run here."""
+    if jobs == 0:
+        yield None
+        return
+    context = multiprocessing.get_context("spawn")
+    cores = context.Queue()
+    available = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(jobs))
+    for i in range(jobs):
+        cores.put(available[i % len(available)])
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_pin, initargs=(cores,)) as pool:
+        try:
+            yield pool
+        finally:  # after an error the results of waiting runs would be lost
+            pool.shutdown(cancel_futures=True)

@@ -1,0 +1,53 @@
+"""Multirate configurations by names that results and tables use: the one file that knows their settings.
+
+Recorded results name ``freeze``, ``drift`` and ``drift 1``, not the arguments of the package, so they stay valid when
+those change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from hf_multirate import MultirateConfig, RateGroup
+
+
+IDLE: dict[str, dict[str, Any]] = {
+    "freeze": {"idle": "freeze"},
+    "drift": {"idle": "drift"},
+    "drift 1": {"idle": "drift", "drift_steps": 1},
+}
+"""Idle rules of slow groups: no update between two gradients, drift at all steps, or drift at the first one."""
+
+DTYPES = ("bfloat16", "float16")
+"""Precisions in which inactive modules can run."""
+
+
+def two_rate(
+    fast: str, period: int, idle: str = "drift", inactive_dtype: str | None = None, turns: str = "fixed"
+) -> MultirateConfig:
+    """``fast`` gets a gradient at every step, all else at one of ``period`` steps."""
+    groups = [_group("fast", fast, 1, idle), _group("slow", ".*", period, idle)]
+    return MultirateConfig(groups, inactive_dtype=inactive_dtype, turns=turns)
+
+
+def ladder(
+    periods: Sequence[int], idle: str = "drift", inactive_dtype: str | None = None, turns: str = "fixed"
+) -> MultirateConfig:
+    """Equal parts by depth with these periods, from the top down."""
+    parts = [_group(f"part {i}", f"part:{i}/{len(periods)}", k, idle) for i, k in enumerate(periods, 1)]
+    return MultirateConfig(parts, inactive_dtype=inactive_dtype, turns=turns)
+
+
+def automatic(speedup: float, turns: str = "fixed") -> MultirateConfig:
+    """Periods chosen for a speed-up."""
+    return MultirateConfig.auto(speedup, turns=turns)
+
+
+def off() -> MultirateConfig:
+    """Standard training."""
+    return MultirateConfig.off()
+
+
+def _group(name: str, patterns: str, period: int, idle: str) -> RateGroup:
+    return RateGroup(name, patterns, period, **({} if period == 1 else IDLE[idle]))

@@ -1,0 +1,73 @@
+"""Figures: every figure of the benchmarks is drawn here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Accuracy against seconds of one method, by seed.
+
+    Attributes:
+        times: Seconds of each evaluation: the mean over seeds.
+        values: Accuracies in percent of each evaluation, one for each seed.
+        ours: Whether it is multirate training.
+    """
+
+    times: Sequence[float]
+    values: Sequence[Sequence[float]]
+    ours: bool = False
+
+
+def accuracy_by_time(
+    baseline: Curves,
+    methods: Mapping[str, Curves],
+    shortened: Sequence[tuple[float, float]],
+    title: str,
+    path: Path,
+) -> None:
+    """Write a figure: a line for the mean of each method, and a band for the range of its seeds.
+
+    Args:
+        baseline: Standard training of all steps.
+        methods: All other methods, by name.
+        shortened: Seconds and percent at the end of baseline runs of several lengths.
+        title: Title of the figure.
+        path: PNG file to write.
+    """
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(10, 5.5), layout="constrained")
+    styles = _styles(methods, plt)
+    others = [name for name in methods if not methods[name].ours]
+    for name in ["baseline", *others, *(name for name in methods if methods[name].ours)]:
+        curves = methods.get(name, baseline)
+        colour, line = styles.get(name, ("black", "-"))
+        axes.plot(curves.times, [fmean(v) for v in curves.values], line, color=colour, label=name, linewidth=1.3)
+        axes.fill_between(
+            curves.times, [min(v) for v in curves.values], [max(v) for v in curves.values], color=colour, alpha=0.06
+        )
+    axes.plot(*zip(*shortened, strict=True), "ks--", label="baseline, shortened", linewidth=2.2)
+    axes.set(xlabel="process seconds of training, one thread", ylabel="test accuracy, %", title=title)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    # Without the version of matplotlib in the file, the same results give the same bytes for longer.
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+    plt.close(figure)
+
+
+def _styles(methods: Mapping[str, Curves], plt: Any) -> dict[str, tuple[Any, str]]:
+    """Colour and line of each method: cold and solid for multirate training, warm and dotted for others."""
+    ours = [name for name in methods if methods[name].ours]
+    others = [name for name in methods if not methods[name].ours]
+    cold, warm = plt.get_cmap("winter"), plt.get_cmap("autumn")
+    styles = {name: (cold(i / max(1, len(ours) - 1)), "-") for i, name in enumerate(ours)}
+    return styles | {name: (warm(i / max(1, len(others))), ":") for i, name in enumerate(others)}

@@ -1,0 +1,1 @@
+"""Seconds of steps and of runs, measured in turn with one harness."""
