@@ -25,7 +25,7 @@ SMALL = [
     "--max_seq_length",
     "16",
 ]
-COMMANDS = "\n".join(fences("docs/distributed.md", "console")).splitlines()
+COMMANDS = "\n".join(fences("docs/how-to/distributed.md", "console")).splitlines()
 CONFIGS = sorted((ROOT / "examples" / "accelerate_configs").glob("*.yaml"))
 
 
