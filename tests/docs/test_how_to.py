@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from torch import nn
@@ -30,12 +32,15 @@ def test_every_question_has_a_page() -> None:
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft reads it
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument is set:UserWarning")  # the default of TrainingArguments
 @pytest.mark.parametrize("page", PAGES)
-def test_python_on_the_page_runs(page: str, tmp_path: Path) -> None:
+def test_python_on_the_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if page == "logs_and_report.md":
         pytest.importorskip("matplotlib", reason="the extra 'report' is not installed")
     blocks = fences(f"docs/how-to/{page}", "python")
     assert blocks
-    names = readers_names(tmp_path)
+    module = ModuleType("readers_script")  # in which the classes of the page can be pickled
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    names = vars(module)
+    names.update(readers_names(tmp_path))
     for block in blocks:
         exec(compile(block, page, "exec"), names)
     if page in ("own_loop.md", "distributed.md"):
