@@ -17,7 +17,7 @@ from tests.support.runs import CONFIG, FIVE, PERIOD, assert_same, phases, traine
 from tests.support.tiny import ENCODER
 
 
-PAGE = Path(__file__).parents[2] / "docs" / "optimizers.md"
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "optimizers.md"
 ROWS = dict(
     re.findall(r"^\| `(\w+)` \| (works.*?|refused|not tried) \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
 )
