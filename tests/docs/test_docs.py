@@ -119,7 +119,7 @@ def test_the_picture_is_the_schedule_of_the_default() -> None:
 
 def test_the_folders_of_the_architecture_are_the_floors() -> None:
     drawn = re.findall(r"^  subgraph floor(\d)\[.*?\n(.*?)^  end$", read("docs/architecture.md"), re.M | re.S)
-    floors = {int(level): set(re.findall(r"^    (\w+)\[", inside, re.M)) for level, inside in drawn}
+    floors = {int(level): set(re.findall(r"^    (\w+)\[\"", inside, re.M)) for level, inside in drawn}
     assert floors == {level: set(folders) for level, folders in enumerate(FLOORS, 1)}
 
 
