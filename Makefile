@@ -12,7 +12,7 @@ SPREAD := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 # One process on one device; every choice is spelled out so that accelerate neither asks nor warns.
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
-.PHONY: venv glue test test-slow test-lower lint clean
+.PHONY: venv glue test test-slow test-lower lint docs clean
 
 venv: $(STAMP)
 
@@ -45,6 +45,14 @@ lint: venv
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The documentation in site/. A broken link or a missing page is an error. (With --quiet mkdocs would count no warnings.)
+docs: $(VENV)/docs.stamp
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+$(VENV)/docs.stamp: $(STAMP)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints/tested.txt -e ".[docs]"
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(LOWER) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache runs
+	rm -rf $(VENV) $(LOWER) build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache runs
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -76,9 +76,10 @@ class CopiesConfig:
     def turn(self, step: int) -> tuple[int, tuple[int, ...]]:
         """The copy that takes optimizer step ``step``, and the copies that are averaged after it.
 
-        >>> config = CopiesConfig((1, 2), turns="fixed")
-        >>> [config.turn(step) for step in range(4)]
-        [(0, ()), (0, ()), (1, (0, 1)), (0, ())]
+        Examples:
+            >>> config = CopiesConfig((1, 2), turns="fixed")
+            >>> [config.turn(step) for step in range(4)]
+            [(0, ()), (0, ()), (1, (0, 1)), (0, ())]
         """
         return self._turn(len(self.periods) - 1, *divmod(step, self.cycle))
 

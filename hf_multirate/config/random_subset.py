@@ -69,8 +69,9 @@ class RandomSubset:
             refresh: Number of the last refresh up to the step, from 0; negative before the first.
             since: Steps since that refresh.
 
-        >>> [RandomSubset().held(*position) for position in ((-1, 0), (0, 0), (0, 1), (0, 2), (1, 0), (1, 1))]
-        [None, None, 0, 0, None, 1]
+        Examples:
+            >>> [RandomSubset().held(*position) for position in ((-1, 0), (0, 0), (0, 1), (0, 2), (1, 0), (1, 1))]
+            [None, None, 0, 0, None, 1]
         """
         if refresh < 0:
             return None
@@ -81,7 +82,8 @@ class RandomSubset:
     def returning(self, refresh: int, since: int) -> int | None:
         """Number of the draw that was held until a step and takes its long step now, or None.
 
-        >>> [RandomSubset().returning(*position) for position in ((-1, 0), (0, 0), (0, 1), (1, 0), (1, 1), (2, 0))]
-        [None, None, None, 0, None, 1]
+        Examples:
+            >>> [RandomSubset().returning(*position) for position in ((-1, 0), (0, 0), (0, 1), (1, 0), (1, 1), (2, 0))]
+            [None, None, None, 0, None, 1]
         """
         return refresh - 1 if self.redraw == "cycle" and refresh > 0 and since == 0 else None

@@ -14,7 +14,7 @@ WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
 def canonical_name(name: str) -> str:
     """The name without what wrappers of inner modules have added to it.
 
-    >>> canonical("model.layers.0._orig_mod.self_attn.q_proj.weight")
+    >>> canonical_name("model.layers.0._orig_mod.self_attn.q_proj.weight")
     'model.layers.0.self_attn.q_proj.weight'
     """
     for wrapper in WRAPPERS:
