@@ -123,7 +123,7 @@ def test_blocks_without_a_trainable_parameter_are_not_counted() -> None:
     assert fast_of(model, "depth:0.33") == {"layers.5.up", "layers.5.down", "head"}
 
 
-def test_two_towers_are_told_of_in_one_line_and_can_be_named(caplog: pytest.LogCaptureFixture) -> None:
+def test_two_towers_give_one_warning_and_can_be_named(caplog: pytest.LogCaptureFixture) -> None:
     model = Pair(Tower(), Tower())
     assert fast_of(model) == {"image.layers.5.up", "image.layers.5.down", "image.head"}
     (line,) = caplog.messages
