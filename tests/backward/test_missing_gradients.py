@@ -12,11 +12,12 @@ import pytest
 import torch
 import transformers as tf
 from torch import Tensor, nn
-from torch.optim import SGD, AdamW
+from torch.optim import SGD
 from torch.utils.checkpoint import checkpoint
 
 from hf_multirate import Multirate, MultirateConfig, MultirateTrainer, RateGroup
 from hf_multirate.backward.missing_gradients import MissingGradientCheck
+from hf_multirate.config.schedule import Step
 from tests.support.runs import CONFIG, PERIOD, assert_same, example, phases, trainer_for, weights
 from tests.support.tiny import ENCODER, FAMILIES
 
@@ -280,9 +281,8 @@ class Pooled(nn.Module):
 
 
 @pytest.mark.parametrize("optim", ["adamw_torch", "sgd"])
-@pytest.mark.parametrize("steps", [24, 120])
-def test_automatic_periods_with_a_block_that_nothing_reads(tmp_path: Path, optim: str, steps: int) -> None:
-    ends, plans = [], []
+def test_automatic_periods_with_a_part_that_nothing_reads(tmp_path: Path, optim: str) -> None:
+    ends, chosen, steps = [], [], 24
     for resumed in (False, True):
         settings = {
             "save_strategy": "steps",
@@ -300,41 +300,13 @@ def test_automatic_periods_with_a_block_that_nothing_reads(tmp_path: Path, optim
         )
         trainer.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{2 * steps // 3}") if resumed else None)
         ends.append(weights(trainer))
-        plans.append(trainer.multirate.plans[-1])
-        periods = dict(zip(trainer.multirate.partition, plans[-1].periods, strict=True))
-        assert (periods["head"], periods["block_3"]) == (1, 1)
+        periods = {group.name: group.period for group in trainer.multirate.groups}
+        chosen.append(periods)
+        assert periods["head+block_3"] == 1
         assert max(periods.values()) > 1
-        assert trainer.multirate.timing.speedup_predicted == 1.5
-    assert plans[0] == plans[1]
+        assert trainer.multirate.timing.speedup_predicted >= 1.5
+    assert chosen[0] == chosen[1]
     assert_same(*ends)
-
-
-def test_a_block_that_is_read_later_has_a_period_of_its_own(tmp_path: Path) -> None:
-    class Late(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.blocks = nn.ModuleList(nn.Linear(4, 4) for _ in range(4))
-            self.calls = 0
-
-        def forward(self, inputs: Tensor) -> Tensor:
-            self.calls += 1
-            for block in self.blocks[: 4 if self.calls > 40 else 3]:
-                inputs = inputs + torch.tanh(block(inputs))
-            return inputs.pow(2).mean()
-
-    torch.manual_seed(0)
-    model = Late()
-    optimizer = AdamW(model.parameters(), lr=1e-3)
-    with Multirate(MultirateConfig.auto(2.0, max_period=4, turns="fixed")).attach(model, optimizer) as multirate:
-        for step in range(200):
-            multirate.begin_step(step)
-            model(torch.randn(4, 4)).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-        first, last = multirate.plans[1], multirate.plans[-1]
-    assert first.periods[:2] == (1, 1)
-    assert last.periods[0] == 1
-    assert last.periods[1] > 1
 
 
 def adalora() -> Any:
@@ -413,7 +385,7 @@ def test_a_parameter_of_a_resumed_run_has_had_a_gradient() -> None:
     with pytest.raises(
         RuntimeError, match=r"1 of 2 parameters of rate group 'slow' got no gradient at step 7.*'bias'"
     ):
-        resumed.check(frozenset({"slow"}), 7)
+        resumed.before_step(Step(7, (0,), full=True))
 
 
 def _check(strict: bool = False) -> tuple[MissingGradientCheck, dict[str, nn.Parameter]]:
@@ -427,52 +399,57 @@ def _give(members: dict[str, nn.Parameter], names: str) -> None:
         parameter.grad = torch.ones(1) if name in names else None
 
 
-FULL = frozenset({"fast", "slow"})
+def full(index: int) -> Step:
+    return Step(index, live=(0, 1), full=True)
+
+
+def fast(index: int) -> Step:
+    return Step(index, live=(0,), full=False)
 
 
 def test_idle_gradient_and_with_strict_a_silent_group_are_errors() -> None:
     check, members = _check(strict=True)
     _give(members, "ab")
     with pytest.raises(RuntimeError, match=r"idle at step 3.*'b'"):
-        check.check(frozenset({"fast"}), 3)
+        check.before_step(fast(3))
     _give(members, "a")
     with pytest.raises(RuntimeError, match="'slow' got no gradient at step 5"):
-        check.check(FULL, 5)
+        check.before_step(full(5))
 
 
 @pytest.mark.parametrize("silent", ["fast", "slow"])
 def test_a_part_that_never_has_a_gradient_is_an_error_at_its_third_full_step(silent: str) -> None:
     check, members = _check()
-    check.check(FULL, 0)  # of a batch that was given up: no turn of any group
+    check.before_step(full(0))  # of a batch that was given up: no turn of any group
     for step in (1, 2, 3, 4, 5):
-        full = step in (1, 3, 5)
-        _give(members, ("bc" if full else "") if silent == "fast" else "a")
+        is_full = step in (1, 3, 5)
+        _give(members, ("bc" if is_full else "") if silent == "fast" else "a")
         if step == 5:
             with pytest.raises(
                 RuntimeError, match=rf"the {silent} rate groups \['{silent}'\] never got a gradient in 3"
             ):
-                check.check(FULL, step)
+                check.before_step(full(step))
         else:
-            check.check(FULL if full else frozenset({"fast"}), step)
+            check.before_step(full(step) if is_full else fast(step))
 
 
 def test_a_gradient_that_was_there_before_is_missed(caplog: pytest.LogCaptureFixture) -> None:
     for strict in (False, True):
         check, members = _check(strict)
         _give(members, "abc")
-        check.check(FULL, 0)
+        check.before_step(full(0))
         _give(members, "ab")
         if strict:
             with pytest.raises(RuntimeError, match=r"1 of 2 parameters.*'c'"):
-                check.check(FULL, 5)
+                check.before_step(full(5))
             continue
-        assert check.check(FULL, 5)
+        assert check.before_step(full(5))
         assert list(check.missed) == ["c"]
-        assert check.check(FULL, 10)
+        assert check.before_step(full(10))
         _give(members, "abc")
-        assert check.check(FULL, 15)
+        assert check.before_step(full(15))
         assert not check.missed
-        check.summarize()
+        check.close()
         found = [record.getMessage() for record in caplog.records]
         assert "1 of 2 parameters of rate group 'slow' got no gradient at step 5 (turn 2 of the group)" in found[0]
         assert found[1:] == ["gradients were missing for 1 parameters at some of their turns: c at 2 of 4."]
@@ -482,6 +459,6 @@ def test_a_parameter_that_never_had_a_gradient_is_named_once(caplog: pytest.LogC
     check, members = _check()
     _give(members, "ab")
     for step in (0, 5):
-        check.check(FULL, step)
-    check.summarize()
+        check.before_step(full(step))
+    check.close()
     assert [": c. Further cases" in record.getMessage() for record in caplog.records] == [True]

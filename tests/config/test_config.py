@@ -24,9 +24,11 @@ BAD_GROUPS = {
     "period bool": ({"period": True}, TypeError, "True"),
     "idle": ({"idle": "sleep"}, ValueError, "sleep"),
     "lr_scale": ({"lr_scale": 0.0}, ValueError, "lr_scale"),
-    "drift_steps negative": ({"drift_steps": -1}, ValueError, "must be at least 0, got -1"),
-    "drift_steps float": ({"drift_steps": 1.5}, TypeError, "1.5"),
-    "drift_steps of hold": ({"drift_steps": 1, "idle": "long_step"}, ValueError, "only 'drift'"),
+    "drift_steps zero": ({"idle": "drift", "drift_steps": 0}, ValueError, "must be at least 1, got 0"),
+    "drift_steps negative": ({"idle": "drift", "drift_steps": -1}, ValueError, "must be at least 1, got -1"),
+    "drift_steps float": ({"idle": "drift", "drift_steps": 1.5}, TypeError, "1.5"),
+    "drift_steps of freeze": ({"drift_steps": 1}, ValueError, "'freeze': only 'drift'"),
+    "drift_steps of long_step": ({"drift_steps": 1, "idle": "long_step"}, ValueError, "only 'drift'"),
     "part": ({"patterns": "part:3/2"}, ValueError, "part:3/2"),
     "ladder": ({"patterns": "ladder:1,2"}, ValueError, "MultirateConfig.ladder"),
     "no name": ({"name": ""}, ValueError, "name"),
@@ -156,9 +158,8 @@ def test_longer_steps_are_not_standard_training() -> None:
 
 
 def test_drift_steps_of_a_ladder() -> None:
-    assert {group.drift_steps for group in MultirateConfig.ladder([1, 2, 4], drift_steps=2, idle="drift").groups} == {
-        2
-    }
+    config = MultirateConfig.ladder([1, 2, 4], idle="drift", drift_steps=2)
+    assert {group.drift_steps for group in config.groups} == {2}
 
 
 @pytest.mark.parametrize("value", [-1, 1.0, True])

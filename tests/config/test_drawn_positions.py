@@ -98,15 +98,15 @@ def test_the_same_positions_in_any_order_and_in_any_process() -> None:
 
 
 @pytest.mark.parametrize("periods", [*PERIODS, (1, 2, 3, 6), (1, 4, 6)])
-@pytest.mark.parametrize("start", [0, 3])
-def test_distances_to_the_gradients_before_and_after(periods: tuple[int, ...], start: int) -> None:
-    schedule = Schedule(periods, start, "drawn")
+@pytest.mark.parametrize("seed", [0, 3])
+def test_distances_to_the_gradients_before_and_after(periods: tuple[int, ...], seed: int) -> None:
+    schedule = Schedule(periods, "drawn", seed)
     for group in range(len(periods)):
         found = gradient_steps(schedule, group, 2 * max(periods) + 80)
         for step in range(60):
             last = max(live for live in found if live <= step)
             assert schedule.steps_since_refresh(group, step) == step - last
-            assert schedule.last_refresh(group, step) == sum(start <= live <= step for live in found) - 1
+            assert schedule.last_refresh(group, step) == sum(live <= step for live in found) - 1
             if last == step:
                 assert schedule.steps_to_next_refresh(group, step) == min(live for live in found if live > step) - step
 
@@ -114,7 +114,7 @@ def test_distances_to_the_gradients_before_and_after(periods: tuple[int, ...], s
 @pytest.mark.parametrize("turns", ["fixed", "drawn"])
 @pytest.mark.parametrize("periods", [(1, 5), (1, 2, 4, 8), (1, 3, 6), (1, 4, 6), (1, 2, 3)])
 def test_kinds_of_steps_come_as_often_as_they_are_counted(periods: tuple[int, ...], turns: str) -> None:
-    schedule = Schedule(periods, 0, turns)
+    schedule = Schedule(periods, turns)
     kinds = schedule.kinds
     steps = 2400
     taken = Counter(schedule.live(step) for step in range(steps))

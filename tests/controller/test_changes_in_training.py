@@ -58,16 +58,16 @@ def test_what_is_frozen_in_training_stays_where_it_is(
     callback = At(step, act)
     config = MultirateConfig.two_rate("head", PERIOD, drift_factor=1.0, turns="fixed", idle="drift")
     trainer = trainer_for(tmp_path, config, max_steps=STEPS, optim=optim, callbacks=[callback])
-    told = warnings_of(trainer)
+    said = warnings_of(trainer)
     still = {name for name, value in trainer.model.named_parameters() if torch.equal(value, callback.seen[name])}
     frozen = {name for name, value in trainer.model.named_parameters() if not value.requires_grad}
     below = "bert.embeddings." if act is embeddings_frozen else "bert."
     assert frozen == {name for name in callback.seen if name.startswith(below)}  # nobody gave a flag back
     assert still == frozen
-    assert told.count("were frozen since training began") == 1
+    assert said.count("were frozen since training began") == 1
 
 
-def test_what_is_unfrozen_in_training_is_told_of_once(tmp_path: Path, warnings_of: Any) -> None:
+def test_unfrozen_parameters_are_named_once(tmp_path: Path, warnings_of: Any) -> None:
     callback = At(PERIOD + 1, lambda model: model.bert.embeddings.requires_grad_(True))
 
     def with_all(model: Any) -> Any:
@@ -75,9 +75,9 @@ def test_what_is_unfrozen_in_training_is_told_of_once(tmp_path: Path, warnings_o
         return SGD(model.parameters(), lr=0.1), None
 
     trainer = trainer_for(tmp_path, CONFIG, max_steps=STEPS, callbacks=[callback], optimizers=with_all)
-    told = warnings_of(trainer)
-    assert told.count("5 parameters were unfrozen since training began") == 1
-    assert "in no rate group" in told
+    said = warnings_of(trainer)
+    assert said.count("5 parameters were unfrozen since training began") == 1
+    assert "in no rate group" in said
 
 
 def test_a_subset_leaves_alone_what_is_frozen_in_training(tmp_path: Path) -> None:

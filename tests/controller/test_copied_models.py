@@ -47,7 +47,6 @@ CONFIGS = {
     "zero": MultirateConfig.random_subsets(PERIOD),
     "auto": MultirateConfig.auto(1.5),
     "dtype": MultirateConfig.two_rate("last:1", PERIOD, inactive_dtype="bfloat16", idle="drift"),
-    "compiled": MultirateConfig.two_rate("last:1", PERIOD, inactive_compile=True, idle="drift"),
 }
 
 

@@ -75,7 +75,7 @@ FULL = "last:1"
 EVERY_STEP = {
     "off": MultirateConfig.off(),
     "period 1": MultirateConfig.two_rate(FULL, period=1, idle="drift"),
-    "period 1, hold": MultirateConfig.two_rate(FULL, period=1, idle="long_step"),
+    "period 1, long step": MultirateConfig.two_rate(FULL, period=1, idle="long_step"),
     "three groups": MultirateConfig(
         (
             RateGroup("top", FULL, 1),
@@ -88,7 +88,7 @@ EVERY_STEP = {
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Plain:
-    """Results of plain training with default settings, each trained once."""
+    """Results of standard training with default settings, each trained once."""
 
     @functools.cache
     def train(family: str, optim: str) -> dict[str, Any]:
@@ -113,7 +113,7 @@ def results(folder: Path, config: MultirateConfig | None, family: str, **setting
 
 
 @pytest.mark.parametrize(("family", "settings"), LAWS)
-def test_period_one_is_plain_training(tmp_path: Path, family: str, settings: dict[str, Any]) -> None:
+def test_period_one_is_standard_training(tmp_path: Path, family: str, settings: dict[str, Any]) -> None:
     wanted = results(tmp_path, None, family, **settings)
     assert_same(results(tmp_path, EVERY_STEP["period 1"], family, **settings), wanted)
 
@@ -176,7 +176,9 @@ def test_ladder_of_two_parts_is_two_rates(tmp_path: Path, family: str) -> None:
 @pytest.mark.parametrize("idle", ["drift", "long_step"])
 @pytest.mark.parametrize("optim", ["sgd", "adafactor", "adamw_torch_fused"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_period_five_is_not_plain_training(tmp_path: Path, plain: Plain, family: str, optim: str, idle: str) -> None:
+def test_period_five_differs_from_standard_training(
+    tmp_path: Path, plain: Plain, family: str, optim: str, idle: str
+) -> None:
     config = MultirateConfig.two_rate(FULL, 5, idle)
     changed = differ(results(tmp_path, config, family, optim=optim)["weights"], plain(family, optim)["weights"])
     parameters = {name for name, _ in trainer_for(tmp_path, None, family).model.named_parameters()}

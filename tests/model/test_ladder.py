@@ -53,11 +53,15 @@ def test_description_has_a_line_for_each_depth(tmp_path: Path) -> None:
     assert edges[1].startswith("with part 1, part 2 live: backward is skipped below bert.encoder.layer.2.")
 
 
-@pytest.mark.parametrize(("drift_steps", "kept"), [(None, 2), (2, 2), (0, 0)])
-def test_what_stands_still_keeps_no_displacement(drift_steps: int | None, kept: int) -> None:
+DRIFT = {"idle": "drift"}
+FREEZE = {"idle": "freeze"}
+
+
+@pytest.mark.parametrize(("settings", "kept"), [(DRIFT, 2), (DRIFT | {"drift_steps": 2}, 2), (FREEZE, 0)])
+def test_a_frozen_group_keeps_no_displacement(settings: dict[str, Any], kept: int) -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     optimizer = torch.optim.RMSprop(model.parameters(), lr=0.1)
-    config = MultirateConfig.two_rate("1", 3, drift_steps=drift_steps, turns="fixed", idle="drift")
+    config = MultirateConfig.two_rate("1", 3, **settings, turns="fixed")
     with Multirate(config).attach(model, optimizer) as multirate:
         multirate.begin_step(0)
         model(torch.ones(1, 2)).sum().backward()
@@ -65,30 +69,28 @@ def test_what_stands_still_keeps_no_displacement(drift_steps: int | None, kept: 
         assert len(multirate.state_dict()["displacement"]) == kept
 
 
-@pytest.mark.parametrize(("drift_steps", "steps"), [(None, {0, 2, 4, 6, 8}), (0, {0, 8})])
-def test_what_never_drifts_is_looked_at_for_the_log_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drift_steps: int | None, steps: set[int]
+@pytest.mark.parametrize(("idle", "steps"), [("drift", {0, 2, 4, 6, 8}), ("freeze", {0, 8})])
+def test_products_of_groups_that_freeze_are_computed_for_the_log_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, idle: str, steps: set[int]
 ) -> None:
     looked = set()
-    slopes = UpdateGroup.gradient_update_products
-    trainer = trainer_for(
-        tmp_path, MultirateConfig.ladder(PERIODS, drift_steps=drift_steps, turns="fixed", idle="drift"), max_steps=9
-    )
+    products = UpdateGroup.gradient_update_products
+    trainer = trainer_for(tmp_path, MultirateConfig.ladder(PERIODS, idle, turns="fixed"), max_steps=9)
 
     def noting(self: UpdateGroup, *args: Any) -> Any:
         if self.index > 0:
             looked.add(trainer.multirate.step)
-        return slopes(self, *args)
+        return products(self, *args)
 
-    monkeypatch.setattr(UpdateGroup, "slopes", noting)
+    monkeypatch.setattr(UpdateGroup, "gradient_update_products", noting)
     trainer.train()
     assert looked == steps
 
 
 def test_drift_steps_reach_the_trainer(tmp_path: Path) -> None:
     outcomes = []
-    for drift_steps in (None, 3, 1, 0):
-        groups = (RateGroup("fast", "last:1", 1), RateGroup("slow", ".*", 4, drift_steps=drift_steps, idle="drift"))
+    for idle in (("drift", None), ("drift", 3), ("drift", 1), ("freeze", None)):
+        groups = (RateGroup("fast", "last:1", 1), RateGroup("slow", ".*", 4, *idle))
         trainer = trainer_for(tmp_path, MultirateConfig(groups, drift_factor=1.0, turns="fixed"))
         trainer.train()
         outcomes.append(weights(trainer))
@@ -101,13 +103,15 @@ def test_ladder_on_the_command_line(tmp_path: Path) -> None:
     def parse(**settings: Any) -> MultirateConfig:
         return MultirateTrainingArguments(str(tmp_path), report_to=[], **settings).to_multirate_config()
 
-    assert parse(multirate_fast="ladder:1,2,4", multirate_turns="fixed") == LADDER
+    assert parse(multirate_fast="ladder:1,2,4", multirate_idle="drift", multirate_turns="fixed") == LADDER
     assert parse(multirate_fast="ladder:1,3", multirate_idle="long_step") == MultirateConfig.ladder(
         [1, 3], "long_step"
     )
-    still = parse(multirate_fast="ladder:1,2,4", multirate_drift_steps=0)
-    assert still == MultirateConfig.ladder([1, 2, 4], idle="freeze")
-    assert {group.drift_steps for group in still.groups} == {0}
+    frozen = parse(multirate_fast="ladder:1,2,4")
+    assert frozen == MultirateConfig.ladder([1, 2, 4], idle="freeze")
+    assert {group.idle for group in frozen.groups} == {"freeze"}
+    limited = parse(multirate_fast="ladder:1,2,4", multirate_idle="drift", multirate_drift_steps=2)
+    assert {group.drift_steps for group in limited.groups} == {2}
     for fast, period, words in (
         ("ladder:1,2", 5, "leave out multirate_period"),
         ("ladder:1,x", None, "integers separated by commas.*'ladder:1,x'"),

@@ -13,7 +13,7 @@ from torch import nn
 from hf_multirate import Multirate, MultirateConfig, RateGroup
 from hf_multirate.config.rate_group import parse_preset
 from hf_multirate.model import presets
-from hf_multirate.model.blocks import block_groups
+from hf_multirate.model.auto_periods import block_groups
 from hf_multirate.model.presets import preset_names, stack_of
 from tests.support.tiny import FAMILIES
 
@@ -123,7 +123,7 @@ def test_blocks_without_a_trainable_parameter_are_not_counted() -> None:
     assert fast_of(model, "depth:0.33") == {"layers.5.up", "layers.5.down", "head"}
 
 
-def test_two_towers_are_told_of_in_one_line_and_can_be_named(caplog: pytest.LogCaptureFixture) -> None:
+def test_two_towers_give_one_warning_and_can_be_named(caplog: pytest.LogCaptureFixture) -> None:
     model = Pair(Tower(), Tower())
     assert fast_of(model) == {"image.layers.5.up", "image.layers.5.down", "image.head"}
     (line,) = caplog.messages
@@ -271,7 +271,7 @@ def test_set_up_looks_at_a_stack_once_for_all_of_its_blocks(monkeypatch: pytest.
     for blocks in (50, 100, 200):
         calls[0] = 0
         model = Tower(blocks)
-        assert len(block_groups(model)) == blocks + 2
+        assert len(block_groups(model)) == blocks + 1  # the head is in the group of the top block
         Multirate(MultirateConfig.auto()).assign(model)
         found.append(calls[0])
     assert found[2] - found[1] <= 2.2 * (found[1] - found[0])

@@ -21,6 +21,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from hf_multirate import AveragedCopies, CopiesConfig, Multirate, MultirateConfig, MultirateTrainer, RateGroup
 from hf_multirate.controller.guards import unwrap_optimizer
+from hf_multirate.trainer.checkpoint_files import read_saved
 from tests.support.runs import CONFIG, PERIOD, arguments, assert_same, example, phases, trainer_for, weights
 from tests.support.small import network, values
 
@@ -246,8 +247,9 @@ def test_wrappers_take_full_and_fast_steps_and_drift(tmp_path: Path, kind: Kind)
     trainer = trained(tmp_path, kind, save_strategy="steps", save_steps=8)
     assert phases(trainer) == [0, 1, 2, 3, 0, 1, 2, 3, 0]
     assert trainer.multirate.applied_steps == 9
-    drift = trainer.multirate._attachment.movement.state_dict()["displacement"]
-    assert set(drift) == set(trainer.multirate.partition["slow"])
+    saved = read_saved(tmp_path / "checkpoint-8" / "multirate.json")
+    assert saved is not None
+    assert set(saved.state["displacement"]) == set(trainer.multirate.partition["slow"])
     assert len(everything(unwrap_optimizer(trainer.optimizer).param_groups)) == len(list(trainer.model.parameters()))
 
 

@@ -25,14 +25,14 @@ def _zeros(theta: Tensors) -> Tensors:
     return {name: torch.zeros_like(value) for name, value in theta.items()}
 
 
-def refresh(n: int, k: int, start: int) -> bool:
-    """Whether the slow part gets a gradient at step n: always in the first ``start`` steps, then at every k-th."""
-    return n < start or (n - start) % k == 0
+def refresh(n: int, k: int) -> bool:
+    """Whether the slow part gets a gradient at step n, as it does at every k-th step."""
+    return n % k == 0
 
 
-def idle_steps(n: int, k: int, start: int) -> int:
+def idle_steps(n: int, k: int) -> int:
     """Steps since the last gradient of the slow part: 0 at a refresh."""
-    return max(0, n - start) % k
+    return n % k
 
 
 def algorithm_1(
@@ -47,7 +47,6 @@ def algorithm_1(
     weight_decay: float = 0.0,
     nesterov: bool = False,
     long_step: bool = False,
-    start: int = 0,
     drift: float = math.inf,
 ) -> Tensors:
     """Multirate SGD with linear drift, or without (``long_step``): the whole slow step h at the start of a cycle.
@@ -66,14 +65,14 @@ def algorithm_1(
             theta_F[i] = theta_F[i] - h(n) / k * (g + mu * p_F[i] if nesterov else p_F[i])
         for i in theta_S:
             direction = p_S[i]
-            if refresh(n, k, start):
+            if refresh(n, k):
                 g = gradient[i] + weight_decay * theta_S[i]
                 p_S[i] = mu * p_S[i] + g
                 direction = g + mu * p_S[i] if nesterov else p_S[i]
-            if not long_step and idle_steps(n, k, start) <= drift:
+            if not long_step and idle_steps(n, k) <= drift:
                 theta_S[i] = theta_S[i] - h(n) / k * direction
-            elif long_step and refresh(n, k, start):
-                theta_S[i] = theta_S[i] - (h(n) / k if n < start else h(n)) * direction
+            elif long_step and refresh(n, k):
+                theta_S[i] = theta_S[i] - h(n) * direction
     return theta_S | theta_F
 
 
@@ -91,7 +90,6 @@ def multirate_adamw(
     coupled: bool = False,
     amsgrad: bool = False,
     long_step: bool = False,
-    start: int = 0,
     s: float | None = 1.0,
     drift: float = math.inf,
 ) -> Tensors:
@@ -109,9 +107,9 @@ def multirate_adamw(
     for n in range(steps):
         gradient = grad_L(n, theta)
         moved = dict(theta)
-        drifted = n > 0 and not refresh(n - 1, k, start)
+        drifted = n > 0 and not refresh(n - 1, k)
         for i in theta:
-            live = i in theta_F or refresh(n, k, start)
+            live = i in theta_F or refresh(n, k)
             if live and i in theta_S and drifted:
                 agree = float((gradient[i] * u[i]).sum()) > 0
                 level[i] = max(level[i] - 1, 0) if agree else min(level[i] + 1, 11)
@@ -127,10 +125,10 @@ def multirate_adamw(
             decay = 0.0 if coupled else weight_decay
             s_i = 1.5 ** -level[i] if s is None else s
             velocity = (1.0 if live else s_i) * u[i] + decay * theta[i]
-            if i in theta_F or (not long_step and idle_steps(n, k, start) <= drift):
+            if i in theta_F or (not long_step and idle_steps(n, k) <= drift):
                 moved[i] = theta[i] - lr(n) * velocity
             elif long_step and live:
-                moved[i] = theta[i] - (1 if n < start else k) * lr(n) * velocity
+                moved[i] = theta[i] - k * lr(n) * velocity
         theta = moved
     return theta
 
@@ -146,7 +144,6 @@ def random_subsets(
     steps: int,
     weight_decay: float = 0.0,
     scale: float = 1.0,
-    start: int = 0,
     every_step: bool = False,
 ) -> Tensors:
     """Random subgroups: theta_S is zero for the fast steps of a cycle, comes back, takes a step k h, is drawn anew.
@@ -157,11 +154,10 @@ def random_subsets(
     """
     p = _zeros(theta)
     for n in range(steps):
-        c = n - start
-        held = c // k if c >= 0 and c % k else None
-        back = c // k - 1 if c > 0 and c % k == 0 else None
+        held = n // k if n % k else None
+        back = n // k - 1 if n > 0 and n % k == 0 else None
         if every_step:
-            held, back = (c if c >= 0 else None), None
+            held, back = n, None
         in_S = {i: mask(held, i) if held is not None else torch.zeros_like(theta[i]).bool() for i in theta}
         was_S = {i: mask(back, i) if back is not None else torch.zeros_like(theta[i]).bool() for i in theta}
         s = scale if held is not None else 1.0
