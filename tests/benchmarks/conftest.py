@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from runs import FIVE
 
 from benchmarks.accuracy import tasks, train_one
-from runs import FIVE
 from tests.benchmarks.tiny_task import TINY, load
 
 
