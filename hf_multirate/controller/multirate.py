@@ -77,7 +77,7 @@ class Multirate:
         """
         require_model("assign()", model)
         first = self._partition is None
-        self._settled, self._partition = settle(choose_periods(self.config, model), model)
+        self._settled, self._partition = settle(choose_periods(self.config, model, self._warn), model)
         self._model = model
         if first:
             warn_of_towers(self._settled, model)

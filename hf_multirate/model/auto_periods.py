@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -31,22 +31,30 @@ MOST, FEW = 0.5, 2
 logger = logging.getLogger(__name__)
 
 
-def choose_periods(config: MultirateConfig, model: nn.Module) -> MultirateConfig:
+def choose_periods(
+    config: MultirateConfig, model: nn.Module, warn: Callable[[str], None] = logger.warning
+) -> MultirateConfig:
     """``config`` with periods for ``model``; as it is if its periods are given.
 
     The value of a gradient is assumed to fall with depth, and work is that of the cost model: see
     `hf_multirate.model.period_search`. Nothing is measured, so the periods are the same in each run and process.
 
+    Args:
+        config: The configuration.
+        model: The model.
+        warn: Called with what keeps the periods from reaching the speed-up.
+
     Raises:
+        FrozenError: nothing is trainable. It is a `ValueError` too.
         ValueError: the groups do not fit the model.
     """
     if config.auto_periods is None:
         return config
-    groups = config.groups or block_groups(model)
+    groups = config.groups or block_groups(model) or MultirateConfig.off().groups
     settled, members = settle(replace(config, groups=groups, auto_periods=None), model)
     names = [group.name for group in settled.groups]
     work = costs_by_depth(layers_of(model), [members[name] for name in names])
-    periods = _search(config.auto_periods, [share / (work[-1] or 1.0) for share in work], names)
+    periods = _search(config.auto_periods, [share / (work[-1] or 1.0) for share in work], names, warn)
     chosen = [replace(group, period=period) for group, period in zip(settled.groups, periods, strict=True)]
     return replace(settled, groups=chosen)
 
@@ -69,24 +77,26 @@ def block_groups(model: nn.Module) -> tuple[RateGroup, ...]:
     return tuple(RateGroup(block, [f"^{re.escape(name)}$" for name in names]) for block, names in blocks)
 
 
-def _search(wanted: AutoPeriods, work: Sequence[float], names: Sequence[str]) -> tuple[int, ...]:
+def _search(
+    wanted: AutoPeriods, work: Sequence[float], names: Sequence[str], warn: Callable[[str], None]
+) -> tuple[int, ...]:
     """Periods for ``wanted``; ``work`` is that of a step with none of the groups live, with the first, and so on."""
     fixed, costs = work[0], [high - low for low, high in pairwise(work)]
     if len(names) == 1:
-        logger.warning("the model has one block with trainable parameters, so every step is a full step.")
+        warn("the model has one block with trainable parameters, so every step is a full step.")
         return (1,)
     periods = search_ladder(expected_values(len(names)), costs, fixed, wanted.work + ROUNDING, wanted.max_period)
     least = work_of(costs, fixed, slowest(len(names), wanted.max_period))
     if least > NEAR * wanted.work:
-        logger.warning(
-            "requested speed-up %.2f is not reachable: the maximum is %.2f, with a gradient of all blocks but the top "
-            "one at every %dth step, and is used.", 1 / wanted.work, 1 / least, wanted.max_period,
-        )  # fmt: skip
+        warn(
+            f"requested speed-up {1 / wanted.work:.2f} is not reachable: the maximum is {1 / least:.2f}, with a "
+            f"gradient of all blocks but the top one at every {wanted.max_period}th step, and is used."
+        )
     share, name = max(zip(costs, names, strict=True))
     share /= sum(costs) or 1.0
     if share > MOST and len(names) > FEW:
-        logger.warning(
-            "block %r has %.0f %% of the work of backward, so there are few periods to choose from: name smaller "
-            "blocks, as in MultirateConfig.auto(blocks=[...]).", name, 100 * share,
-        )  # fmt: skip
+        warn(
+            f"block {name!r} has {100 * share:.0f} % of the work of backward, so there are few periods to choose "
+            "from: name smaller blocks, as in MultirateConfig.auto(blocks=[...])."
+        )
     return periods

@@ -66,7 +66,7 @@ def check_optimizer(
             _check_changes(trial, name)
         if exchanges and not trial.keeps_state():
             raise ValueError(
-                f"optimizer {name} keeps its state in optimizers that it holds, where idle='zero' and copies of the "
+                f"optimizer {name} keeps its state in optimizers that it holds, where random subsets and copies of the "
                 f"model cannot exchange it. {INSTEAD}"
             )
 

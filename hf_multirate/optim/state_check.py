@@ -2,34 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hf_multirate.config.schedule import TURNS
-from hf_multirate.config.shapes import (
-    Shape,
-    anything,
-    choice,
-    count,
-    fields,
-    flag,
-    items,
-    number,
-    optional,
-    table,
-    text,
-)
-from hf_multirate.config.validation import LARGEST
+from hf_multirate.config.shapes import anything, count, fields, items, table
 from hf_multirate.optim.update_group import LEAST
 
 
-PLAN, MISSED = "plan", "missed"
-LATEST = 4 * LARGEST**2
-"""Steps at which a plan ends at most: it lasts a number of times the longest period."""
+MISSED = "missed"
 
 ADVICE = "Resume with the model and configuration that wrote it."
 
@@ -42,7 +25,7 @@ def check_state(state: Any) -> None:
     """
     table(anything)(state, "the state")
     entries = fields({"displacement": table(anything), "level": table(count(0, LEAST))})
-    entries({key: value for key, value in state.items() if key not in (PLAN, MISSED)}, "the state")
+    entries({key: value for key, value in state.items() if key != MISSED}, "the state")
     table(count(1, 1))(state.get(MISSED, {}), MISSED)
 
 
@@ -77,66 +60,6 @@ def check_tensor(value: Any, like: Tensor, where: str, *, finite: bool = True) -
         raise ValueError(f"{where} must have numbers as in {like.dtype}, got {value.dtype}. {ADVICE}")
     if finite and not bool(torch.isfinite(value).all()):
         raise ValueError(f"{where} has values that are not finite.")
-
-
-def check_plan(state: Any, names: Sequence[str]) -> None:
-    """Check the state of a planner for the blocks ``names``.
-
-    Raises:
-        ValueError: it is no such state, or one of other blocks.
-    """
-    fields({"blocks": items(text)}, others=True)(state, PLAN)
-    if list(state["blocks"]) != list(names):
-        raise ValueError(
-            f"the checkpoint has a plan for the blocks {list(state['blocks'])}, the model has {list(names)}. {ADVICE}"
-        )
-    _plan_shape(len(names))(state, PLAN)
-    unplanned = len(state["plans"]) > 1 and (
-        state["account"]["depths"] is None or len(state["account"]["updates"]) != len(names)
-    )
-    if unplanned:
-        raise ValueError(f"{PLAN}.account has no work of the blocks, from which its plans were made.")
-    for key in state["signals"]:
-        block = re.fullmatch(r"(\d{1,9}) \d{1,9}", key)
-        if block is None or int(block[1]) >= len(names):
-            raise ValueError(f"{PLAN}.signals has an entry {key!r}, which is of no block.")
-    starts = [plan["start"] for plan in state["plans"]]
-    if starts != sorted(starts):
-        raise ValueError(f"{PLAN}.plans must follow each other, got plans that start at the steps {starts[:9]}.")
-
-
-def _plan_shape(blocks: int) -> Shape:
-    estimate = {"mean": number(), "weight": number(0), "squares": number(0), "deviation": number(0)}
-    plan = {
-        "start": count(),
-        "until": optional(count(0, LATEST)),
-        "cycle_start": count(),
-        "periods": items(count(1, LARGEST), blocks),
-        "drift": items(count(0, LARGEST), blocks),
-        "worth": optional(items(number(), blocks)),
-        "turns": choice(TURNS),
-        "turns_seed": count(0, LATEST),
-    }
-    account = {
-        "first": count(),
-        "spent": number(0),
-        "depths": optional(items(number(0), blocks + 1)),
-        "updates": items(number(0)),
-        "unread": items(count(0, blocks - 1)),
-        "counting": flag,
-        "positions": table(number(0)),
-        "steps": count(),
-    }
-    return fields(
-        {
-            "blocks": items(text, blocks),
-            "first": count(),
-            "read": items(text),
-            "account": fields(account),
-            "signals": table(fields(estimate)),
-            "plans": items(fields(plan)),
-        }
-    )
 
 
 def check_copies(saved: Any, tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor], count_: int) -> None:
