@@ -37,7 +37,7 @@ TIMING = {
 
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A two-layer BERT and a WordPiece tokenizer of fifteen words."""
+    """A three-layer BERT and a WordPiece tokenizer of fifteen words."""
     folder = tmp_path_factory.mktemp("model")
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
     (folder / "vocab.txt").write_text("\n".join(vocabulary), encoding="utf-8")
@@ -46,7 +46,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
     config = BertConfig(
         vocab_size=len(vocabulary),
         hidden_size=16,
-        num_hidden_layers=2,
+        num_hidden_layers=3,
         num_attention_heads=2,
         intermediate_size=32,
         max_position_embeddings=32,
@@ -266,7 +266,7 @@ def test_bad_input_is_refused_and_nothing_overwritten(
     ("options", "message"),
     [
         ({"multirate_period": 0}, "multirate_period must be at least 1, got 0"),
-        ({"multirate_fast": "last:9"}, "asks for more than the 2 blocks"),
+        ({"multirate_fast": "last:9"}, "asks for more than the 3 blocks"),
         ({"multirate_fast": "no_such_name"}, "matches no trainable parameter"),
         ({"multirate_fast": "top:1"}, "unknown preset 'top:1'"),
         ({"multirate_config": "gone.json"}, "'gone.json' cannot be read"),
