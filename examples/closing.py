@@ -70,7 +70,7 @@ def check_paths(args: TrainingArguments) -> None:
 
 
 def loaded(load: Callable[..., Any], option: str, name: str, **settings: Any) -> Any:
-    """What ``load(name)`` returns; what it raises is said of the ``option`` that named it."""
+    """The result of ``load(name)``; errors name the ``option`` that gave the name."""
     try:
         return load(name, **settings)
     except (OSError, RuntimeError, ValueError) as error:

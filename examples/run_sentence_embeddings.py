@@ -1,10 +1,10 @@
 """Fine-tune sentence embeddings with Sentence Transformers and multirate training.
 
     python examples/run_sentence_embeddings.py                            # embedded encoder and sentences
-    python examples/run_sentence_embeddings.py --multirate off            # the plain run to compare it with
+    python examples/run_sentence_embeddings.py --multirate off            # the baseline to compare it with
     python examples/run_sentence_embeddings.py --model_name_or_path intfloat/e5-small --train_file pairs.csv
 
-The lines that end in the comment "multirate" are all that separates this script from one for
+The lines that end in the comment "multirate" are the only difference to a script for
 ``SentenceTransformerTrainer``.
 """
 

@@ -1,10 +1,10 @@
 """Fine-tune a language model on prompts and answers with LoRA, TRL and multirate training.
 
     python examples/run_sft_lora.py                                       # a small Llama on embedded text
-    python examples/run_sft_lora.py --multirate off                       # the plain run to compare it with
+    python examples/run_sft_lora.py --multirate off                       # the baseline to compare it with
     python examples/run_sft_lora.py --model_name_or_path Qwen/Qwen3-0.6B --train_file answers.jsonl
 
-The lines that end in the comment "multirate" are all that separates this script from one for TRL's ``SFTTrainer``.
+The lines that end in the comment "multirate" are the only difference to a script for TRL's ``SFTTrainer``.
 The rank of the adapters, and all else, is PEFT's and TRL's: TRL has activation checkpointing on.
 """
 

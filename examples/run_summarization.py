@@ -1,10 +1,10 @@
 """Fine-tune a sequence-to-sequence model with multirate training.
 
     python examples/run_summarization.py                                  # a small T5 on embedded text
-    python examples/run_summarization.py --multirate off                  # the plain run to compare it with
+    python examples/run_summarization.py --multirate off                  # the baseline to compare it with
     python examples/run_summarization.py --model_name_or_path google-t5/t5-small --train_file news.csv
 
-The lines that end in the comment "multirate" are all that separates this script from one for ``Seq2SeqTrainer``.
+The lines that end in the comment "multirate" are the only difference to a script for ``Seq2SeqTrainer``.
 The embedded task is one that a small network can learn: the summary of a sentence is the first words of it.
 """
 

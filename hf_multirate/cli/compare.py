@@ -1,4 +1,4 @@
-"""Run a script of the user's twice, plain and multirate, and report on both."""
+"""Run a script twice, with standard and with multirate training, and report on both."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from hf_multirate.trainer.arguments import SWITCH_VARIABLE
 
 
 OUTPUT = "--output_dir"
-SIDES = {"plain": "off", "multirate": "on"}
-"""Name of the run -> value of the switch; plain training goes first."""
+SIDES = {"baseline": "off", "multirate": "on"}
+"""Name of the run -> value of the switch; the baseline goes first."""
 
 
 def compare(script: str, arguments: Sequence[str], out: str | Path, *, allow_differences: bool = False) -> Path:
@@ -43,7 +43,7 @@ def compare(script: str, arguments: Sequence[str], out: str | Path, *, allow_dif
     for side, folder in folders.items():
         _prepare(folder)
         _run([script, *_apart(arguments, side)], side, folder)
-    return report(folders["multirate"], folders["plain"], Path(out, "report"), allow_differences=allow_differences)
+    return report(folders["multirate"], folders["baseline"], Path(out, "report"), allow_differences=allow_differences)
 
 
 def _prepare(folder: Path) -> None:
@@ -74,8 +74,8 @@ def _run(command: Sequence[str], side: str, folder: Path) -> None:
 def _apart(arguments: Sequence[str], side: str) -> list[str]:
     """The arguments with an output folder of its own for each run.
 
-    >>> _apart(["--output_dir", "out", "--seed=1"], "plain")
-    ['--output_dir', 'out/plain', '--seed=1']
+    >>> _apart(["--output_dir", "out", "--seed=1"], "baseline")
+    ['--output_dir', 'out/baseline', '--seed=1']
     """
     found = list(arguments)
     for i, argument in enumerate(found):

@@ -41,8 +41,8 @@ def raise_if_random_subsets(config: MultirateConfig) -> None:
     """Raise `NotImplementedError` if ``config`` cannot train sharded parameters."""
     if any(group.random_subset is not None for group in config.groups):
         raise_unsupported(
-            "FSDP and idle='zero' together: random subsets are drawn in whole parameters, and FSDP shards them. Use "
-            "DistributedDataParallel, or idle='drift' or 'long_step'."
+            "FSDP and random_subset together: random subsets are drawn in whole parameters, and FSDP shards them. Use "
+            "DistributedDataParallel, or rate groups without a random subset."
         )
 
 

@@ -45,6 +45,7 @@ def choose_periods(
         warn: Takes what a user should know of the choice.
 
     Raises:
+        FrozenError: nothing is trainable. It is a `ValueError` too.
         ValueError: the groups do not fit the model.
     """
     if config.auto_periods is None:

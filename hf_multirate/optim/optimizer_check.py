@@ -66,8 +66,8 @@ def check_optimizer(
             _check_changes(trial, name)
         if exchanges and not trial.keeps_state():
             raise ValueError(
-                f"optimizer {name} keeps its state in optimizers that it holds, where idle='zero' and copies of the "
-                f"model cannot exchange it. {INSTEAD}"
+                f"optimizer {name} keeps its state in optimizers that it holds, where random subsets and copies of "
+                f"the model cannot exchange it. {INSTEAD}"
             )
 
 

@@ -21,7 +21,7 @@ def require_arguments(model: Any, batch: Any, configs: Any) -> None:
 
     Raises:
         TypeError: one has another type.
-        ValueError: the model has no parameters or no values, or a configuration finds its periods while training.
+        ValueError: the model has no parameters or no values.
     """
     require_model("plan()", model)
     if not isinstance(batch, Mapping):

@@ -126,7 +126,7 @@ ROUNDS = 5
 
 
 def seconds_of(model: nn.Module, batch: Mapping[str, Any], config: MultirateConfig) -> dict[Live, float]:
-    """Median seconds of a step with each set of live groups, and under the empty set of one of plain training.
+    """Median seconds of a step with each set of live groups, and under the empty set of one of standard training.
 
     Kinds take turns, so that none has a faster machine. The optimizer is AdamW at learning rate zero, which moves
     nothing.

@@ -1,4 +1,4 @@
-"""What settings would save, from the model alone: counted work, and seconds where they are measured."""
+"""What settings would save, without training: counted work, and measured seconds on request."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ def plan(
     """What each of ``configs`` would save.
 
     Two rows of the batch run forward and backward for each kind of step. Model and batch are as before afterwards;
-    ``measure`` also takes steps of AdamW at learning rate zero.
+    ``measure`` also takes steps of AdamW at learning rate zero. Automatic periods are those that training would choose
+    for this model.
 
     Args:
         model: The model, in the mode and with the ``requires_grad`` of training.
@@ -67,8 +68,8 @@ def _plan(model: nn.Module, batch: Mapping[str, Any], label: str, config: Multir
         )
     cycle = sum(kinds.values())
     mean = sum(number * counts[live].total for live, number in kinds.items()) / cycle
-    plain = times.get(())
-    mean_time = sum(number * times[live] for live, number in kinds.items()) / cycle if plain else None
+    standard = times.get(())
+    mean_time = sum(number * times[live] for live, number in kinds.items()) / cycle if standard else None
     least = min(kinds, key=len)
     return Plan(
         label,
@@ -77,8 +78,8 @@ def _plan(model: nn.Module, batch: Mapping[str, Any], label: str, config: Multir
         full / mean,
         full / counts[least].total,
         tuple(dict.fromkeys([*blockers(model, config, partition), *messages])),
-        plain / mean_time if plain and mean_time else None,
-        plain / times[least] if plain else None,
+        standard / mean_time if standard and mean_time else None,
+        standard / times[least] if standard else None,
     )
 
 

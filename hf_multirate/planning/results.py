@@ -1,4 +1,4 @@
-"""What is told of a setting before anything is trained."""
+"""Results of `hf_multirate.plan`: one value for each setting, step and group."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Plan:
         label: What it is called in tables.
         speedup: Full steps over steps of a cycle, from FLOPs alone.
         bound: The speed-up that no period exceeds.
-        speedup_measured: The same from seconds, against full steps of plain training; None if not measured.
+        speedup_measured: The same from seconds, against steps of standard training; None if not measured.
         blockers: What keeps time from being saved, in words.
     """
 

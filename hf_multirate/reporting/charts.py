@@ -50,8 +50,7 @@ def charts(runs: Runs) -> dict[str, tuple[str, Figure]]:
         "metric_by_step": (f"{metric} against steps", _curves(runs, metric, "step")),
         "steps": ("Seconds of a step, by its kind", _steps(runs)),
         "partition": ("Blocks in the order of the forward pass, and steps between their gradients", _partition(run)),
-        "plans": ("Steps between two gradients of each block, as it was planned", _plans(run)),
-        "worth": ("What a gradient of a block is worth: decrease of the loss, first order", _worth(run)),
+        "loss_decrease": ("First-order decrease of the loss by the last update of a block", _loss_decrease(run)),
     }
     return {name: (title, picture) for name, (title, picture) in found.items() if picture is not None}
 
@@ -83,7 +82,7 @@ def _can_be_drawn(value: float | None) -> bool:
 
 
 def _legend(axes: Axes, labels: Sequence[str], **settings: Any) -> None:
-    """A legend for what has a label, in the order of ``labels``; texts are set behind it, whatever they begin with."""
+    """A legend with ``labels``, set afterwards: matplotlib leaves out those that begin with an underscore."""
     legend = axes.legend(frameon=False, **settings)
     for text, label in zip(legend.get_texts(), labels, strict=True):
         text.set_text(shortened(label))
@@ -92,7 +91,7 @@ def _legend(axes: Axes, labels: Sequence[str], **settings: Any) -> None:
 def _steps(runs: Runs) -> Figure | None:
     kinds: dict[str, list[float]] = {}
     for label, run in runs.items():
-        for kind, full in (("full steps", 1), ("fast-only steps", 0)):
+        for kind, full in (("full steps", 1), ("fast steps", 0)):
             pairs = zip(run.steps["seconds"], run.steps["full"], strict=True)
             kinds[f"{label},\n{kind}"] = [seconds for seconds, is_full in pairs if is_full == full]
     kinds = {name: seconds for name, seconds in kinds.items() if seconds}
@@ -119,10 +118,10 @@ def _partition(run: RunRecord) -> Figure | None:
     for row, block in enumerate(run.blocks.values()):
         left = 0.0
         for group, number in block["groups"].items():
-            told = f"{group}: {_every(periods[group])}" if group in periods else "no gradient"
+            label = f"{group}: {_every(periods[group])}" if group in periods else "no gradient"
             colour = SHADES[groups.index(group) % len(SHADES)]
             axes.barh(row, number / 1e6, left=left, color=colour, height=0.7, label="_" if group in shown else "group")
-            shown.setdefault(group, told)
+            shown.setdefault(group, label)
             left += number / 1e6
     axes.set_yticks(range(len(run.blocks)), [shortened(block) for block in run.blocks])
     if shown:
@@ -134,30 +133,10 @@ def _every(period: int) -> str:
     return "every step" if period == 1 else f"every {period} steps"
 
 
-def _plans(run: RunRecord) -> Figure | None:
-    """Blocks from the bottom up against steps, the darker the more often they have a gradient."""
-    blocks = [group["name"] for group in run.groups]
-    picture, axes = _axes("step", "", 1.4 + 0.32 * len(blocks))
-    end = run.start_step + len(run.steps["seconds"])
-    ends = [*(plan["start"] for plan in run.plans[1:]), end]
-    longest = max((period for plan in run.plans for period in plan["periods"]), default=1)
-    colours = mpl.colormaps["plasma"]
-    for plan, until in zip(run.plans, ends, strict=False):
-        for block, period in enumerate(plan["periods"]):
-            shade = colours(0.1 + 0.8 * math.log2(period) / max(1.0, math.log2(longest)))
-            axes.barh(len(blocks) - 1 - block, until - plan["start"], left=plan["start"], color=shade, height=0.8)
-    for i in range(longest.bit_length()):
-        shade = colours(0.1 + 0.8 * i / max(1.0, math.log2(longest)))
-        axes.barh(0, 0, color=shade, label=_every(1 << i))
-    axes.set_yticks(range(len(blocks)), [shortened(block) for block in blocks[::-1]])
-    axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=3, fontsize=8)
-    return picture if run.plans else None
-
-
-def _worth(run: RunRecord) -> Figure | None:
+def _loss_decrease(run: RunRecord) -> Figure | None:
     picture, axes = _axes("step", "decrease of the loss")
-    worths = {block: [entry.get(f"multirate/loss_decrease/{block}") for entry in run.logs] for block in run.blocks}
-    blocks = [block for block, values in worths.items() if any(map(_can_be_drawn, values))]
+    decreases = {block: [entry.get(f"multirate/loss_decrease/{block}") for entry in run.logs] for block in run.blocks}
+    blocks = [block for block, values in decreases.items() if any(map(_can_be_drawn, values))]
     colours = mpl.colormaps["plasma"]
     for i, block in enumerate(blocks):
         key = f"multirate/loss_decrease/{block}"

@@ -1,4 +1,4 @@
-"""What two records say together, and whether they may be held against each other."""
+"""Compare two records, and find what keeps a comparison from being valid."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MACHINE = ("device", "cores", "threads", "processes")
 
 
 def differences(run: RunRecord, baseline: RunRecord) -> list[str]:
-    """What keeps ``baseline`` from proving anything about ``run``, in words."""
+    """Differences that make a comparison of ``run`` with ``baseline`` invalid, in words."""
     pairs = _arguments(run, baseline, SAME)
     pairs["model"] = (run.model, baseline.model)
     pairs["rows of training data"] = (run.data["rows"], baseline.data["rows"])
@@ -27,7 +27,7 @@ def differences(run: RunRecord, baseline: RunRecord) -> list[str]:
     pairs["steps"] = (run.summary["steps"], baseline.summary["steps"])
     pairs |= {name: (run.environment[name], baseline.environment[name]) for name in MACHINE}
     found = _unequal(pairs)
-    return found if baseline.plain else [*found, "the baseline is not plain training"]
+    return found if baseline.standard else [*found, "the baseline is not standard training"]
 
 
 def notes(run: RunRecord, baseline: RunRecord) -> list[str]:
@@ -89,24 +89,24 @@ def compare_records(run: RunRecord, baseline: RunRecord | None) -> dict[str, Any
 
 
 def summary_sentence(figures: dict[str, Any]) -> str:
-    """The verdict in one or two sentences."""
+    """The result in one or two sentences."""
     if "speedup_proved" not in figures:
         realised = figures["speedup"]
-        told = "No step was finished." if realised is None else (
-            f"The run was {realised:.2f} times as fast as its own full steps alone would have been "
+        found = "No step was finished." if realised is None else (
+            f"The run was {realised:.2f} times as fast as a run of only full steps would have been "
             f"({format_number(figures['speedup_predicted'])} predicted)."
         )  # fmt: skip
-        return f"{told} Without a baseline this says nothing about accuracy, nor about plain training."
+        return f"{found} Without a baseline this says nothing about accuracy, nor about standard training."
     shared = [key for key in figures["metrics"] if key in figures["baseline_metrics"]]
     wanted = [key for key in shared if key != "eval_loss"] or shared
     ends = "".join(
-        f" It ends with {one_line(key)} {figures['metrics'][key]:.4g}, plain training with "
+        f" It ends with {one_line(key)} {figures['metrics'][key]:.4g}, the baseline with "
         f"{figures['baseline_metrics'][key]:.4g}."
         for key in wanted[:1]
     )
     if figures["speedup_proved"] is None:
         return f"No step was finished.{ends}"
     return (
-        f"Training took {figures['seconds']:.1f} seconds, plain training {figures['baseline_seconds']:.1f}: "
+        f"Training took {figures['seconds']:.1f} seconds, the baseline {figures['baseline_seconds']:.1f}: "
         f"{figures['speedup_proved']:.2f} times as fast.{ends}"
     )

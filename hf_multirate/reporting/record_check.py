@@ -32,10 +32,8 @@ GROUP: dict[str, Shape] = {
     "patterns": items(text),
     "period": PERIOD,
     "idle": text,
-    "drift_steps": optional(count(0, LARGEST)),
+    "drift_steps": optional(PERIOD),
 }
-
-PLAN: dict[str, Shape] = {"start": count(), "periods": items(PERIOD)}
 
 SUMMARY: dict[str, Shape] = {
     "seconds": number(0),
@@ -64,11 +62,10 @@ RECORD: dict[str, Shape] = {
     "data": fields({"rows": optional(count()), "checksums": items(count())}),
     "model": text,
     "blocks": table(fields({"parameters": count(), "groups": table(count())})),
-    "plain": flag,
+    "standard": flag,
     "start_step": count(),
     "steps": fields({"seconds": items(number(0)), "full": items(count(0, 1))}),
     "logs": items(table(logged)),
-    "plans": items(fields(PLAN, others=True)),
     "summary": fields(SUMMARY, others=True),
     "environment": fields(ENVIRONMENT, others=True),
     "format": count(),
@@ -95,5 +92,3 @@ def check_record(values: Mapping[str, Any]) -> None:
         unknown = sorted(parts["groups"].keys() - {*names, FROZEN})
         if unknown:
             raise ValueError(f"the record has no rate group {unknown[0]!r}, in which its block {block!r} is")
-    for i, plan in enumerate(values["plans"]):
-        items(PERIOD, len(names))(plan["periods"], f"the record.plans[{i}].periods")

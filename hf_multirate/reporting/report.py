@@ -19,8 +19,8 @@ ROWS = {
     "full_steps": ("steps with a full backward", "baseline_steps"),
     "seconds_full_step": ("seconds of a full step, mean", "baseline_seconds_full_step"),
     "seconds_fast_step": ("seconds of any other step, mean", None),
-    "speedup_proved": ("speed-up over plain training", None),
-    "speedup": ("speed-up over full steps alone, whole run", None),
+    "speedup_proved": ("speed-up over the baseline", None),
+    "speedup": ("speed-up over only full steps, whole run", None),
     "speedup_of_steps": ("the same, steps only", None),
     "speedup_predicted": ("the same, predicted", None),
 }
@@ -59,9 +59,9 @@ def report(
             "--allow-differences, which marks the page."
         )
     target = Path(out) if out is not None else Path(folder, "report")
-    runs = {"multirate": run} if other is None else {"multirate": run, "plain": other}
-    if run.plain:
-        runs = {"plain": run} if other is None else {"run": run, "plain": other}
+    runs = {"multirate": run} if other is None else {"multirate": run, "baseline": other}
+    if run.standard:
+        runs = {"standard": run} if other is None else {"run": run, "baseline": other}
     try:
         target.mkdir(parents=True, exist_ok=True)
         page = _page(runs, figures, target)

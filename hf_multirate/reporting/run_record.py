@@ -29,7 +29,7 @@ RECORD_VARIABLE = "HF_MULTIRATE_RECORD"
 """Environment variable with a folder for the record, instead of ``output_dir``; it asks for one of any run."""
 
 
-FORMAT = 2
+FORMAT = 3
 FILE = "multirate_record.json"
 CHECKED_STEPS = 8
 """Steps of whose batches there are checksums."""
@@ -63,17 +63,16 @@ class RunRecord:
 
     Attributes:
         config: The configuration, as `hf_multirate.MultirateConfig.from_dict` reads it.
-        groups: The rate groups; with a budget those of the last plan.
+        groups: The rate groups, with the periods that were used.
         arguments: The arguments of Trainer named in `hf_multirate.reporting.record_check.ARGUMENTS`.
         data: Rows of the training data, and checksums of the batches of the first steps.
         model: Class of the model.
         blocks: By block, in the order of the forward pass: parameters, and names of the rate groups they are in.
-        plain: Whether every step was that of plain training.
+        standard: Whether every step was that of standard training.
         start_step: Steps before the first in ``steps``: not 0 if a run was resumed without the record before it.
         steps: Seconds of the steps of this process, and 1 for full ones.
         logs: What Trainer has logged, with ``step`` and ``seconds`` since the first step, and how many of them went
             into loading data and evaluation.
-        plans: With a budget, what was planned: see `hf_multirate.auto.periods.Plan`.
         summary: Numbers of steps and seconds of the whole run; times of a step and speed-ups of `StepTimer`, since
             the run was last resumed.
     """
@@ -84,11 +83,10 @@ class RunRecord:
     data: dict[str, Any]
     model: str
     blocks: dict[str, dict[str, Any]]
-    plain: bool
+    standard: bool
     start_step: int = 0
     steps: dict[str, list[float]] = field(default_factory=lambda: {"seconds": [], "full": []})
     logs: list[dict[str, float]] = field(default_factory=list)
-    plans: list[dict[str, Any]] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=_environment)
     format: int = FORMAT
@@ -146,7 +144,7 @@ def read_record(folder: str | Path) -> RunRecord:
             f"{str(path)!r} has format {reprlib.repr(values['format'])}, this version reads {FORMAT}: use the version "
             "that wrote it."
         )
-    values |= {key: _numbers(values[key]) for key in ("logs", "summary", "plans") if key in values}
+    values |= {key: _numbers(values[key]) for key in ("logs", "summary") if key in values}
     try:
         check_record(values)
     except ValueError as error:
@@ -201,11 +199,11 @@ def _dense_parts(tensor: torch.Tensor) -> list[torch.Tensor]:
 
 def card_section(run: RunRecord) -> str:
     """Rate groups and speed-up as Markdown; figures are those of the record."""
-    if run.plain:
-        return "## Multirate training\n\nEvery parameter had a gradient at every step: plain training.\n"
+    if run.standard:
+        return "## Multirate training\n\nEvery parameter had a gradient at every step: standard training.\n"
     summary = run.summary
     rows = [f"| {markdown(group['name'])} | {group['period']} | {in_between(group)} |" for group in run.groups]
-    told = {
+    figures = {
         "steps with a full backward": f"{summary['full_steps']} of {summary['full_steps'] + summary['fast_steps']}",
         "seconds of a full step": format_number(summary["seconds_full_step"]),
         "seconds of another step": format_number(summary["seconds_fast_step"]),
@@ -224,7 +222,7 @@ def card_section(run: RunRecord) -> str:
             "",
             "| figure | value |",
             "|---|---|",
-            *(f"| {name} | {value} |" for name, value in told.items()),
+            *(f"| {name} | {value} |" for name, value in figures.items()),
             "",
         ]
     )
@@ -232,12 +230,12 @@ def card_section(run: RunRecord) -> str:
 
 def in_between(group: Mapping[str, Any]) -> str:
     """What a rate group of a record does between two gradients."""
-    if group["idle"] != "drift":
-        return str(group["idle"])
-    steps = group["drift_steps"]
+    if group.get("random_subset") is not None:
+        return "random subset"
     if group["period"] == 1:
         return "-"
-    return "drift" if steps is None else f"drift for {steps} steps" if steps else "stand still"
+    steps = group["drift_steps"]
+    return str(group["idle"]) if steps is None else f"drift for {steps} steps"
 
 
 def format_number(value: float | None) -> str:

@@ -97,7 +97,7 @@ class MultirateTrainingArguments(TrainingArguments):
     )
     multirate_idle: str | None = field(
         default=None,
-        metadata={"help": "Slow part in between: 'drift', 'long_step' or 'zero' (default: drift)."},
+        metadata={"help": "Slow parts in between: 'freeze', 'drift' or 'long_step' (default: freeze)."},
     )
     multirate_drift_steps: int | None = field(
         default=None,

@@ -169,7 +169,7 @@ class RunMetrics:
             data={"rows": len(rows) if has_length(rows) else None, "checksums": self._checksums},
             model=self._kind,
             blocks=self._parts,
-            plain=not self._multirate.changes_training,
+            standard=not self._multirate.changes_training,
             start_step=self._start_step,
             steps=steps,
             logs=self._logs,

@@ -16,9 +16,9 @@ GRID = [f"long-{kind}{gas}{lora}" for kind in ("sgd", "adamw") for gas in ("", "
 EQUAL = [
     "sgd-element", "sgd-neuron", "sgd-step", "sgd-copies",
     "adamw-unused", "adamw-views", "adamw-static", "adamw-checkpointing", "adamw-reentrant",
-    "adamw-unused-checkpointing", "adamw-gas3-ragged", "adamw-gas3-ragged-views", "adamw-ladder", "adamw-hold",
-    "sgd-hold", "rmsprop-gas3", "adamw-middle", "adamw-evaluate-unused", "adamw-check",
-    "adamw-unused-routed", "sgd-unused-routed-hold", "adamw-unused-routed-gas3",
+    "adamw-unused-checkpointing", "adamw-gas3-ragged", "adamw-gas3-ragged-views", "adamw-ladder", "adamw-longstep",
+    "sgd-longstep", "rmsprop-gas3", "adamw-middle", "adamw-evaluate-unused", "adamw-check",
+    "adamw-unused-routed", "sgd-unused-routed-longstep", "adamw-unused-routed-gas3",
     "adamw-auto", "sgd-auto", "adamw-auto-gas3", "adamw-auto-check",
 ]  # fmt: skip
 # Against plain DDP with the gradients of idle parameters thrown away. Clipping would look at those first.
@@ -38,7 +38,7 @@ REFUSED = {
 }
 resumes = pytest.mark.skipif(
     not FIVE,
-    reason="plain Trainer of 4.57 resumes neither in several processes of a CPU nor with another number of them",
+    reason="Trainer of 4.57 resumes neither in several processes of a CPU nor with another number of them",
 )
 SAVES = [
     "adamw-save",
@@ -84,7 +84,7 @@ def test_two_processes_are_one(one: Path, two: Path, case: str) -> None:
 
 
 def test_cases_differ(two: Path) -> None:
-    ends = [result(two, case) for case in ("sgd-element", "sgd-neuron", "sgd-step", "sgd-copies", "sgd-hold")]
+    ends = [result(two, case) for case in ("sgd-element", "sgd-neuron", "sgd-step", "sgd-copies", "sgd-longstep")]
     for i, end in enumerate(ends):
         for other in ends[:i]:
             assert largest(end, other) > 1e-4

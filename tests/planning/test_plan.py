@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hf_multirate import MultirateConfig, Plan, RateGroup, plan
+from hf_multirate import Multirate, MultirateConfig, Plan, RateGroup, plan
 from hf_multirate.cli import configs_of, main
 from hf_multirate.cli.load_model import Size, load
+from hf_multirate.model.auto_periods import choose_periods
 from hf_multirate.planning import plans_reaching
 from tests.support.runs import example
 from tests.support.tiny import FAMILIES
@@ -122,6 +123,32 @@ def test_what_blocks_the_saving_is_named() -> None:
     assert only(*stack(), MultirateConfig.two_rate("^head", 4, idle="drift")).blockers == ()
 
 
+@pytest.mark.parametrize("speedup", [1.3, 1.6])
+def test_automatic_periods_are_those_of_training(speedup: float) -> None:
+    model, batch = FAMILIES["bert"]()
+    config = MultirateConfig.auto(speedup, turns="fixed")
+    found = only(model, batch, config)
+    chosen = choose_periods(config, model)
+    assert [(group.name, group.period) for group in found.groups] == [(g.name, g.period) for g in chosen.groups]
+    with Multirate(config).attach(model, torch.optim.AdamW(model.parameters())) as multirate:
+        assert [group.period for group in multirate.groups] == [group.period for group in found.groups]
+    assert found.groups[0].period == 1
+    assert found.groups[-1].period > 1
+    assert found.steps == only(model, batch, chosen).steps
+    assert found.speedup == pytest.approx(speedup, rel=0.2)
+
+
+def test_automatic_periods_of_named_blocks_are_planned_and_measured() -> None:
+    config = MultirateConfig.auto(1.3, [r"blocks\.0", r"blocks\.1", r"blocks\.2", "^head"])
+    found = only(*stack(), config, measure=True)
+    assert [group.name for group in found.groups] == ["^head", r"blocks\.2", r"blocks\.1", r"blocks\.0"]
+    periods = [group.period for group in found.groups]
+    assert periods == sorted(periods)
+    assert periods[0] == 1 < periods[-1]
+    assert found.speedup > 1
+    assert found.speedup_measured is not None
+
+
 def test_a_target_lists_what_reaches_it_the_smallest_period_first() -> None:
     model, batch = stack()
     plans = plan(model, batch, configs_of(["^head", r"^head|blocks\.2"], [2, 8, 4]))
@@ -178,7 +205,8 @@ def test_a_folder_with_a_configuration_is_enough(family: str, tmp_path: Path) ->
 
 
 def test_a_function_gives_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lines = ["import test_plan", "def both():", "    return test_plan.stack()", "model = test_plan.Stack"]
+    name = __name__
+    lines = [f"import {name} as tested", "def both():", "    return tested.stack()", "model = tested.Stack"]
     (tmp_path / "mine.py").write_text("\n".join(lines))
     monkeypatch.chdir(tmp_path)
     model, batch = load("mine:both", None, Size(1, 1))

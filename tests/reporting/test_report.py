@@ -54,10 +54,10 @@ def cells(page: str) -> dict[str, list[str]]:
 
 
 def test_figures_of_the_page_are_those_of_the_records(runs: Path, tmp_path: Path) -> None:
-    page = report(runs / "multirate", runs / "plain", tmp_path).read_text()
-    run, plain = read_record(runs / "multirate"), read_record(runs / "plain")
+    page = report(runs / "multirate", runs / "baseline", tmp_path).read_text()
+    run, baseline = read_record(runs / "multirate"), read_record(runs / "baseline")
     found = json.loads((tmp_path / "report.json").read_text())
-    seconds = [r.summary["seconds"] - r.summary["seconds_aside"]["evaluation"] for r in (run, plain)]
+    seconds = [r.summary["seconds"] - r.summary["seconds_aside"]["evaluation"] for r in (run, baseline)]
     assert found["speedup_proved"] == pytest.approx(seconds[1] / seconds[0])
     assert found["metrics"]["eval_loss"] == [entry["eval_loss"] for entry in run.logs if "eval_loss" in entry][-1]
     shown = cells(page)
@@ -70,7 +70,7 @@ def test_figures_of_the_page_are_those_of_the_records(runs: Path, tmp_path: Path
 
 
 def test_the_page_needs_nothing_from_elsewhere(runs: Path, tmp_path: Path) -> None:
-    page = report(runs / "multirate", runs / "plain", tmp_path).read_text()
+    page = report(runs / "multirate", runs / "baseline", tmp_path).read_text()
     links = re.findall(r'(?:src|href|url\()\s*=?\s*"?([^")\s>]+)', page)
     assert all(link.startswith(("#", "data:")) for link in links)
     assert "@import" not in page
@@ -97,14 +97,14 @@ def test_a_run_alone_proves_nothing_and_says_so(runs: Path) -> None:
         (lambda r: r["data"]["checksums"].reverse(), "checksums of the first batches"),
         (lambda r: r["summary"].update(steps=7), "steps: 12 and 7"),
         (lambda r: r["environment"].update(threads=64), "threads: 1 and 64"),
-        (lambda r: r.update(plain=False), "the baseline is not plain training"),
+        (lambda r: r.update(standard=False), "the baseline is not standard training"),
     ],
 )
 def test_runs_that_differ_are_no_proof(
     runs: Path, tmp_path: Path, change: Callable[[dict[str, Any]], Any], words: str
 ) -> None:
-    other = changed(runs / "plain", tmp_path / "other", change)
-    with pytest.raises(ValueError, match=f"proves nothing about .*{words}"):
+    other = changed(runs / "baseline", tmp_path / "other", change)
+    with pytest.raises(ValueError, match=f"cannot be compared with .*{words}"):
         report(runs / "multirate", other, tmp_path / "report")
     page = report(runs / "multirate", other, tmp_path / "report", allow_differences=True).read_text()
     assert "Not a proof" in page
@@ -112,7 +112,7 @@ def test_runs_that_differ_are_no_proof(
 
 
 def test_other_settings_that_differ_are_told(runs: Path, tmp_path: Path) -> None:
-    other = changed(runs / "plain", tmp_path / "other", lambda r: r["arguments"].update(learning_rate=0.5))
+    other = changed(runs / "baseline", tmp_path / "other", lambda r: r["arguments"].update(learning_rate=0.5))
     page = report(runs / "multirate", other, tmp_path / "report").read_text()
     assert "learning_rate: 0.01 and 0.5" in page
     assert "Not a proof" not in page
@@ -124,7 +124,7 @@ def test_text_of_a_record_is_no_markup(runs: Path, tmp_path: Path) -> None:
 
 
 def test_the_command_makes_the_report(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main(["report", str(runs / "multirate"), str(runs / "plain"), "--out", str(tmp_path)])
+    main(["report", str(runs / "multirate"), str(runs / "baseline"), "--out", str(tmp_path)])
     assert capsys.readouterr().out == f"{tmp_path / 'report.html'}\n"
     with pytest.raises(SystemExit, match=r"error: .* has no multirate_record\.json"):
         main(["report", str(tmp_path)])
@@ -137,13 +137,13 @@ def test_compare_runs_a_script_twice(
     Path("train.py").write_text(SCRIPT.format(tests=str(Path(__file__).parents[2])))
     main(["compare", "--out", "both", "train.py", "--output_dir", "runs", "--steps", str(PERIOD + 1)])
     assert capfd.readouterr().out.splitlines()[-1] == str(Path("both", "report", "report.html"))
-    plain, multirate = (read_record(Path("both", side)) for side in ("plain", "multirate"))
-    assert plain.plain
-    assert plain.steps["full"] == [1] * (PERIOD + 1)
+    baseline, multirate = (read_record(Path("both", side)) for side in ("baseline", "multirate"))
+    assert baseline.standard
+    assert baseline.steps["full"] == [1] * (PERIOD + 1)
     assert multirate.steps["full"] == [1, 0, 0, 0, 1]
-    assert multirate.data == plain.data
-    assert {path.name for path in Path("runs").iterdir()} == {"plain", "multirate"}
-    with pytest.raises(ValueError, match=r"plain run of 'train.py' ended with exit code 1"):
+    assert multirate.data == baseline.data
+    assert {path.name for path in Path("runs").iterdir()} == {"baseline", "multirate"}
+    with pytest.raises(ValueError, match=r"baseline run of 'train.py' ended with exit code 1"):
         compare("train.py", ["--output_dir=runs"], "both")  # the script will not have a folder that is there
 
 

@@ -33,7 +33,7 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = recorded_pair(tmp_path_factory.mktemp("runs"))
-    return report(folder / "multirate", folder / "plain")
+    return report(folder / "multirate", folder / "baseline")
 
 
 @pytest.fixture(scope="module")

@@ -87,7 +87,7 @@ def broken(record: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     yield "steps of different length", at(("steps", "full"), [1])
     yield "group of no name", at(("blocks", first, "groups"), {"nowhere": 3})
     yield "huge", at(("logs", 0, "loss"), 10**400)
-    yield "plans", at(("plans",), [{"start": 0, "periods": [1]}])
+    yield "unknown part", at(("plans",), [])
 
 
 def test_parts_of_another_kind_are_refused_in_one_line(runs: Path, tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_any_damage_is_refused_or_still_makes_a_report(runs: Path, tmp_path: Pat
             assert isinstance(record, RunRecord)
 
 
-@pytest.mark.parametrize("text", [b"", b"null", b'{"format": 2}', NESTED, b"\xff"])
+@pytest.mark.parametrize("text", [b"", b"null", b'{"format": 3}', NESTED, b"\xff"])
 def test_a_run_is_resumed_beside_what_is_no_record(
     tmp_path: Path, checkpoint: Path, warnings_of: Any, text: bytes
 ) -> None:
@@ -265,12 +265,12 @@ def test_standard_training_leaves_a_record_if_it_is_asked_for(tmp_path: Path, mo
     assert names[0] == names[1]
     assert "Multirate" not in (tmp_path / "none" / "README.md").read_text()
     trainer_for(tmp_path / "asked", off, multirate_record=True).train()
-    assert read_record(tmp_path / "asked").plain
+    assert read_record(tmp_path / "asked").standard
     trainer_for(tmp_path / "refused", CONFIG, multirate_record=False).train()
     assert not (tmp_path / "refused" / FILE).exists()
     monkeypatch.setenv("HF_MULTIRATE_RECORD", str(tmp_path / "variable"))
     trainer_for(tmp_path / "elsewhere", off).train()
-    assert read_record(tmp_path / "variable").plain
+    assert read_record(tmp_path / "variable").standard
 
 
 @pytest.mark.parametrize("asked", [None, True, False])

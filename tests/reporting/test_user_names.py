@@ -81,14 +81,15 @@ def renamed(folder: Path, out: Path, name: str) -> Path:
 def clean(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The page of a run whose names are letters."""
     folder = tmp_path_factory.mktemp("clean")
-    return report(renamed(runs / "multirate", folder, "letters"), runs / "plain", allow_differences=True).read_text()
+    run = renamed(runs / "multirate", folder, "letters")
+    return report(run, runs / "baseline", allow_differences=True).read_text()
 
 
 @pytest.mark.parametrize("kind", ["tag", "attribute", "dollars", "lines", "emoji", "long", "surrogate", "template"])
 def test_names_are_text_on_the_page(runs: Path, tmp_path: Path, clean: str, kind: str) -> None:
     name = NAMES[kind]
     folder = renamed(runs / "multirate", tmp_path / "run", name)
-    page = report(folder, runs / "plain", tmp_path / "report", allow_differences=True).read_text(encoding="utf-8")
+    page = report(folder, runs / "baseline", tmp_path / "report", allow_differences=True).read_text(encoding="utf-8")
     assert tags(page) <= tags(clean)
     assert "onload" not in {attribute for tag in re.findall(r"<[a-z][^>]*>", page) for attribute in attributes(tag)}
     shown = name.encode("utf-8", errors="replace").decode()
@@ -157,14 +158,15 @@ def test_names_are_text_on_a_terminal(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", NAMES)
-@pytest.mark.parametrize("budget", [None, AutoPeriods(1.5)], ids=["periods", "auto"])
-def test_names_are_one_cell_of_a_description(kind: str, budget: AutoPeriods | None) -> None:
+@pytest.mark.parametrize("auto", [None, AutoPeriods(1.5)], ids=["periods", "auto"])
+def test_names_are_one_cell_of_a_description(kind: str, auto: AutoPeriods | None) -> None:
     name, (model, _) = NAMES[kind], stack()
-    groups = (RateGroup("fast", "^head", 1), RateGroup(name, ".*", 4 if budget is None else 1, idle="drift"))
-    plain = (groups[0], replace(groups[1], name="slow"))
+    slow = RateGroup(name, ".*", 4, "drift") if auto is None else RateGroup(name, ".*")
+    groups = (RateGroup("fast", "^head", 1), slow)
+    ordinary = (groups[0], replace(groups[1], name="slow"))
     lines, wanted = (
-        Multirate(MultirateConfig(given, auto_periods=budget)).assign(model).describe().split("\n")
-        for given in (groups, plain)
+        Multirate(MultirateConfig(given, auto_periods=auto)).assign(model).describe().split("\n")
+        for given in (groups, ordinary)
     )
     assert len(lines) == len(wanted)
     assert shortened(name) in "\n".join(lines)

@@ -39,7 +39,6 @@ from hf_multirate import (
     RandomSubset,
     RateGroup,
 )
-from hf_multirate.auto import work_counter as work
 from hf_multirate.distributed import all_reduce as buckets
 from tests.support.runs import arguments, example, without_dropout
 from tests.support.tiny import FAMILIES
@@ -124,17 +123,16 @@ def config_of(words: list[str]) -> Any:  # noqa: PLR0911
         return MultirateConfig(
             (RateGroup("fast", (), 1), RateGroup("slow", ".*", PERIOD, idle="drift")), **settings, turns="fixed"
         )
-    if "auto" in words:  # a plan from step 1 on, and others from 6, 11 and so on
-        work.UPDATE = 0.0  # which does not shrink with the rows of a process
+    if "auto" in words:
         return MultirateConfig.auto(1.5, max_period=4, turns="fixed", **settings)
     if "ladder" in words:
-        return MultirateConfig.ladder([1, 2, PERIOD], **settings, turns="fixed")
+        return MultirateConfig.ladder([1, 2, PERIOD], idle="drift", **settings, turns="fixed")
     if "middle" in words:  # what is fast is no suffix
         groups = (RateGroup("fast", r"layer\.[12]\.|classifier", 1), RateGroup("slow", ".*", PERIOD, idle="drift"))
         return MultirateConfig(groups, **settings, turns="fixed")
     period = PERIOD + RANK if "disagree" in words else PERIOD
     return MultirateConfig.two_rate(
-        "last:1", period, "long_step" if "long_step" in words else "drift", **settings, turns="fixed"
+        "last:1", period, "long_step" if "longstep" in words else "drift", **settings, turns="fixed"
     )
 
 
@@ -179,7 +177,7 @@ def trainer_of(words: list[str], wrapper: str, folder: Path) -> Any:
         trainer: Any = AveragedCopiesTrainer(**common, copies=config)
     else:
         trainer = Trainer(**common) if config is None else MultirateTrainer(**common, multirate=config)
-    # Plain Trainer multiplies a loss that is a mean by the number of processes.
+    # `Trainer` multiplies a loss that is a mean by the number of processes.
     trainer.model_accepts_loss_kwargs = False
     if "drop" in words:
         trainer.add_callback(reference(lambda name: not is_fast(name), PERIOD))

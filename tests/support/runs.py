@@ -73,7 +73,7 @@ def trainer_for(
     kind: type[Trainer] | None = None,
     **rest: Any,
 ) -> Trainer:
-    """A plain trainer if ``config`` is None; ``rest`` are settings of a trainer or of its arguments.
+    """A `Trainer` if ``config`` is None; ``rest`` are settings of a trainer or of its arguments.
 
     A value that is a function of the model is called with it first.
     """
@@ -111,7 +111,7 @@ def _is_timing(key: str) -> bool:
 
 @functools.cache
 def compiled_is_exact() -> bool:
-    """Whether plain training ends with the same bits when it is compiled; on some processors it does not.
+    """Whether standard training ends with the same bits when it is compiled; on some processors it does not.
 
     There the second step is another one by rounding, each time in the same way.
     """
@@ -178,8 +178,8 @@ class Watched(MultirateTrainer):
 
 
 def recorded_pair(folder: Path) -> Path:
-    """``folder`` with the records of two comparable runs with evaluation, ``multirate`` and ``plain``."""
-    for name, config in (("multirate", CONFIG), ("plain", MultirateConfig.off())):
+    """``folder`` with the records of two comparable runs with evaluation, ``multirate`` and ``baseline``."""
+    for name, config in (("multirate", CONFIG), ("baseline", MultirateConfig.off())):
         _, rows = example("bert")
         evaluation = {"eval_dataset": rows, "eval_strategy": "steps", "eval_steps": 4}
         trainer_for(folder / name, config, max_steps=3 * PERIOD, multirate_record=True, **evaluation).train()

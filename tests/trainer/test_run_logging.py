@@ -1,4 +1,4 @@
-"""What training says of itself: seconds by kind, worth of blocks, shortfalls, the bar, and what it costs to know."""
+"""Figures of a run: seconds by kind of step, loss decrease of blocks, shortfalls, progress bar and record."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from transformers import ProgressCallback, TrainerCallback
 
 from hf_multirate import Multirate, MultirateConfig, MultirateTrainer, MultirateTrainingArguments
 from hf_multirate.controller.step_timer import StepTimer, shortfall
-from hf_multirate.model.blocks import block_groups, blocks_of
+from hf_multirate.model.auto_periods import block_groups
+from hf_multirate.model.blocks import blocks_of
 from hf_multirate.model.cost_model import backward_costs, layers_of
 from hf_multirate.model.partition import assign
 from hf_multirate.optim.loss_decrease import LossDecreaseAverages
@@ -122,9 +123,9 @@ def _sgd_run(steps: int, rate: float = 0.1) -> tuple[nn.Sequential, Multirate, l
     return model, multirate, gradients
 
 
-def test_worth_is_the_decrease_of_the_loss_along_the_last_update() -> None:
+def test_loss_decrease_is_that_along_the_last_update() -> None:
     model, multirate, gradients = _sgd_run(5)
-    found = multirate.timing.worth.take(blocks_of(model))
+    found = multirate.loss_decrease.take(blocks_of(model))
     # SGD looks back at every second full step, over two steps below and one above; at the first there is no update.
     momentum = {name: 0.9 * gradients[0][name] + gradients[2][name] for name in ("0.weight", "0.bias")}
     slow = sum(0.1 * (gradients[4][name] * p).sum() for name, p in momentum.items())
@@ -133,11 +134,11 @@ def test_worth_is_the_decrease_of_the_loss_along_the_last_update() -> None:
     fast = sum(0.1 * (gradients[4][name] * p).sum() for name, p in above.items())
     assert found["block_2"].decrease == pytest.approx(float(fast), rel=1e-4)
     assert [found[block].age for block in ("block_0", "block_1", "block_2")] == [2, 2, 1]
-    assert multirate.timing.worth.take(blocks_of(model)) == {}
+    assert multirate.loss_decrease.take(blocks_of(model)) == {}
     multirate.detach()
 
 
-def test_worth_is_that_of_adam_too() -> None:
+def test_loss_decrease_is_that_of_adam_too() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.0)
@@ -156,14 +157,14 @@ def test_worth_is_that_of_adam_too() -> None:
                 optimizer.step()
             optimizer.zero_grad()
         (expected,) = [-sum((g * m).sum() for g, m in zip(last, moved, strict=True))]
-        assert multirate.timing.worth.take(blocks_of(model))["block_0"].decrease == pytest.approx(float(expected))
+        assert multirate.loss_decrease.take(blocks_of(model))["block_0"].decrease == pytest.approx(float(expected))
 
 
-def test_a_step_that_overflows_has_no_worth() -> None:
-    worth = LossDecreaseAverages()
-    worth.add({"a": float("inf"), "b": 1.0}, 2)
-    worth.add({"a": 3.0, "b": 2.0}, 2)
-    assert worth.take({"a": "x", "b": "x"})["x"].decrease == 3.0 + 1.5
+def test_a_step_that_overflows_has_no_loss_decrease() -> None:
+    averages = LossDecreaseAverages()
+    averages.add({"a": float("inf"), "b": 1.0}, 2)
+    averages.add({"a": 3.0, "b": 2.0}, 2)
+    assert averages.take({"a": "x", "b": "x"})["x"].decrease == 3.0 + 1.5
 
 
 def test_blocks_are_those_of_the_stack_and_what_is_around_it() -> None:
@@ -174,10 +175,15 @@ def test_blocks_are_those_of_the_stack_and_what_is_around_it() -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_blocks_of_telemetry_are_those_of_automatic_training(family: str) -> None:
+def test_blocks_of_logs_are_those_of_automatic_periods(family: str) -> None:
     model, _ = FAMILIES[family]()
     groups = assign(MultirateConfig(block_groups(model), turns="fixed"), model)
-    assert blocks_of(model) == {name: block for block, names in groups.items() for name in names}
+    # The head and the top block are one rate group.
+    assert all("+" not in group for group in list(groups)[1:])
+    blocks = blocks_of(model)
+    found = {group: {blocks[name] for name in names} for group, names in groups.items()}
+    assert found == {group: set(group.split("+")) for group in groups}
+    assert blocks.keys() == {name for names in groups.values() for name in names}
 
 
 def test_backward_costs_of_blocks_are_those_of_a_full_step() -> None:
@@ -194,10 +200,10 @@ def test_logs_have_what_was_measured(tmp_path: Path) -> None:
     assert all(entry["multirate/seconds_full_step"] > 0 for entry in logs)
     summary = trainer.multirate.timing.summary()
     assert logs[-1]["multirate/seconds_fast_step"] == summary["seconds_fast_step"]
-    # At full steps but the first, every block has a worth.
+    # At full steps but the first, every block has a loss decrease.
     blocks = list(dict.fromkeys(blocks_of(trainer.model).values()))
-    with_worth = [i for i, entry in enumerate(logs) if "multirate/loss_decrease/head" in entry]
-    assert with_worth == [PERIOD, 2 * PERIOD]
+    with_decrease = [i for i, entry in enumerate(logs) if "multirate/loss_decrease/head" in entry]
+    assert with_decrease == [PERIOD, 2 * PERIOD]
     assert all(f"multirate/loss_decrease/{block}" in logs[PERIOD] for block in blocks)
     assert logs[PERIOD]["multirate/loss_decrease_age/block_0"] == PERIOD
     assert logs[PERIOD]["multirate/loss_decrease_age/head"] == 1
@@ -324,11 +330,11 @@ def test_gradient_norms_are_apart_by_kind(tmp_path: Path) -> None:
     assert entry["multirate/grad_norm_fast"] == pytest.approx(sum(norms[1:]) / (PERIOD - 1))
 
 
-def test_plain_training_logs_nothing_more(tmp_path: Path) -> None:
+def test_standard_training_logs_nothing_more(tmp_path: Path) -> None:
     trainer = trainer_for(tmp_path, MultirateConfig.off(), multirate_record=True)
     trainer.train()
     assert not [key for entry in trainer.state.log_history for key in entry if key.startswith("multirate")]
-    assert read_record(tmp_path).plain
+    assert read_record(tmp_path).standard
 
 
 def test_the_bar_shows_phase_and_speed_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -399,7 +405,7 @@ def test_the_record_of_a_resumed_run_is_whole(tmp_path: Path) -> None:
     assert steps == list(range(1, 10))
     seconds = [entry["seconds"] for entry in one.logs]
     assert seconds == sorted(seconds)
-    # Plain Trainer of 4.57 goes on with other rows in the second epoch, which begins after six steps.
+    # `Trainer` of 4.57 goes on with other rows in the second epoch, which begins after six steps.
     sure = 9 if FIVE else 6
     assert one.data["checksums"][:sure] == other.data["checksums"][:sure]
     assert one.data["rows"] == other.data["rows"] == len(rows)
@@ -472,7 +478,7 @@ def test_an_error_in_training_leaves_the_record_of_what_there_was(tmp_path: Path
         ("{", "is no JSON"),
         ("{}", "lacks format"),
         ('{"format": 0}', "format 0"),
-        ('{"format": 2}', "lacks arguments, blocks"),
+        ('{"format": 3}', "lacks arguments, blocks"),
     ],
 )
 def test_a_folder_without_a_record_of_this_version_is_refused(tmp_path: Path, text: str | None, words: str) -> None:
@@ -511,7 +517,7 @@ def test_the_record_goes_where_the_environment_says(tmp_path: Path, monkeypatch:
 
 
 def test_the_model_card_has_a_section(tmp_path: Path) -> None:
-    for name, config in (("multirate", CONFIG), ("plain", MultirateConfig.off())):
+    for name, config in (("multirate", CONFIG), ("standard", MultirateConfig.off())):
         trainer = trainer_for(tmp_path / name, config, multirate_record=True)
         trainer.train()
         trainer.create_model_card()
@@ -521,4 +527,4 @@ def test_the_model_card_has_a_section(tmp_path: Path) -> None:
     assert f"| slow | {PERIOD} | drift |" in card
     summary = read_record(tmp_path / "multirate").summary
     assert f"| speed-up over full steps, whole run | {summary['speedup']:.4g} |" in card
-    assert "plain training." in (tmp_path / "plain" / "README.md").read_text()
+    assert "standard training." in (tmp_path / "standard" / "README.md").read_text()

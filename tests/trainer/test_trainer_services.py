@@ -63,9 +63,7 @@ def test_hyperparameter_search_over_period_and_fast_part(tmp_path: Path) -> None
     }
     sizes = {fast: {seen[period, fast][1] for period in (2, 3)} for fast in grid["multirate_fast"]}
     assert sizes == {"head": {2}, "last:1": {20}}
-    alone = trainer_for(
-        tmp_path, MultirateConfig.two_rate("last:1", 3, idle="drift"), model_init=lambda: example("bert")[0]
-    )
+    alone = trainer_for(tmp_path, MultirateConfig.two_rate("last:1", 3), model_init=lambda: example("bert")[0])
     alone.train()
     assert_same(seen[3, "last:1"][2], weights(alone))
 
