@@ -11,12 +11,13 @@ from itertools import pairwise
 from torch import nn
 
 from hf_multirate.config.auto_periods import AutoPeriods
-from hf_multirate.config.config import MultirateConfig
-from hf_multirate.config.rate_group import RateGroup
+from hf_multirate.config.config import DEFAULT_PERIODS, MultirateConfig
+from hf_multirate.config.rate_group import RateGroup, depth_ladder
 from hf_multirate.model.blocks import ABOVE, block_of_parameter
 from hf_multirate.model.cost_model import costs_by_depth, layers_of
 from hf_multirate.model.partition import settle
 from hf_multirate.model.period_search import expected_values, search_ladder, slowest, work_of
+from hf_multirate.model.stacks import find_stack
 from hf_multirate.model.unwrap import canonical_parameters
 
 
@@ -34,7 +35,9 @@ logger = logging.getLogger(__name__)
 def choose_periods(
     config: MultirateConfig, model: nn.Module, warn: Callable[[str], None] = logger.warning
 ) -> MultirateConfig:
-    """``config`` with periods for ``model``; as it is if its periods are given.
+    """``config`` with periods for ``model``; as it is if its periods are given and fit.
+
+    The default ladder is shortened for a model with fewer blocks than it has parts.
 
     The value of a gradient is assumed to fall with depth, and work is that of the cost model: see
     `hf_multirate.model.period_search`. Nothing is measured, so the periods are the same in each run and process.
@@ -49,7 +52,7 @@ def choose_periods(
         ValueError: the groups do not fit the model.
     """
     if config.auto_periods is None:
-        return config
+        return _shortened(config, model, warn)
     # Without a trainable parameter there is no block: the group of all says so.
     groups = config.groups or block_groups(model) or (RateGroup("all", ".*"),)
     settled, members = settle(replace(config, groups=groups, auto_periods=None), model)
@@ -62,6 +65,24 @@ def choose_periods(
     periods = _search(config.auto_periods, shares, names, warn)
     chosen = [replace(group, period=period) for group, period in zip(settled.groups, periods, strict=True)]
     return replace(settled, groups=chosen)
+
+
+def _shortened(config: MultirateConfig, model: nn.Module, warn: Callable[[str], None]) -> MultirateConfig:
+    """``config``, or the first parts of the default ladder if ``model`` has too few blocks for all of them."""
+    if list(config.groups) != depth_ladder(DEFAULT_PERIODS):
+        return config
+    try:
+        blocks = len(find_stack(model).blocks)
+    except ValueError:  # it has none, which the assignment of parameters says
+        return config
+    if blocks >= len(DEFAULT_PERIODS):
+        return config
+    periods = DEFAULT_PERIODS[:blocks]
+    warn(
+        f"the default ladder has the periods {list(DEFAULT_PERIODS)}, but the model has {blocks} blocks: the periods "
+        f"{list(periods)} are used."
+    )
+    return replace(config, groups=depth_ladder(periods))
 
 
 def block_groups(model: nn.Module) -> tuple[RateGroup, ...]:

@@ -110,6 +110,16 @@ def test_periods_rise_with_depth_and_keep_the_speedup() -> None:
         controller.detach()
 
 
+def test_the_default_ladder_is_shortened_for_a_model_with_two_blocks(caplog: pytest.LogCaptureFixture) -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3))
+    controller = Multirate(MultirateConfig()).attach(model, SGD(model.parameters(), lr=0.1))
+    assert [group.period for group in controller.groups] == [1, 2]
+    assert caplog.text.count("the model has 2 blocks: the periods [1, 2] are used") == 1
+    controller.detach()
+    with pytest.raises(ValueError, match="asks for 4 parts of the 2 blocks"):
+        Multirate(MultirateConfig.ladder([1, 2, 4, 8])).assign(model)
+
+
 def test_given_periods_are_left_as_they_are() -> None:
     config = MultirateConfig.two_rate("head", 3)
     assert choose_periods(config, FAMILIES["bert"]()[0]) is config
