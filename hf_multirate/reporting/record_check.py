@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hf_multirate.config.shapes import Shape, anything, count, fields, flag, items, number, optional, table, text
-from hf_multirate.config.validation import LARGEST
+from hf_multirate.config.validation import LARGEST_INT
 
 
 FROZEN = "frozen"
@@ -25,14 +25,14 @@ def logged(value: Any, where: str) -> None:
         number(finite=False)(value, where)
 
 
-PERIOD = count(1, LARGEST)
+PERIOD = count(1, LARGEST_INT)
 
 GROUP: dict[str, Shape] = {
     "name": text,
     "patterns": items(text),
     "period": PERIOD,
     "idle": text,
-    "drift_steps": optional(count(0, LARGEST)),
+    "drift_steps": optional(count(0, LARGEST_INT)),
 }
 
 PLAN: dict[str, Shape] = {"start": count(), "periods": items(PERIOD)}

@@ -247,7 +247,7 @@ OPTIONS = {
     "--speedup=inf": "--speedup must be finite, got inf",
     "--fast=": "has an empty pattern",
     "--fast=(": "is not a regular expression",
-    "--fast=ladder:1,x": "a ladder is integers",
+    "--fast=ladder:1,x": "a ladder must be a list of integers",
     "--fast=ladder:2,4": "no rate group has period 1",
     "--fast=nowhere": "matches no trainable parameter",
 }

@@ -194,7 +194,7 @@ def test_a_function_gives_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (["nothing_there:model"], "could not be called"),
         (["FOLDER", "--seq", "9999"], "does not run through"),
         (["FOLDER", "--seq", "8", "--speedup", "50"], "no setting reaches a speed-up of 50"),
-        (["FOLDER", "--seq", "8", "--fast", "ladder:a"], "a ladder is integers"),
+        (["FOLDER", "--seq", "8", "--fast", "ladder:a"], "a ladder must be a list of integers"),
         (["FOLDER", "--seq", "8", "--fast", "no_such_part"], "no_such_part"),
     ],
 )
