@@ -1,4 +1,4 @@
-"""Proof afterwards: a page on a run, or on a run and plain training of the same data and seed."""
+"""Reports: records of runs, and a page that compares a run with a baseline of the same data and seed."""
 
 from hf_multirate.reporting.report import report
 

@@ -521,4 +521,4 @@ def test_the_model_card_has_a_section(tmp_path: Path) -> None:
     assert f"| slow | {PERIOD} | drift |" in card
     summary = read_record(tmp_path / "multirate").summary
     assert f"| speed-up over full steps, whole run | {summary['speedup']:.4g} |" in card
-    assert "plain training." in (tmp_path / "plain" / "README.md").read_text()
+    assert "standard training." in (tmp_path / "plain" / "README.md").read_text()
