@@ -149,7 +149,7 @@ def test_compare_runs_a_script_twice(
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [(None, "there is no script"), ("raise SystemExit(3)", "exit code 3"), ("print('no training')", "left no record")],
+    [(None, "there is no script"), ("raise SystemExit(3)", "exit code 3"), ("print('no training')", "wrote no record")],
 )
 def test_compare_says_why_it_cannot(tmp_path: Path, text: str | None, words: str) -> None:
     script = tmp_path / "script.py"
