@@ -43,8 +43,8 @@ class RandomSubset:
         fraction = require_number("fraction of a subset", self.fraction)
         if not 0 < fraction < 1:
             raise ValueError(
-                f"fraction of a subset must be greater than 0 and less than 1, got {fraction}: otherwise no weight, "
-                "or every weight of the group, would be zero."
+                f"fraction of a subset must be between 0 and 1 (exclusive), got {fraction}: otherwise no weight, or "
+                "every weight of the group, would be zero."
             )
         values = {
             "fraction": fraction,

@@ -54,7 +54,7 @@ def _require_values(model: nn.Module) -> None:
             raise ValueError(f"the parameter {name!r} was created in inference mode: create the model outside of it.")
 
 
-def try_out(model: nn.Module, batch: Mapping[str, Any]) -> None:
+def check_batch(model: nn.Module, batch: Mapping[str, Any]) -> None:
     """Check the batch by one forward and backward pass of its first rows.
 
     Raises:
@@ -67,8 +67,8 @@ def try_out(model: nn.Module, batch: Mapping[str, Any]) -> None:
             output = model(**rows)
     except Exception as error:  # a user's model may raise any error
         raise ValueError(
-            f"the forward pass of {name} failed for a batch of {summary(batch)} ({reason(error)}). Give the inputs of "
-            "the model, with labels. On the command line, use fewer tokens with --seq, another --task, or "
+            f"the forward pass of {name} failed for a batch of {describe_batch(batch)} ({reason(error)}). Give the "
+            "inputs of the model, with labels. On the command line, use fewer tokens with --seq, another --task, or "
             "module:function with a function that returns a model and a batch."
         ) from error
     loss = loss_in(output, name, rows)
@@ -105,7 +105,7 @@ def first_rows(batch: Any) -> tuple[Any, float]:
     rows = next((tensor.shape[0] for tensor in _tensors(batch) if tensor.dim()), 0)
     if not rows:
         raise ValueError(
-            f"a batch needs a tensor with rows, got {summary(batch)}: give tensors with at least one row."
+            f"a batch needs a tensor with rows, got {describe_batch(batch)}: give tensors with at least one row."
         )
     count = min(rows, COUNTED_ROWS)
 
@@ -124,7 +124,7 @@ def _tensors(batch: Any) -> Iterator[Tensor]:
             yield from _tensors(item)
 
 
-def summary(batch: Any) -> str:
+def describe_batch(batch: Any) -> str:
     """Description of a batch for error messages: keys, types and shapes, not values."""
     if not isinstance(batch, Mapping):
         return type(batch).__name__

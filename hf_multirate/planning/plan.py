@@ -19,7 +19,7 @@ from hf_multirate.config.schedule import Step
 from hf_multirate.config.validation import require_bool
 from hf_multirate.controller.multirate import Multirate
 from hf_multirate.model.cost_model import boundary, layers_of, step_cost
-from hf_multirate.planning.inputs import first_rows, require_arguments, try_out
+from hf_multirate.planning.inputs import check_batch, first_rows, require_arguments
 from hf_multirate.planning.measure import Live, StepCost, count_step, kinds_of, seconds_of
 from hf_multirate.planning.results import GroupPlan, Plan, StepPlan
 
@@ -50,7 +50,7 @@ def plan(
     device = next(model.parameters()).device
     batch = recursively_apply(lambda tensor: tensor.to(device), dict(batch))
     with _restored(model), torch.enable_grad():
-        try_out(model, batch)
+        check_batch(model, batch)
         return [_plan(model, batch, label, config, measure=measure) for label, config in configs.items()]
 
 

@@ -266,7 +266,7 @@ def test_bad_subsets_are_refused(case: str) -> None:
     [
         ({"idle": "long_step", "subset": RandomSubset()}, ValueError, "only 'zero'"),
         ({"idle": "zero", "subset": 0.5}, TypeError, "must be a Subset, got 0.5"),
-        ({"idle": "zero", "subset": RandomSubset(redraw="step")}, ValueError, "give it period 1"),
+        ({"idle": "zero", "subset": RandomSubset(redraw="step")}, ValueError, "set period=1"),
     ],
 )
 def test_bad_rate_groups_are_refused(settings: dict[str, Any], kind: type[Exception], words: str) -> None:
