@@ -1,7 +1,8 @@
 """Multirate training for Hugging Face Transformers.
 
-Fast parameters get a gradient at every step, slow ones at every k-th, and drift along their last
-update in between. Method: Vlaar & Leimkuhler, *Multirate Training of Neural Networks*, ICML 2022.
+Fast parameters get a gradient at every optimizer step, slow parameters at every k-th step. Fast steps skip the
+backward pass below the fast parameters. In between, slow parameters are frozen or drift along their last update.
+Source: Vlaar & Leimkuhler, *Multirate Training of Neural Networks*, ICML 2022.
 """
 
 from hf_multirate.averaged_copies.config import CopiesConfig

@@ -1,4 +1,4 @@
-"""The command ``hf-multirate``: plan before training, and prove afterwards."""
+"""Command-line program ``hf-multirate``: plan a run, report on a run, compare a run with a baseline."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from hf_multirate.cli.compare import compare
-from hf_multirate.cli.load_model import TASKS, Size, load
+from hf_multirate.cli.load_model import TASKS, BatchSize, load
 from hf_multirate.config.auto_periods import require_speedup
 from hf_multirate.config.config import MultirateConfig
 from hf_multirate.config.rate_group import parse_ladder
@@ -18,26 +18,26 @@ from hf_multirate.planning import plan, plans_reaching
 from hf_multirate.reporting import report
 
 
-FAST = ("head", "last:1", "last:2")
-PERIODS = (2, 5, 10)
-TRIED_PERIODS = (2, 3, 4, 5, 6, 8, 10, 12, 16)
-"""Periods among which ``--speedup`` looks for the smallest that is enough."""
+DEFAULT_FAST = ("head", "last:1", "last:2")
+DEFAULT_PERIODS = (2, 5, 10)
+SPEEDUP_PERIODS = (2, 3, 4, 5, 6, 8, 10, 12, 16)
+"""Default periods with ``--speedup``, which lists the smallest sufficient period first."""
 
 
 def configs_of(fast: Sequence[str], periods: Sequence[int]) -> dict[str, MultirateConfig]:
-    """Every fast part with every period; a ladder has periods of its own.
+    """Configurations by label: each fast part combined with each period, and ladders with their own periods.
 
     Raises:
-        ValueError: a ladder is no list of integers, or a value is out of range.
+        ValueError: a ladder is not a list of integers, or a value is out of range.
     """
-    found = {}
+    configs = {}
     for part in fast:
         ladder = parse_ladder(part)
         if ladder is not None:
-            found[part] = MultirateConfig.ladder(ladder)
+            configs[part] = MultirateConfig.ladder(ladder)
         else:
-            found |= {f"{part}, period {period}": MultirateConfig.two_rate(part, period) for period in periods}
-    return found
+            configs |= {f"{part}, period {period}": MultirateConfig.two_rate(part, period) for period in periods}
+    return configs
 
 
 def _plan(options: argparse.Namespace) -> None:
@@ -46,18 +46,18 @@ def _plan(options: argparse.Namespace) -> None:
     from hf_multirate.cli.plan_tables import print_plans
 
     _check_plan(options)
-    periods = options.period or (TRIED_PERIODS if options.speedup else PERIODS)
+    periods = options.period or (SPEEDUP_PERIODS if options.speedup else DEFAULT_PERIODS)
     configs = configs_of(options.fast, periods)
-    with contextlib.redirect_stdout(sys.stderr):  # what the user's code prints is no part of the plan
-        model, batch = load(options.model, options.task, Size(options.batch, options.seq))
+    with contextlib.redirect_stdout(sys.stderr):  # the user's code may print, which must not mix with --json
+        model, batch = load(options.model, options.task, BatchSize(options.batch, options.seq))
         plans = plan(model, batch, configs, measure=options.measure)
     if options.speedup is not None:
         bound = max(p.bound_measured or p.bound for p in plans)
         plans = plans_reaching(options.speedup, plans)
         if not plans:
             raise ValueError(
-                f"no setting reaches a speed-up of {options.speedup}: the bound of {', '.join(options.fast)} is "
-                f"{bound:.2f}. Give a smaller --speedup, a smaller fast part, or longer --period."
+                f"no configuration reaches a speed-up of {options.speedup}: the bound for {', '.join(options.fast)} "
+                f"is {bound:.2f}. Use a smaller --speedup, a smaller part for --fast, or a longer --period."
             )
     if options.json:
         sys.stdout.write(json.dumps([p.to_dict() for p in plans], indent=2) + "\n")
@@ -87,58 +87,70 @@ def _compare(options: argparse.Namespace) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="hf-multirate", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    _add_plan(commands.add_parser("plan", help="what settings would save, from the model alone"))
-    command = commands.add_parser("report", help="a page on a run, or on a run and its baseline")
+    _add_plan(commands.add_parser("plan", help="predict the speed-up of configurations before training"))
+    command = commands.add_parser("report", help="write a report on a run, or on a run and its baseline")
     command.add_argument("run_dir", help="output_dir of a run of MultirateTrainer")
     command.add_argument("baseline_dir", nargs="?", help="output_dir of standard training with the same data and seed")
-    command.add_argument("--out", help="folder of the report (default: report in RUN_DIR)")
+    command.add_argument("--out", help="folder for the report (default: report in RUN_DIR)")
     _add_allow_differences(command)
     command.set_defaults(run=_report)
     command = commands.add_parser(
         "compare", help="run a script twice, with and without multirate training, and report on both"
     )
-    command.add_argument("--out", default="comparison", help="folder of records and report (default: comparison)")
+    command.add_argument("--out", default="comparison", help="folder for records and report (default: comparison)")
     _add_allow_differences(command)
     command.add_argument("script", help="Python script that trains with MultirateTrainer")
-    command.add_argument("arguments", nargs=argparse.REMAINDER, help="its arguments")
+    command.add_argument("arguments", nargs=argparse.REMAINDER, help="arguments of the script")
     command.set_defaults(run=_compare)
     return parser
 
 
 def _add_allow_differences(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--allow-differences", action="store_true", help="also if the runs differ; the page is marked"
+        "--allow-differences",
+        action="store_true",
+        help="compare runs that differ in data, seed or machine, and add a warning to the page",
     )
 
 
 def _add_plan(command: argparse.ArgumentParser) -> None:
     command.add_argument("model", help="hub name, local folder, or module:function")
-    command.add_argument("--task", choices=TASKS, help="what the model is for, if its configuration does not say")
-    command.add_argument("--batch", type=int, default=32, help="rows of a batch")
-    command.add_argument("--seq", type=int, default=128, help="tokens of a text")
-    command.add_argument("--fast", nargs="+", default=list(FAST), help="fast parts: presets, patterns, ladder:1,2,4")
-    command.add_argument("--period", nargs="+", type=int, help=f"periods (default: {' '.join(map(str, PERIODS))})")
-    command.add_argument("--speedup", type=float, help="list the settings that reach this, the smallest period first")
+    command.add_argument("--task", choices=TASKS, help="task of the model, if its configuration names no class")
+    command.add_argument("--batch", type=int, default=32, help="rows of the batch (default: 32)")
+    command.add_argument("--seq", type=int, default=128, help="tokens of each text (default: 128)")
+    command.add_argument(
+        "--fast", nargs="+", default=list(DEFAULT_FAST), help="fast parts: presets, patterns or ladder:1,2,4"
+    )
+    command.add_argument(
+        "--period", nargs="+", type=int, help=f"periods (default: {' '.join(map(str, DEFAULT_PERIODS))})"
+    )
+    command.add_argument(
+        "--speedup", type=float, help="list configurations with at least this speed-up, the smallest period first"
+    )
     command.add_argument("--measure", action="store_true", help="time the steps on this machine")
-    command.add_argument("--details", action="store_true", help="also show steps and groups of every setting")
-    command.add_argument("--json", action="store_true", help="print JSON")
+    command.add_argument("--details", action="store_true", help="also show steps and groups of each configuration")
+    command.add_argument("--json", action="store_true", help="print JSON instead of tables")
     command.set_defaults(run=_plan)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the command line; what the user can put right ends it with one line."""
+    """Run the command-line program. Errors that the user can fix end it with a one-line message.
+
+    Args:
+        argv: Arguments; None for ``sys.argv[1:]``.
+    """
     options = _parser().parse_args(argv)
     try:
         options.run(options)
     except (ValueError, TypeError, NotImplementedError) as error:
         sys.exit(f"error: {' '.join(str(error).split())}")
-    except (RuntimeError, MemoryError) as error:  # too large a batch, or whatever else torch refuses
+    except (RuntimeError, MemoryError) as error:  # e.g. torch runs out of memory
         sys.exit(f"error: {reason(error)}")
     except OSError as error:
-        sys.exit(f"error: {error}. Check that the path is right and can be read and written.")
+        sys.exit(f"error: {error}. Check that the path exists and can be read and written.")
     except KeyboardInterrupt:
         sys.exit("error: interrupted.")
-    except SystemExit as error:  # of the user's model
+    except SystemExit as error:  # raised by the user's model
         sys.exit(f"error: the model or function ended the command with SystemExit({error.code!r}).")
 
 

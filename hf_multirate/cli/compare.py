@@ -1,4 +1,4 @@
-"""Run a script twice, with standard and with multirate training, and report on both."""
+"""Command ``compare``: run a training script as baseline and with multirate training, and report on both runs."""
 
 from __future__ import annotations
 
@@ -13,74 +13,77 @@ from hf_multirate.reporting.run_record import FILE, RECORD_VARIABLE
 from hf_multirate.trainer.arguments import SWITCH_VARIABLE
 
 
-OUTPUT = "--output_dir"
-SIDES = {"baseline": "off", "multirate": "on"}
-"""Name of the run -> value of the switch; the baseline goes first."""
+OUTPUT_SWITCH = "--output_dir"
+RUNS = {"baseline": "off", "multirate": "on"}
+"""Name of the run -> value of the multirate switch. The baseline runs first."""
 
 
 def compare(script: str, arguments: Sequence[str], out: str | Path, *, allow_differences: bool = False) -> Path:
-    """Run ``script`` with ``arguments`` twice, one run after the other, and write a report.
+    """Run ``script`` twice, as baseline and with multirate training, and write a report.
 
-    Both get the same arguments, and so the same seeds; only ``--output_dir``, if it is among them, gains a folder for
-    each run, so that neither finds checkpoints of the other.
+    Both runs get the same arguments and therefore the same seeds. Only ``--output_dir``, if given, is extended by a
+    folder for each run, so that no run finds checkpoints of the other.
 
     Args:
-        script: A Python script that trains with `hf_multirate.MultirateTrainer`.
-        arguments: Its command line.
-        out: Where records and the report go.
+        script: Python script that trains with `hf_multirate.MultirateTrainer`.
+        arguments: Command-line arguments of the script.
+        out: Output folder for records and the report.
         allow_differences: See `hf_multirate.reporting.report`.
 
     Returns:
-        The page.
+        Path of the HTML page.
 
     Raises:
-        ValueError: the script is not there, ends with an error, or trains with another Trainer; ``out`` cannot be
-            written; or the runs differ.
+        ValueError: the script does not exist, fails, or does not train with `hf_multirate.MultirateTrainer`; ``out``
+            cannot be written; or the runs are not comparable.
     """
     if not Path(script).is_file():
         raise ValueError(f"there is no script {script!r}: give a Python file that trains with MultirateTrainer.")
-    folders = {side: Path(out, side).resolve() for side in SIDES}
-    for side, folder in folders.items():
+    folders = {name: Path(out, name).resolve() for name in RUNS}
+    for name, folder in folders.items():
         _prepare(folder)
-        _run([script, *_apart(arguments, side)], side, folder)
+        _run([script, *_with_output_folder(arguments, name)], name, folder)
     return report(folders["multirate"], folders["baseline"], Path(out, "report"), allow_differences=allow_differences)
 
 
 def _prepare(folder: Path) -> None:
-    """Make ``folder``, without the record of an earlier comparison."""
+    """Create ``folder``, and remove the record of an earlier comparison from it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / FILE).unlink(missing_ok=True)
     except OSError as error:
         raise ValueError(
-            f"no record can be written into {str(folder)!r} ({error.strerror or error}): give --out."
+            f"no record can be written into {str(folder)!r} ({error.strerror or error}): choose another folder with "
+            "--out."
         ) from None
 
 
-def _run(command: Sequence[str], side: str, folder: Path) -> None:
-    environment = os.environ | {SWITCH_VARIABLE: SIDES[side], RECORD_VARIABLE: str(folder)}
-    sys.stdout.write(f"{side}: {' '.join(command)}\n")
+def _run(command: Sequence[str], name: str, folder: Path) -> None:
+    environment = os.environ | {SWITCH_VARIABLE: RUNS[name], RECORD_VARIABLE: str(folder)}
+    sys.stdout.write(f"{name}: {' '.join(command)}\n")
     sys.stdout.flush()
     done = subprocess.run([sys.executable, *command], env=environment, check=False)
     if done.returncode:
-        raise ValueError(f"the {side} run of {command[0]!r} ended with exit code {done.returncode}; see above.")
+        raise ValueError(
+            f"the {name} run of {command[0]!r} ended with exit code {done.returncode}: see its output above."
+        )
     if not (folder / FILE).is_file():
         raise ValueError(
-            f"the {side} run of {command[0]!r} has left no record: does it train with MultirateTrainer, and does it "
-            "come to train()?"
+            f"the {name} run of {command[0]!r} wrote no record: check that the script trains with MultirateTrainer "
+            "and calls train()."
         )
 
 
-def _apart(arguments: Sequence[str], side: str) -> list[str]:
-    """The arguments with an output folder of its own for each run.
+def _with_output_folder(arguments: Sequence[str], name: str) -> list[str]:
+    """Arguments with the folder of the run appended to the output folder.
 
-    >>> _apart(["--output_dir", "out", "--seed=1"], "baseline")
+    >>> _with_output_folder(["--output_dir", "out", "--seed=1"], "baseline")
     ['--output_dir', 'out/baseline', '--seed=1']
     """
-    found = list(arguments)
-    for i, argument in enumerate(found):
-        if argument == OUTPUT and i + 1 < len(found):
-            found[i + 1] = str(Path(found[i + 1], side))
-        elif argument.startswith(f"{OUTPUT}="):
-            found[i] = f"{OUTPUT}={Path(argument.partition('=')[2], side)}"
-    return found
+    extended = list(arguments)
+    for i, argument in enumerate(extended):
+        if argument == OUTPUT_SWITCH and i + 1 < len(extended):
+            extended[i + 1] = str(Path(extended[i + 1], name))
+        elif argument.startswith(f"{OUTPUT_SWITCH}="):
+            extended[i] = f"{OUTPUT_SWITCH}={Path(argument.partition('=')[2], name)}"
+    return extended

@@ -1,4 +1,4 @@
-"""A model and a batch to plan with: from a hub name or folder, whose weights are not needed, or from a function."""
+"""Model and batch for planning: from a hub name or folder (without weights), or from a user's function."""
 
 from __future__ import annotations
 
@@ -27,35 +27,35 @@ TASKS: dict[str, Any] = {
     "text2text-generation": transformers.AutoModelForSeq2SeqLM,
     "image-classification": transformers.AutoModelForImageClassification,
 }
-"""Tasks by the names of the hub, and the class that makes a model for each."""
+"""Task names of the hub, and the auto class for each."""
 
 PAIR = 2
-"""What a function returns at most: a model and a batch."""
+"""Length of the tuple of a model and a batch."""
 
 
 @dataclass(frozen=True)
-class Size:
-    """Rows of a batch, and tokens of a text."""
+class BatchSize:
+    """Number of rows of a batch, and number of tokens of each row."""
 
     rows: int
     tokens: int
 
 
-def load(name: str, task: str | None, size: Size) -> tuple[nn.Module, Mapping[str, Any]]:
-    """A model in training mode, and a batch for it.
+def load(name: str, task: str | None, size: BatchSize) -> tuple[nn.Module, Mapping[str, Any]]:
+    """Load a model in training mode, and a batch for it.
 
     Args:
-        name: A hub name, a folder with a ``config.json``, or ``module:function`` of a function that returns a model,
-            or a model and a batch.
+        name: Hub name, folder with a ``config.json``, or ``module:function`` with a function that returns a model, or
+            a model and a batch.
         task: One of `TASKS`; None for the class that the configuration names.
-        size: Size of the batch, if it is made here.
+        size: Size of the batch, unless the function returns one.
 
     Raises:
-        ValueError: the model cannot be loaded, or no batch can be made for it.
+        ValueError: the model cannot be loaded, or no batch can be created for it.
     """
     model, batch = _from_function(name) if _is_function(name) else (_from_config(name, task), None)
     model.train()
-    return model, _made_batch(model, size) if batch is None else batch
+    return model, _create_batch(model, size) if batch is None else batch
 
 
 def _is_function(name: str) -> bool:
@@ -64,25 +64,25 @@ def _is_function(name: str) -> bool:
 
 def _from_function(name: str) -> tuple[nn.Module, Mapping[str, Any] | None]:
     path, _, function = name.partition(":")
-    with _as_before():
+    with _restored_environment():
         sys.path.insert(0, os.getcwd())
         try:
             module = importlib.import_module(path)
             if function not in vars(module):
                 raise ValueError(f"the module {path} has no {function!r}")
-            made = vars(module)[function]()
-        except BaseException as error:  # it is the user's code: it may do anything, sys.exit() as well
+            result = vars(module)[function]()
+        except BaseException as error:  # the user's code may raise anything, including SystemExit
             raise ValueError(f"{name!r} could not be called ({reason(error)}).") from error
-    model, batch = made if isinstance(made, tuple) and len(made) == PAIR else (made, None)
+    model, batch = result if isinstance(result, tuple) and len(result) == PAIR else (result, None)
     if not isinstance(model, nn.Module):
-        what = f"{len(made)} things" if isinstance(made, tuple) else type(model).__name__
-        raise ValueError(f"{name!r} returned {what}: return a model, or a model and a batch.")
+        returned = f"a tuple of {len(result)}" if isinstance(result, tuple) else type(model).__name__
+        raise ValueError(f"{name!r} returned {returned}: return a model, or a model and a batch.")
     return model, batch
 
 
 @contextmanager
-def _as_before() -> Iterator[None]:
-    """Put the working folder, the search path and the mode of autograd back, whatever the user's code changes."""
+def _restored_environment() -> Iterator[None]:
+    """Context manager that restores the working folder, the module search path and the grad mode."""
     folder, path, entries, grad = os.getcwd(), sys.path, list(sys.path), torch.is_grad_enabled()
     try:
         yield
@@ -97,11 +97,10 @@ def _from_config(name: str, task: str | None) -> nn.Module:
         config = AutoConfig.from_pretrained(name)
         maker = TASKS[task].from_config if task else _class_of(config)._from_config
         model: nn.Module = maker(config)
-    except Exception as error:  # a configuration may hold anything
+    except Exception as error:  # an invalid configuration may cause any error
         raise ValueError(
-            f"{name!r} could not be loaded ({reason(error)}). Give a hub name "
-            "while connected, a folder with a config.json, or module:function; and --task if the configuration "
-            "names no class."
+            f"{name!r} could not be loaded ({reason(error)}). Give a hub name (with a network connection), a folder "
+            "with a config.json, or module:function. Use --task if the configuration names no class."
         ) from error
     return model
 
@@ -109,50 +108,52 @@ def _from_config(name: str, task: str | None) -> nn.Module:
 def _class_of(config: PretrainedConfig) -> Any:
     names = config.architectures or []
     if not names or names[0] not in dir(transformers):
-        raise ValueError(f"its configuration names the class {names}: say what it is for with --task")
+        raise ValueError(f"its configuration names the unknown class {names}: give the task with --task")
     return getattr(transformers, names[0])
 
 
-def _made_batch(model: nn.Module, size: Size) -> dict[str, Tensor]:
+def _create_batch(model: nn.Module, size: BatchSize) -> dict[str, Tensor]:
     if not isinstance(model, PreTrainedModel):
-        raise ValueError(f"no batch can be made for {type(model).__name__}: have the function return one too.")
+        raise ValueError(
+            f"no batch can be created for {type(model).__name__}: return both a model and a batch from the function."
+        )
     try:
-        return _batch(model, size)
+        return _random_batch(model, size)
     except (AttributeError, MemoryError, RuntimeError, TypeError) as error:
         raise ValueError(
-            f"no batch of {size.rows} rows of {size.tokens} tokens can be made for {type(model).__name__} "
-            f"({reason(error)}): give a smaller one, or module:function of a function that returns both."
+            f"no batch of {size.rows} rows of {size.tokens} tokens can be created for {type(model).__name__} "
+            f"({reason(error)}): use a smaller batch, or module:function with a function that returns a model and a "
+            "batch."
         ) from error
 
 
-def _batch(model: PreTrainedModel, size: Size) -> dict[str, Tensor]:
-    """Random inputs and labels."""
+def _random_batch(model: PreTrainedModel, size: BatchSize) -> dict[str, Tensor]:
+    """Random inputs, and labels."""
     config = model.config.get_text_config()
-    rows = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     if model.main_input_name == "pixel_values":
         side = vars(model.config).get("image_size", 224)
         sides = (side, side) if isinstance(side, int) else tuple(side)
-        inputs = {
-            "pixel_values": torch.randn(size.rows, vars(model.config).get("num_channels", 3), *sides, generator=rows)
-        }
+        channels = vars(model.config).get("num_channels", 3)
+        inputs = {"pixel_values": torch.randn(size.rows, channels, *sides, generator=generator)}
     elif model.main_input_name == "input_ids":
-        tokens = torch.randint(3, config.vocab_size, (size.rows, size.tokens), generator=rows)
+        tokens = torch.randint(3, config.vocab_size, (size.rows, size.tokens), generator=generator)
         inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
     else:
         raise ValueError(
-            f"no batch can be made for {type(model).__name__}, which takes {model.main_input_name!r}: give "
-            "module:function of a function that returns a model and a batch."
+            f"no batch can be created for {type(model).__name__}, whose main input is {model.main_input_name!r}: use "
+            "module:function with a function that returns a model and a batch."
         )
     return {**inputs, **_labels(model, inputs)}
 
 
 def _labels(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    kind, first = type(model).__name__, next(iter(inputs.values()))
-    nothing = torch.zeros(len(first), dtype=torch.long)
+    kind, tokens = type(model).__name__, next(iter(inputs.values()))
+    zeros = torch.zeros(len(tokens), dtype=torch.long)
     if "QuestionAnswering" in kind:
-        return {"start_positions": nothing, "end_positions": nothing}
+        return {"start_positions": zeros, "end_positions": zeros}
     if any(word in kind for word in ("CausalLM", "LMHead", "MaskedLM", "ConditionalGeneration")):
-        return {"labels": first}
+        return {"labels": tokens}
     if "TokenClassification" in kind:
-        return {"labels": torch.zeros_like(first)}
-    return {"labels": nothing}
+        return {"labels": torch.zeros_like(tokens)}
+    return {"labels": zeros}

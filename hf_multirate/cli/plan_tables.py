@@ -1,4 +1,4 @@
-"""Plans as tables on a terminal."""
+"""Tables of plans for the terminal."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from hf_multirate.planning.results import Plan
 UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
-def short(number: float) -> str:
-    """A number with a unit: 1.5 G."""
+def with_unit(number: float) -> str:
+    """Format a number with a unit prefix, as in ``1.5 G``."""
     for size, unit in UNITS:
         if number >= size:
             return f"{number / size:.3g} {unit}"
@@ -24,8 +24,14 @@ def short(number: float) -> str:
 
 
 def print_plans(plans: Sequence[Plan], console: Console, *, details: bool) -> None:
-    """One line per setting, with ``details`` what each step and each group does, and what blocks the saving."""
-    console.print(_settings(plans))
+    """Print a table with one row per plan, and the reasons for low speed-ups.
+
+    Args:
+        plans: The plans.
+        console: The console to print to.
+        details: Whether to add tables of the steps and groups of each plan.
+    """
+    console.print(_speedups(plans))
     for plan in plans:
         if details:
             console.print(_steps(plan))
@@ -41,17 +47,17 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
-def _settings(plans: Sequence[Plan]) -> Table:
+def _speedups(plans: Sequence[Plan]) -> Table:
     measured = any(plan.speedup_measured for plan in plans)
-    more = ("measured", "bound measured") if measured else ()
-    table = _table("Speed-up", "setting", "predicted", "bound", *more, "memory full", "fast-only", "sent per step")
+    columns = ("measured", "bound measured") if measured else ()
+    table = _table("Speed-up", "setting", "predicted", "bound", *columns, "memory full", "fast", "sent per step")
     for plan in plans:
         steps = sum(step.per_cycle for step in plan.steps)
         sent = sum(step.per_cycle * step.communicated for step in plan.steps) / steps
         seconds = [f"{value:.2f}x" for value in (plan.speedup_measured, plan.bound_measured) if value]
-        memory = [f"{short(step.memory)}B" for step in (plan.steps[0], plan.steps[-1])]
+        memory = [f"{with_unit(step.memory)}B" for step in (plan.steps[0], plan.steps[-1])]
         setting = Text(one_line(plan.label))
-        table.add_row(setting, f"{plan.speedup:.2f}x", f"{plan.bound:.2f}x", *seconds, *memory, f"{short(sent)}B")
+        table.add_row(setting, f"{plan.speedup:.2f}x", f"{plan.bound:.2f}x", *seconds, *memory, f"{with_unit(sent)}B")
     return table
 
 
@@ -62,7 +68,7 @@ def _steps(plan: Plan) -> Table:
     for step in plan.steps:
         seconds = "" if step.seconds is None else f"{step.seconds:.4f}"
         edge = Text(one_line(step.boundary or "the bottom"))
-        table.add_row(Text(one_line(", ".join(step.live))), str(step.per_cycle), short(step.flops), seconds, edge)
+        table.add_row(Text(one_line(", ".join(step.live))), str(step.per_cycle), with_unit(step.flops), seconds, edge)
     return table
 
 
@@ -70,6 +76,6 @@ def _groups(plan: Plan) -> Table:
     names = ("group", "period", "parameters", "forward", "activation gradients", "weight gradients")
     table = _table(f"{plan.label}: FLOPs of a full step", *names)
     for group in plan.groups:
-        work = [short(flops) for flops in (group.forward, group.activation_gradients, group.weight_gradients)]
+        work = [with_unit(flops) for flops in (group.forward, group.activation_gradients, group.weight_gradients)]
         table.add_row(Text(one_line(group.name)), str(group.period), f"{group.parameters:,}", *work)
     return table

@@ -1,1 +1,1 @@
-"""What the user asks for: settings as plain values, their checks, and the schedule that follows from them."""
+"""Configuration: settings as plain values, their validation, and the schedule that they define."""

@@ -1,4 +1,4 @@
-"""Periods that are chosen for a model: the speed-up asked for, and the longest period."""
+"""Settings of automatic periods: the requested speed-up and the longest period."""
 
 from __future__ import annotations
 
@@ -8,51 +8,53 @@ from hf_multirate.config.validation import require_int, require_number
 
 
 DEFAULT_SPEEDUP = 1.6
-"""Speed-up if none is given: the highest that cost less than a point of accuracy on every task that was measured."""
+"""Default speed-up: the highest with an accuracy loss below one percentage point on every measured task."""
 
 
 @dataclass(frozen=True)
 class AutoPeriods:
-    """Periods are chosen when the model is known, so that a step takes ``1 / speedup`` of the work of a full step.
+    """Settings of automatic periods.
+
+    Periods are chosen once the model is known, so that the mean work of a step is ``1 / speedup`` of a full step.
 
     Attributes:
-        speedup: Work of a full step over the mean work of a step; None is `DEFAULT_SPEEDUP`.
-        max_period: The longest period, a power of two: every block gets a gradient at least that often.
+        speedup: Work of a full step divided by the mean work of a step; None for `DEFAULT_SPEEDUP`.
+        max_period: Longest period, a power of two; every block gets a gradient at least that often.
 
     Raises:
         ValueError: a value is out of range.
-        TypeError: the speed-up is no number, or the period no integer.
+        TypeError: ``speedup`` is not a number, or ``max_period`` is not an integer.
     """
 
     speedup: float | None = None
     max_period: int = 16
 
     def __post_init__(self) -> None:
-        """Validate, and make values plain ones."""
+        """Validate the values, and convert them to plain ones."""
         speedup = None if self.speedup is None else require_speedup("speedup", self.speedup)
-        longest = require_int("max_period", self.max_period, least=2, unit="steps")
-        if longest & (longest - 1):
-            raise ValueError(f"max_period must be a power of two, got {longest}.")
+        max_period = require_int("max_period", self.max_period, least=2, unit="steps")
+        if max_period & (max_period - 1):
+            raise ValueError(f"max_period must be a power of two, got {max_period}.")
         object.__setattr__(self, "speedup", speedup)
-        object.__setattr__(self, "max_period", longest)
+        object.__setattr__(self, "max_period", max_period)
 
     @property
     def work(self) -> float:
-        """Mean work of a step that is asked for, as a share of a full step."""
+        """Requested mean work of a step, as a share of a full step."""
         return 1.0 / (self.speedup or DEFAULT_SPEEDUP)
 
 
 def require_speedup(name: str, value: object) -> float:
-    """A speed-up as a plain number.
+    """Check a speed-up, and return it as a float.
 
     Raises:
-        ValueError: it is below 1 or not finite.
-        TypeError: it is no number.
+        ValueError: the value is below 1 or not finite.
+        TypeError: the value is not a number.
     """
     speedup = require_number(name, value)
     if speedup < 1:
         raise ValueError(
-            f"{name} must be at least 1, got {speedup}: it is the work of a full step over the mean work of a step, "
-            "2.0 for half of it."
+            f"{name} must be at least 1, got {speedup}. It is the work of a full step divided by the mean work of a "
+            "step: give 2.0 to halve the work."
         )
     return speedup

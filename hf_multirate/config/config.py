@@ -1,7 +1,7 @@
-"""What the user asks for: rate groups and how often each of them gets a gradient.
+"""Configuration of a run: the rate groups and the settings that they share.
 
-Everything here is a plain, frozen value that knows neither torch nor a model. Whether a pattern
-matches anything is found out in ``partition.py``, where there are parameters to match.
+All values are plain and frozen, and depend neither on torch nor on a model. Patterns are matched with parameters in
+`hf_multirate.model.partition`.
 """
 
 from __future__ import annotations
@@ -23,45 +23,47 @@ from hf_multirate.config.validation import require_items, require_text, shown
 
 
 DEFAULT_PERIODS = (1, 2, 4)
-"""Periods of the default: three parts of equal depth, the top one first."""
+"""Periods of the default ladder: three parts of equal depth, the top part first."""
 
 
 @dataclass(frozen=True)
 class MultirateConfig:
-    """The rate groups of a run. A parameter belongs to the first group that matches it.
+    """Configuration of multirate training: the rate groups and the settings that they share.
 
-    ``MultirateConfig()`` is ``MultirateConfig.ladder((1, 2, 4))``.
+    A parameter belongs to the first group that matches it. ``MultirateConfig()`` is
+    ``MultirateConfig.ladder((1, 2, 4))``.
 
     Attributes:
-        groups: The rate groups; at least one has period 1.
-        drift_factor: Factor on the drift of idle groups, on top of their learning rate; 1 is Algorithm 1. ``auto``,
-            the default, is 1 for SGD; for other optimizers the factor adapts to each parameter: see
+        groups: Rate groups; at least one has period 1.
+        drift_factor: Factor on the drift of idle groups, multiplied by their learning rate; 1 is Algorithm 1 of the
+            paper. ``auto`` is 1 for SGD. For other optimizers it adapts the factor to each parameter, see
             `hf_multirate.optim.update_group`.
-        on_missing_gradient: What to do when a parameter gets no gradient at its turn: ``warn`` skips it, as Trainer
-            does, and warns; ``error`` ends training if it had one before. See
+        on_missing_gradient: Reaction to a parameter of a live group that gets no gradient. ``warn`` logs a warning
+            and skips the parameter, as Trainer does. ``error`` raises if the parameter had a gradient before. See
             `hf_multirate.backward.missing_gradients`.
-        inactive_forward: Mode in which modules without a live parameter run forward at fast steps: ``train``, as in
-            Trainer, or ``eval``, without dropout (batch norm stays as in Trainer). None, the default, is ``train``
-            for SGD, which then is Algorithm 1 to the letter, and ``eval`` for other optimizers.
-        inactive_buffers: What happens to buffers of modules without a live parameter, such as the running statistics
-            of batch norm: ``update``, as in Trainer, or ``freeze``, which puts them back after a fast-only step.
-        inactive_dtype: Precision in which modules without a live parameter run forward at fast-only steps of a run in
-            float32, ``bfloat16`` or ``float16``; None, the default, is that of the run. One whose input requires
-            a gradient stays as it is, so gradients are as precise as ever, of a loss whose features are rounded.
-        group_fn: Function of a parameter's name and the parameter that returns the name of its rate group, or None to
-            leave it to the patterns. It is not part of `to_json`, only its name is.
-        check_ranks_every: For debugging runs of several processes: every so many refreshes of all groups, stop if
-            their weights, steps or levels of drift differ. 0 never looks.
-        turns: Position of the gradient step of a slow group within each of its periods. ``drawn``, the default, draws
-            it for each period, nested where periods divide each other, so that every group meets all of the data
-            whatever its order. ``fixed`` is always the first step, as in the paper.
-        turns_seed: Seed of the drawn positions; equal in all processes of a run, and when it is resumed.
-        auto_periods: Speed-up for which periods are chosen when the model is known; None for the periods of
-            ``groups``. With it, ``groups`` go from the top of the model down and have period 1, or are empty for one
-            group a block.
+        inactive_forward: Mode of inactive modules (without a live parameter) at fast steps. ``train`` is the mode of
+            Trainer. ``eval`` disables dropout; batch norm stays in training mode. None is ``train`` for SGD, as in
+            Algorithm 1, and ``eval`` for other optimizers.
+        inactive_buffers: Treatment of the buffers of inactive modules, such as running statistics of batch norm.
+            ``update`` updates them, as Trainer does. ``freeze`` restores them after a fast step.
+        inactive_dtype: Precision of inactive modules at fast steps of a float32 run: ``bfloat16``, ``float16``, or
+            None for the precision of the run. Modules whose input requires a gradient keep float32, so gradients are
+            not rounded; the outputs of the other modules are.
+        group_fn: Function ``(name, parameter) -> group name``; if it returns None, the patterns decide. `to_json`
+            stores only the name of the function.
+        check_ranks_every: Number of cycles between two comparisons of weights, steps and drift levels across
+            processes, for debugging. A difference raises an error. 0 disables the comparison.
+        turns: Position of the gradient step of a slow group within each of its periods. ``drawn`` draws a position for
+            each period, nested where periods divide each other. Every group then sees all of the data, in any order
+            of the data. ``fixed`` uses the first step, as in the paper.
+        turns_seed: Seed of the drawn positions. It must be equal in all processes and after a resume.
+        auto_periods: Speed-up for which periods are chosen once the model is known; None keeps the periods of
+            ``groups``. If set, ``groups`` must be ordered from the top of the model down and have period 1. Empty
+            ``groups`` stand for one group per block.
 
     Raises:
         ValueError: a value is out of range, two groups share a name, a group has no pattern, or none has period 1.
+        TypeError: a value has the wrong type.
     """
 
     groups: Sequence[RateGroup] = tuple(depth_ladder(DEFAULT_PERIODS))
@@ -77,7 +79,7 @@ class MultirateConfig:
     auto_periods: AutoPeriods | None = None
 
     def __post_init__(self) -> None:
-        """Validate, and make values plain ones and ``groups`` a tuple."""
+        """Validate the values, and convert them to plain ones and ``groups`` to a tuple."""
         groups = require_items("groups", self.groups, "a list of RateGroup objects")
         for name, value in {**plain_settings(vars(self)), "groups": groups}.items():
             object.__setattr__(self, name, value)
@@ -94,19 +96,29 @@ class MultirateConfig:
         drift_steps: int | None = None,
         **settings: Any,
     ) -> MultirateConfig:
-        """The common case: a group ``fast`` with a gradient at every step, and ``slow`` for all the rest.
+        """Two rate groups: ``fast`` with a gradient at every step, and ``slow`` for all other parameters.
 
-        ``drift_steps`` is that of ``slow``, and ``settings`` are further fields of `MultirateConfig`.
+        Args:
+            fast: Patterns or a preset for the fast parameters, see `RateGroup`.
+            period: Steps between two gradients of the slow group.
+            idle: Idle rule of the slow group: ``freeze``, ``drift`` or ``long_step``.
+            drift_steps: Steps after a refresh at which the slow group drifts, with ``idle="drift"``; None for all.
+            **settings: Further fields of `MultirateConfig`.
         """
         groups = (RateGroup("fast", fast, 1), RateGroup("slow", ".*", period, idle, drift_steps))
         return cls(groups, **settings)
 
     @classmethod
     def paper(cls, fast: str | Sequence[str] = "head", period: int = 5, **settings: Any) -> MultirateConfig:
-        """The setting that the paper published for transfer learning, to the letter.
+        """Published setting of the paper for transfer learning.
 
-        Slow parameters get a gradient at the first step of each period and drift in full in between, with dropout as
-        at any other step. ``settings`` are further fields of `MultirateConfig`.
+        Slow parameters get a gradient at the first step of each period and drift by full updates in between. Dropout
+        is active at every step.
+
+        Args:
+            fast: Patterns or a preset for the fast parameters, see `RateGroup`.
+            period: Steps between two gradients of the slow group.
+            **settings: Further fields of `MultirateConfig`, which override those of the paper.
         """
         published = {"idle": "drift", "drift_factor": 1.0, "inactive_forward": "train", "turns": "fixed"}
         return cls.two_rate(fast, period, **{**published, **settings})
@@ -119,36 +131,40 @@ class MultirateConfig:
         drift_steps: int | None = None,
         **settings: Any,
     ) -> MultirateConfig:
-        """The stack of blocks in equal parts from the top, one for each of ``periods``.
+        """Rate groups by depth: equal parts of the stack of blocks from the top, one for each of ``periods``.
 
-        The first part has the head and whatever follows the blocks, the last one the embeddings. With periods
-        1, 2, 4, 8 backward goes to the bottom at every eighth step, and as deep as in the ruler sequence in between.
+        The first part also contains the head and everything else above the blocks. The last part also contains the
+        embeddings. With periods 1, 2, 4, 8 every eighth step is a full step.
 
         Args:
             periods: Steps between two gradients of each part, from the top; the first is 1.
-            idle: What the parts do in between.
-            drift_steps: Steps after a gradient at which they drift, with ``idle="drift"``; None is all of them.
+            idle: Idle rule of the parts: ``freeze``, ``drift`` or ``long_step``.
+            drift_steps: Steps after a refresh at which a part drifts, with ``idle="drift"``; None for all.
             **settings: Further fields of `MultirateConfig`.
+
+        Raises:
+            ValueError: ``periods`` is empty, or none of them is 1.
+            TypeError: ``periods`` is not a list of integers.
         """
         periods = require_items("periods of a ladder", periods, "a list of integers, as in [1, 2, 4]")
         if not periods:
-            raise ValueError("periods of a ladder must be at least one integer, as in [1, 2, 4], got none.")
+            raise ValueError("periods of a ladder must be a list of at least one integer, as in [1, 2, 4], got none.")
         return cls(depth_ladder(periods, idle, drift_steps), **settings)
 
     @classmethod
     def random_subsets(
         cls, period: int = 5, subset: RandomSubset | None = None, patterns: str | Sequence[str] = ".*", **settings: Any
     ) -> MultirateConfig:
-        """Regularisation: random subsets of the weights that take turns at being zero for a cycle.
+        """Random subsets for regularization: in each cycle, a newly drawn subset of the weights is set to zero.
 
         Args:
-            period: Steps of a cycle: a subset is zero at all but the first.
-            subset: What is drawn; None is ``RandomSubset()``.
-            patterns: Where it is drawn; all other parameters get a gradient at every step as ever.
+            period: Steps of a cycle. The subset is zero at all steps of the cycle but the first.
+            subset: Settings of the subset; None for ``RandomSubset()``.
+            patterns: Patterns or a preset for the parameters with subsets. All other parameters are trained as usual.
             **settings: Further fields of `MultirateConfig`.
         """
-        drawn = RateGroup("subset", patterns, period, random_subset=subset or RandomSubset())
-        return cls((drawn,) if drawn.patterns == (".*",) else (drawn, RateGroup("rest", ".*", 1)), **settings)
+        group = RateGroup("subset", patterns, period, random_subset=subset or RandomSubset())
+        return cls((group,) if group.patterns == (".*",) else (group, RateGroup("rest", ".*", 1)), **settings)
 
     @classmethod
     def auto(
@@ -158,17 +174,18 @@ class MultirateConfig:
         max_period: int = 16,
         **settings: Any,
     ) -> MultirateConfig:
-        """Periods that are chosen for a speed-up when the model is known, longer ones for deeper blocks.
+        """Automatic periods: chosen for a requested speed-up once the model is known, longer for deeper blocks.
 
         Args:
-            speedup: Work of a full step over the mean work of a step; None is 1.6.
-            blocks: Regular expressions for the names of parameters, one for each block in the order of the forward
-                pass; without any, blocks are those of the model.
-            max_period: The longest period, a power of two.
+            speedup: Work of a full step divided by the mean work of a step; None for 1.6.
+            blocks: Regular expressions for parameter names, one for each block in the order of the forward pass.
+                If empty, the blocks of the model are used.
+            max_period: Longest period, a power of two.
             **settings: Further fields of `MultirateConfig`.
 
         Raises:
-            TypeError: ``blocks`` is no sequence, or one string.
+            ValueError: ``speedup`` or ``max_period`` is out of range, or an expression is invalid.
+            TypeError: a value has the wrong type, e.g. ``blocks`` is a string.
         """
         blocks = require_items("blocks", blocks, "a list of regular expressions, one for each block")
         patterns = [require_text("each of the blocks", block) for block in blocks]
@@ -177,12 +194,12 @@ class MultirateConfig:
 
     @classmethod
     def off(cls) -> MultirateConfig:
-        """One group that gets a gradient at every step: standard training."""
+        """Standard training: one group that gets a gradient at every step."""
         return cls((RateGroup("all", ".*", 1),))
 
     @cached_property
     def schedule(self) -> Schedule:
-        """Which groups are live, and get a gradient, at which step."""
+        """Schedule of gradients: the live groups of each step."""
         return self._schedule(group.gradient_period for group in self.groups)
 
     def _schedule(self, periods: Iterable[int]) -> Schedule:
@@ -190,12 +207,12 @@ class MultirateConfig:
 
     @cached_property
     def cycles(self) -> Schedule:
-        """Which groups are refreshed at which step: as `schedule`, but at a draw for a group with a random subset."""
+        """Schedule of cycles: as `schedule`, but a group with a random subset is live only when a subset is drawn."""
         return self._schedule(group.period for group in self.groups)
 
     @cached_property
     def is_standard_training(self) -> bool:
-        """Whether every step is that of standard training."""
+        """Whether every step is a step of standard training."""
         redrawn = any(
             group.random_subset is not None and group.random_subset.redraw == "step" for group in self.groups
         )
@@ -204,32 +221,34 @@ class MultirateConfig:
 
     @cached_property
     def skips_backward(self) -> bool:
-        """Whether any step may leave some parameters without a gradient."""
+        """Whether any step may be a fast step."""
         return self.auto_periods is not None or self.schedule.cycle > 1
 
     def to_dict(self) -> dict[str, Any]:
-        """A dictionary of plain values that `from_dict` turns back into an equal config."""
+        """Convert to a dictionary of plain values, the inverse of `from_dict`."""
         return to_plain(self, self.group_fn)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> MultirateConfig:
-        """The inverse of `to_dict`; unknown or missing keys, and a ``group_fn``, raise `ValueError`.
+        """Build a config from a dictionary, the inverse of `to_dict`.
 
-        A value of another type raises `TypeError`.
+        Raises:
+            ValueError: a key is unknown or missing, a value is out of range, or ``group_fn`` is set.
+            TypeError: a value has the wrong type.
         """
         return build(cls, with_groups(values))
 
     def to_json(self) -> str:
-        """The config as a JSON text."""
+        """Convert to a JSON string."""
         return json.dumps(self.to_dict(), indent=2) + "\n"
 
     @classmethod
     def from_json_file(cls, path: str | Path) -> MultirateConfig:
-        """Read a config from a file that holds the text of `to_json`.
+        """Read a config from a JSON file with the output of `to_json`.
 
         Raises:
-            ValueError: there is no such file, it holds no JSON, or no valid config.
-            TypeError: a value has another type, or ``path`` is no path.
+            ValueError: the file does not exist, or does not contain valid JSON or a valid config.
+            TypeError: a value has the wrong type, or ``path`` is not a path.
         """
         values = read_json(path)
         try:

@@ -1,4 +1,4 @@
-"""What is wrong with the values of a config, said to whoever gave them."""
+"""Validation of a config: single settings, and rate groups compared with each other."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ INTEGERS = (
     ("check_ranks_every", "cycles", 0),
     ("turns_seed", "", 0),
 )
-"""Settings that count something: name, what is counted, the least value."""
+"""Integer settings: name, unit, smallest value."""
 
 CHOICES = {"on_missing_gradient": ("error", "warn"), "inactive_buffers": ("update", "freeze"), "turns": TURNS}
 CHOICES_OR_NONE = {"inactive_forward": ("train", "eval"), "inactive_dtype": ("bfloat16", "float16")}
-"""Settings with a few values, by name."""
+"""Settings with a fixed set of values; those of `CHOICES_OR_NONE` may also be None."""
 
 
 def check_groups(groups: Sequence[RateGroup], group_fn: object) -> None:
-    """Compare the rate groups with each other.
+    """Check the rate groups of a config.
 
     Raises:
-        TypeError: one is no rate group, or ``group_fn`` no function.
-        ValueError: two share a name, one has no pattern, or none has period 1.
+        TypeError: an item is not a rate group, or ``group_fn`` is not a function of two arguments.
+        ValueError: two groups share a name, a group has no pattern, or none has period 1.
     """
     for group in groups:
         if not isinstance(group, RateGroup):
@@ -43,69 +43,69 @@ def check_groups(groups: Sequence[RateGroup], group_fn: object) -> None:
             )
     if not any(group.gradient_period == 1 for group in groups):
         raise ValueError(
-            f"no rate group has period 1, got periods {[group.period for group in groups]}: at some steps nothing "
-            "would get a gradient. Give the fastest group period 1."
+            f"no rate group has period 1, got periods {[group.period for group in groups]}: at some steps no "
+            "parameter would get a gradient. Give the fastest group period 1."
         )
-    if group_fn is not None and not _takes_two(group_fn):
+    if group_fn is not None and not _accepts_two_arguments(group_fn):
         wrong_type("group_fn", "a function of a name and a parameter", group_fn)
 
 
-def _takes_two(function: object) -> bool:
+def _accepts_two_arguments(function: object) -> bool:
     if not callable(function):
         return False
     try:
         inspect.signature(function).bind("name", None)
     except TypeError:
         return False
-    except ValueError:  # a function in C that does not say what it takes
+    except ValueError:  # functions in C may have no signature
         return True
     return True
 
 
 def check_auto_periods(groups: Sequence[RateGroup], auto_periods: AutoPeriods | None) -> None:
-    """Compare automatic periods with rate groups.
+    """Check that automatic periods and rate groups fit together.
 
     Raises:
-        TypeError: they are of another type.
+        TypeError: ``auto_periods`` is not an `AutoPeriods`.
         ValueError: a group has a period, an idle rule or a random subset.
     """
     if auto_periods is None:
         return
     if not isinstance(auto_periods, AutoPeriods):
-        wrong_type("auto_periods", "an AutoPeriods, as MultirateConfig.auto(speedup=2.0) has one", auto_periods)
-    given = [
+        wrong_type("auto_periods", "an AutoPeriods, as in MultirateConfig.auto(speedup=2.0)", auto_periods)
+    unsupported = [
         group.name
         for group in groups
         if group.period != 1 or group.idle != "freeze" or group.random_subset is not None
     ]
-    if given:
+    if unsupported:
         raise ValueError(
-            f"rate groups {given} have a period, an idle rule or a random subset, which do not go with automatic "
-            "periods: leave them out, or leave auto_periods out."
+            f"rate groups {unsupported} have a period, an idle rule or a random subset, which automatic periods do "
+            "not support: remove these settings, or remove auto_periods."
         )
 
 
 def plain_settings(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a config that are single values, checked one by one, as plain values.
+    """Check the settings of a config that are single values, and return them as plain values.
 
     Raises:
-        TypeError: a number or a flag is something else.
+        TypeError: a value has the wrong type.
         ValueError: a value is out of range.
     """
-    found: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for name, unit, least in INTEGERS:
-        found[name] = require_int(name, values[name], least=least, unit=unit)
+        settings[name] = require_int(name, values[name], least=least, unit=unit)
     for name, choices in CHOICES.items():
-        found[name] = require_choice(name, values[name], choices)
+        settings[name] = require_choice(name, values[name], choices)
     for name, choices in CHOICES_OR_NONE.items():
-        found[name] = require_choice(name, values[name], choices, or_none=True)
-    found["drift_factor"] = "auto" if values["drift_factor"] == "auto" else _drift_factor(values["drift_factor"])
-    return found
+        settings[name] = require_choice(name, values[name], choices, or_none=True)
+    settings["drift_factor"] = "auto" if values["drift_factor"] == "auto" else _drift_factor(values["drift_factor"])
+    return settings
 
 
 def _drift_factor(value: Any) -> float:
     wanted = "a number between 0 and 1, or 'auto'"
-    scale = require_number("drift_factor", value, wanted)
-    if not 0 <= scale <= 1:
-        raise ValueError(f"drift_factor must be {wanted}, got {scale}.")
-    return scale
+    factor = require_number("drift_factor", value, wanted)
+    if not 0 <= factor <= 1:
+        raise ValueError(f"drift_factor must be {wanted}, got {factor}.")
+    return factor

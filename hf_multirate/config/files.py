@@ -1,4 +1,4 @@
-"""Files that are whole: written so that a kill leaves the old or the new one, and checked when they are read."""
+"""Atomic writing of files, and reading of JSON files with checks."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 
-DEEPEST = 32
-"""Levels of nesting of a JSON file. No file of this package comes near it."""
+MAX_DEPTH = 32
+"""Maximum nesting of a JSON file, far more than in any file of this package."""
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Let ``write`` fill a file beside ``path``, and put it in the place of ``path`` when it is on the disk.
+    """Write a file atomically: an interruption leaves either the old or the new content.
 
-    The name of the file beside it is unique, so processes that share a folder do not meet.
+    ``write`` fills a temporary file in the same folder, which then replaces ``path``. The temporary name is unique,
+    so several processes may write into one folder.
     """
     unfinished = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
@@ -34,7 +35,7 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def _sync(folder: Path) -> None:
-    """Put the names in ``folder`` on the disk, where the file system knows how to."""
+    """Flush the entries of ``folder`` to disk, if the file system supports it."""
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -44,38 +45,39 @@ def _sync(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``text`` as UTF-8, whole or not at all; characters that UTF-8 does not have become question marks."""
+    """Write ``text`` as UTF-8 with `write_whole`; characters that cannot be encoded become question marks."""
     write_whole(path, lambda file: file.write(text.encode("utf-8", errors="replace")))
 
 
 def read_json(path: Path) -> Any:
-    """The value of a JSON file.
+    """Read a JSON file.
 
     Raises:
-        ValueError: the file cannot be read, holds no JSON, or is nested too deep. The message is the reason alone.
+        ValueError: the file cannot be read, is not valid JSON, or is nested too deeply. The message contains only the
+            reason; callers add the name of the file.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"it cannot be read ({error.strerror or error})") from None
     except RecursionError:
-        raise ValueError("it is nested too deep") from None
-    except ValueError as error:  # of the decoder of UTF-8, or of JSON
-        raise ValueError(f"it is no JSON ({error})") from None
-    if _depth(value) > DEEPEST:
-        raise ValueError("it is nested too deep")
+        raise ValueError("it is nested too deeply") from None
+    except ValueError as error:  # from decoding UTF-8 or JSON
+        raise ValueError(f"it is not valid JSON ({error})") from None
+    if _depth(value) > MAX_DEPTH:
+        raise ValueError("it is nested too deeply")
     return value
 
 
 def _depth(value: Any) -> int:
-    """Levels of nesting of lists and dictionaries, counted until there are more than `DEEPEST`."""
+    """Nesting of lists and dictionaries, counted up to `MAX_DEPTH` + 1."""
     level, depth = [value], 0
-    while level and depth <= DEEPEST:
+    while level and depth <= MAX_DEPTH:
         level = [
-            part
-            for whole in level
-            if isinstance(whole, (list, dict))
-            for part in (whole.values() if isinstance(whole, dict) else whole)
+            item
+            for container in level
+            if isinstance(container, (list, dict))
+            for item in (container.values() if isinstance(container, dict) else container)
         ]
         depth += bool(level)
     return depth

@@ -1,4 +1,4 @@
-"""Random subsets of the weights that are zero between two draws: settings."""
+"""Settings of random subsets: weights that are zero between two refreshes of their group."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ REDRAWS = ("cycle", "step")
 
 @dataclass(frozen=True)
 class RandomSubset:
-    """A random subset of the weights of a rate group.
+    """Settings of a random subset of the weights of a rate group.
 
     Attributes:
-        fraction: Share of the weights in the subset, between 0 and 1 without either.
-        unit: ``element`` draws each weight by itself; ``neuron`` draws rows of each matrix (the weights into one
-            neuron or channel), and with ``biases`` the bias that belongs to each row.
-        biases: Whether parameters of one dimension, biases and the scales of norms, can be in the subset.
-        rescale: Whether the weights that are left are multiplied by ``1 / (1 - fraction)`` in the meantime, as
+        fraction: Share of the weights in the subset, greater than 0 and less than 1.
+        unit: Unit of a draw. ``element`` draws single weights. ``neuron`` draws rows of each matrix, i.e. all weights
+            into one neuron or channel; with ``biases`` also the bias of each row.
+        biases: Whether the subset may contain one-dimensional parameters: biases and the scales of norms.
+        rescale: Whether the remaining weights are multiplied by ``1 / (1 - fraction)`` while the subset is zero, as
             dropout does with activations.
-        redraw: ``cycle`` draws a new subset after each refresh of the group. ``step`` draws one at every step and
-            has no refreshes: the baseline "drop every step" of the paper. It asks for period 1.
-        seed: With the number of the draw and the parameter's name it determines the subset.
+        redraw: Frequency of draws. ``cycle`` draws a new subset after each refresh of the group. ``step`` draws one at
+            every step, without refreshes, and requires period 1: the baseline "drop every step" of the paper.
+        seed: Seed of the draws, combined with the number of the draw and the name of the parameter.
 
     Raises:
         ValueError: a value is out of range.
-        TypeError: a value is of another type.
+        TypeError: a value has the wrong type.
     """
 
     fraction: float = 0.5
@@ -39,12 +39,12 @@ class RandomSubset:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Validate, and make values plain ones."""
+        """Validate the values, and convert them to plain ones."""
         fraction = require_number("fraction of a subset", self.fraction)
         if not 0 < fraction < 1:
             raise ValueError(
-                f"fraction of a subset must be between 0 and 1, without either, got {fraction}: nothing, or the "
-                "whole group, would be held at zero."
+                f"fraction of a subset must be between 0 and 1 (exclusive), got {fraction}: otherwise no weight, or "
+                "every weight of the group, would be zero."
             )
         values = {
             "fraction": fraction,
@@ -59,14 +59,14 @@ class RandomSubset:
 
     @property
     def scale(self) -> float:
-        """Factor on the weights that are left while the subset is held at zero."""
+        """Factor on the remaining weights while the subset is zero."""
         return 1.0 / (1.0 - self.fraction) if self.rescale else 1.0
 
     def held(self, refresh: int, since: int) -> int | None:
-        """Number of the draw that is held at zero at a step, or None if nothing is.
+        """Number of the draw whose subset is zero at a step; None if no weight is zero.
 
         Args:
-            refresh: Number of the last refresh up to the step, from 0; negative before the first.
+            refresh: Number of the last refresh up to the step, counted from 0; negative before the first refresh.
             since: Steps since that refresh.
 
         Examples:
@@ -80,7 +80,11 @@ class RandomSubset:
         return refresh if since else None
 
     def returning(self, refresh: int, since: int) -> int | None:
-        """Number of the draw that was held until a step and takes its long step now, or None.
+        """Number of the draw whose subset was zero until a step and takes its long step now, or None.
+
+        Args:
+            refresh: Number of the last refresh up to the step, counted from 0; negative before the first refresh.
+            since: Steps since that refresh.
 
         Examples:
             >>> [RandomSubset().returning(*position) for position in ((-1, 0), (0, 0), (0, 1), (1, 0), (1, 1), (2, 0))]

@@ -1,4 +1,4 @@
-"""One rate group: which parameters, how often they get a gradient, and what they do in between."""
+"""Rate groups: parameters that share a period and an idle rule, and the presets that name them."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ PRESETS = (
     "within a module, as in 'last:N@text_model'"
 )
 COUNT = "[1-9][0-9]{0,8}"
-"""A number of blocks or parts in a preset."""
+"""Regular expression for a number of blocks or parts in a preset."""
 
 LONGEST_STEP = 1e6
-"""Steps of the optimizer that one step of a group may be as long as: longer ones leave the range of float32."""
+"""Largest factor on the step of a group: longer steps exceed the range of float32."""
 
 PresetValue = int | float | tuple[int, int] | None
 
@@ -36,14 +36,14 @@ PresetValue = int | float | tuple[int, int] | None
 def parse_preset(text: str) -> tuple[str, PresetValue] | None:
     """Kind and value of a preset, or None if ``text`` is a regular expression.
 
-    A colon never occurs in a parameter name, so ``word:value`` is always meant as a preset. ``word:value@module`` is
-    the preset within the stack of that module: see `place_in`.
+    Parameter names contain no colon, so ``word:value`` is always a preset. ``word:value@module`` applies the preset
+    to the stack of a module, see `place_in`.
 
     >>> parse_preset("last:2"), parse_preset("head"), parse_preset("classifier")
     (('last', 2), ('head', None), None)
 
     Raises:
-        ValueError: the text has the form of a preset, but there is none of that name or value.
+        ValueError: the text has the form of a preset, but its kind or value is unknown.
     """
     if text == "head":
         return "head", None
@@ -59,12 +59,12 @@ def parse_preset(text: str) -> tuple[str, PresetValue] | None:
     if part is not None and int(part[1]) <= int(part[2]):
         return "part", (int(part[1]), int(part[2]))
     if kind == "ladder":
-        raise ValueError(f"{shown(text)} is several rate groups at once: use MultirateConfig.ladder([...]).")
+        raise ValueError(f"{shown(text)} stands for several rate groups: use MultirateConfig.ladder([...]).")
     raise ValueError(f"unknown preset {shown(text)}: use {PRESETS}, or a regular expression without a colon.")
 
 
 def place_in(preset: str) -> str | None:
-    """Name of the module whose stack a preset is about, or None for the largest stack of the model.
+    """Name of the module that a preset applies to, or None for the largest stack of the model.
 
     >>> place_in("last:2@text_model"), place_in("last:2")
     ('text_model', None)
@@ -73,10 +73,10 @@ def place_in(preset: str) -> str | None:
 
 
 def parse_ladder(text: str) -> list[int] | None:
-    """Periods of a ladder written as ``ladder:1,2,4``, or None if ``text`` is something else.
+    """Periods of a ladder written as ``ladder:1,2,4``, or None if ``text`` is not a ladder.
 
     Raises:
-        ValueError: they are no integers.
+        ValueError: a period is not an integer.
     """
     if not text.startswith("ladder:"):
         return None
@@ -84,31 +84,31 @@ def parse_ladder(text: str) -> list[int] | None:
         return [int(word) for word in text.removeprefix("ladder:").split(",")]
     except ValueError:
         raise ValueError(
-            f"a ladder is integers separated by commas, as in 'ladder:1,2,4', got {shown(text)}."
+            f"a ladder must be a list of integers separated by commas, as in 'ladder:1,2,4', got {shown(text)}."
         ) from None
 
 
 @dataclass(frozen=True)
 class RateGroup:
-    """Parameters that share a period.
+    """Group of parameters with a common period and idle rule.
 
     Attributes:
-        name: How the group is called in tables, logs and errors.
-        patterns: Regular expressions searched in parameter names, or one preset: ``head``, ``last:N``, ``depth:F``,
-            ``part:I/N``; ``last:N@text_model`` is about the stack in a module of that name. None of them if the
-            configuration has a function that names the group.
+        name: Name of the group in tables, logs and errors.
+        patterns: Regular expressions searched in parameter names, or one preset: ``head``, ``last:N``, ``depth:F`` or
+            ``part:I/N``. ``last:N@text_model`` applies the preset to the stack in the module of that name. May be
+            empty if the config has a ``group_fn``.
         period: Optimizer steps between two gradients of the group; 1 is every step.
-        idle: What the group does at a step without a gradient. ``freeze`` leaves it unchanged. ``drift`` moves it
-            along its last update at every step, as in the paper. ``long_step`` leaves it unchanged, and multiplies
-            its step at the refresh by ``period``.
-        drift_steps: Steps after a refresh at which a group with ``drift`` moves; None is all of them.
-        lr_scale: Factor on the learning rate of the group, at its refreshes and in its drift.
-        random_subset: A random subset of the weights that is zero between refreshes, while all other weights of the
-            group get a gradient at every step. ``period`` is then the number of steps between two draws.
+        idle: Idle rule, applied at steps without a gradient. ``freeze`` leaves the group unchanged. ``drift`` moves it
+            along its last update at every step, as in the paper. ``long_step`` leaves it unchanged and multiplies its
+            step at the refresh by ``period``.
+        drift_steps: Steps after a refresh at which a group with ``idle="drift"`` moves; None for all.
+        lr_scale: Factor on the learning rate of the group, for refreshes and drift.
+        random_subset: Random subset of the weights that is zero between refreshes. All other weights of the group get
+            a gradient at every step. ``period`` is then the number of steps between two draws.
 
     Raises:
-        ValueError: a value is out of range; the message names it.
-        TypeError: the period is not an integer or a pattern is not a string.
+        ValueError: a value is out of range.
+        TypeError: a value has the wrong type.
     """
 
     name: str
@@ -120,7 +120,7 @@ class RateGroup:
     random_subset: RandomSubset | None = None
 
     def __post_init__(self) -> None:
-        """Validate, and make values plain ones and ``patterns`` a tuple."""
+        """Validate the values, and convert them to plain ones and ``patterns`` to a tuple."""
         name = require_text("name of a rate group", self.name)
         if not name:
             raise ValueError("a rate group needs a name, got ''.")
@@ -139,11 +139,11 @@ class RateGroup:
         for field, value in values.items():
             object.__setattr__(self, field, value)
         _check_subset(self)
-        _check_step(self)
+        _check_step_length(self)
 
     @property
     def gradient_period(self) -> int:
-        """Steps between two gradients; with a random subset the other weights get one at every step."""
+        """Steps between two gradients; 1 with a random subset, whose other weights get a gradient at every step."""
         return 1 if self.random_subset is not None else self.period
 
 
@@ -153,17 +153,19 @@ def _drift_steps(group: RateGroup) -> int | None:
     name = f"drift_steps of rate group {shown(group.name)}"
     steps = require_int(name, group.drift_steps, least=1, unit="steps (or None for all; idle='freeze' for none)")
     if group.idle != "drift":
-        raise ValueError(f"{name} is {steps}, but its idle rule is {group.idle!r}: only 'drift' has drift steps.")
+        raise ValueError(
+            f"{name} is {steps}, but its idle rule is {group.idle!r}: only 'drift' uses drift_steps, so leave it out."
+        )
     return steps
 
 
-def _check_step(group: RateGroup) -> None:
+def _check_step_length(group: RateGroup) -> None:
     length = group.lr_scale * (group.period if group.idle == "long_step" else 1)
     if length > LONGEST_STEP:
         raise ValueError(
-            f"a step of rate group {shown(group.name)} would be {length:.3g} times as long as one of the optimizer "
-            f"(lr_scale is {group.lr_scale:g}, and idle='long_step' multiplies it by the period {group.period}), and "
-            f"at most {LONGEST_STEP:g} times is possible: give a smaller lr_scale or period, or another idle rule."
+            f"a step of rate group {shown(group.name)} would be {length:.3g} times as long as a step of the optimizer "
+            f"(lr_scale is {group.lr_scale:g}, and idle='long_step' multiplies it by the period {group.period}). The "
+            f"maximum is {LONGEST_STEP:g} times: give a smaller lr_scale or period, or another idle rule."
         )
 
 
@@ -175,19 +177,19 @@ def _check_subset(group: RateGroup) -> None:
         wrong_type(f"random_subset of rate group {shown(group.name)}", "a RandomSubset", subset)
     if group.idle != "freeze":
         raise ValueError(
-            f"rate group {group.name!r} has a random subset and idle={group.idle!r}: all other weights get a gradient "
-            "at every step, so leave idle out."
+            f"rate group {group.name!r} has a random subset and idle={group.idle!r}. The weights outside the subset "
+            "get a gradient at every step: leave idle out."
         )
     if subset.redraw == "step" and group.period != 1:
         raise ValueError(
-            f"the random subset of rate group {group.name!r} is drawn at every step, which has no cycle, but its "
-            f"period is {group.period}: give it period 1, or redraw='cycle'."
+            f"the random subset of rate group {group.name!r} has redraw='step', which requires period 1, got period "
+            f"{group.period}: set period=1 or redraw='cycle'."
         )
 
 
-def _patterns(group: str, given: Any) -> tuple[str, ...]:
+def _patterns(group: str, value: Any) -> tuple[str, ...]:
     name = f"patterns of rate group {shown(group)}"
-    items = (given,) if isinstance(given, str) else require_items(name, given, "a string or a list of strings")
+    items = (value,) if isinstance(value, str) else require_items(name, value, "a string or a list of strings")
     patterns = tuple(require_text(f"each of the {name}", item) for item in items)
     for pattern in patterns:
         try:
@@ -198,8 +200,8 @@ def _patterns(group: str, given: Any) -> tuple[str, ...]:
             _check_expression(group, pattern)
         elif len(patterns) > 1:
             raise ValueError(
-                f"rate group {group!r} mixes the preset {pattern!r} with other patterns {shown(patterns)}: give the "
-                "preset alone, or regular expressions only."
+                f"rate group {group!r} mixes the preset {pattern!r} with other patterns {shown(patterns)}: give only "
+                "the preset, or only regular expressions."
             )
     return patterns
 
@@ -219,13 +221,13 @@ def _check_expression(group: str, pattern: str) -> None:
 
 
 def _is_literal(pattern: str) -> bool:
-    """Whether a pattern is one whole name: there are thousands of them where every block is a group."""
+    """Whether a pattern is one whole name, which need not be compiled: automatic periods have thousands of them."""
     inner = pattern[1:-1]
     return pattern == f"^{inner}$" and re.escape(re.sub(r"\\(.)", r"\1", inner)) == inner
 
 
 def depth_ladder(periods: Sequence[int], idle: str = "freeze", drift_steps: int | None = None) -> list[RateGroup]:
-    """Rate groups of equal depth from the top of the model down, one for each of ``periods``."""
+    """Rate groups of equal depth, one for each of ``periods``, from the top of the model down."""
     parts = len(periods)
     return [
         RateGroup(f"part {i}", f"part:{i}/{parts}", period, idle, drift_steps) for i, period in enumerate(periods, 1)

@@ -1,4 +1,4 @@
-"""Configurations as dictionaries of plain values, and back."""
+"""Conversion of configs to dictionaries of plain values, and back."""
 
 from __future__ import annotations
 
@@ -19,66 +19,67 @@ _Value = TypeVar("_Value")
 
 
 def to_plain(config: Any, group_fn: Callable[..., Any] | None) -> dict[str, Any]:
-    """The fields of a `hf_multirate.MultirateConfig` as strings, numbers, lists and dictionaries.
+    """Convert the fields of a `hf_multirate.MultirateConfig` to strings, numbers, lists and dictionaries.
 
-    Of the function ``group_fn`` there is only the name.
+    The function ``group_fn`` is replaced by its name.
     """
     values = {field.name: vars(config)[field.name] for field in dataclasses.fields(config)}
     groups = [dataclasses.asdict(group) for group in config.groups]
     values["groups"] = [{**group, "patterns": list(group["patterns"])} for group in groups]
-    automatic = config.auto_periods
-    values["auto_periods"] = None if automatic is None else dataclasses.asdict(automatic)
-    values["group_fn"] = None if group_fn is None else _name(group_fn)
+    auto_periods = config.auto_periods
+    values["auto_periods"] = None if auto_periods is None else dataclasses.asdict(auto_periods)
+    values["group_fn"] = None if group_fn is None else _qualified_name(group_fn)
     return values
 
 
-def _name(function: Callable[..., Any]) -> str:
+def _qualified_name(function: Callable[..., Any]) -> str:
     named = function if inspect.isfunction(function) or inspect.ismethod(function) else type(function)
     return f"{named.__module__}:{named.__qualname__}"
 
 
 def read_json(path: Any) -> Any:
-    """What a JSON file holds.
+    """Read a config file in JSON.
 
     Raises:
-        ValueError: there is no such file, it holds no JSON, or a key twice in one place.
-        TypeError: ``path`` is no path.
+        ValueError: the file does not exist, is not valid JSON, or contains a key twice in one object.
+        TypeError: ``path`` is not a path.
     """
     name = require_path("the path of a multirate config", path)
     try:
-        return json.loads(Path(name).read_text(encoding="utf-8"), object_pairs_hook=_unique)
+        return json.loads(Path(name).read_text(encoding="utf-8"), object_pairs_hook=_unique_keys)
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(
-            f"multirate config {shown(name)} cannot be read as JSON: {error}. Give a file with the text of to_json()."
+            f"multirate config {shown(name)} cannot be read as JSON: {error}. Give a file with the output of "
+            "to_json()."
         ) from error
 
 
-def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_keys(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
         keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {shown(twice)} occurs twice")
+        duplicate = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {shown(duplicate)} occurs twice")
     return values
 
 
 def with_groups(values: Any) -> dict[str, Any]:
-    """The fields of a config with its groups built.
+    """Convert the groups and automatic periods in the fields of a config to objects.
 
     Raises:
-        ValueError: there is no list of groups, a key is unknown or missing, or a function is named.
+        ValueError: ``groups`` is not a list, a key is unknown or missing, or ``group_fn`` is set.
     """
     groups = values.get("groups") if isinstance(values, Mapping) else None
     if not isinstance(groups, Sequence) or isinstance(groups, (str, bytes)):
         raise ValueError(f"a multirate config needs a list 'groups' of rate groups, got {shown(values)}.")
     if values.get("group_fn") is not None:
         raise ValueError(
-            f"group_fn is {shown(values['group_fn'])}, but a function cannot be read from a text: build the config "
-            "in Python."
+            f"group_fn is {shown(values['group_fn'])}, but a function cannot be restored from its name: build the "
+            "config in Python."
         )
-    automatic = values.get("auto_periods")
-    built = None if automatic is None else build(AutoPeriods, automatic)
-    return {**values, "groups": tuple(_rate_group(group) for group in groups), "auto_periods": built}
+    fields = values.get("auto_periods")
+    auto_periods = None if fields is None else build(AutoPeriods, fields)
+    return {**values, "groups": tuple(_rate_group(group) for group in groups), "auto_periods": auto_periods}
 
 
 def _rate_group(values: Any) -> RateGroup:
@@ -87,10 +88,10 @@ def _rate_group(values: Any) -> RateGroup:
 
 
 def build(kind: type[_Value], values: Any) -> _Value:
-    """A dataclass from a mapping of its fields.
+    """Build the dataclass ``kind`` from a mapping of its fields.
 
     Raises:
-        ValueError: it is no mapping, or keys are unknown or missing.
+        ValueError: ``values`` is not a mapping, or keys are unknown or missing.
     """
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     if not isinstance(values, Mapping):

@@ -1,4 +1,4 @@
-"""Shapes of values that were read from a file: each checks a value, and says in words what is wrong with it."""
+"""Validators for values read from a file."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 
 Shape = Callable[[Any, str], None]
-"""Checks a value that is called by the second argument, and raises `ValueError`."""
+"""Validator of a value. Raises `ValueError`, with the second argument as the name of the value."""
 
-MOST = 2**53
-"""Whole numbers up to this are exact in every reader of JSON."""
+LARGEST_EXACT_INT = 2**53
+"""Largest integer that every JSON reader represents exactly."""
 
-LARGEST = 1e300
+LARGEST_FLOAT = 1e300
 
 
 def _require(fits: bool, where: str, wanted: str, value: Any) -> None:
@@ -22,44 +22,44 @@ def _require(fits: bool, where: str, wanted: str, value: Any) -> None:
 
 
 def anything(value: Any, where: str) -> None:
-    """Fits every value."""
+    """Accept every value."""
     del value, where
 
 
 def text(value: Any, where: str) -> None:
-    """A text."""
-    _require(isinstance(value, str), where, "a text", value)
+    """Require a string."""
+    _require(isinstance(value, str), where, "a string", value)
 
 
 def flag(value: Any, where: str) -> None:
-    """True or False."""
+    """Require True or False."""
     _require(isinstance(value, bool), where, "true or false", value)
 
 
-def count(least: int = 0, most: int = MOST) -> Shape:
-    """A whole number between both."""
+def count(least: int = 0, largest: int = LARGEST_EXACT_INT) -> Shape:
+    """Require an integer from ``least`` to ``largest``."""
 
     def check(value: Any, where: str) -> None:
-        fits = isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
-        limits = f"from {least} to {most}" if most < MOST else f"of at least {least}"
-        _require(fits, where, f"a whole number {limits}", value)
+        fits = isinstance(value, int) and not isinstance(value, bool) and least <= value <= largest
+        limits = f"from {least} to {largest}" if largest < LARGEST_EXACT_INT else f"of at least {least}"
+        _require(fits, where, f"an integer {limits}", value)
 
     return check
 
 
-def number(least: float = -LARGEST, *, finite: bool = True) -> Shape:
-    """A number of at least ``least``; with ``finite=False`` also NaN and the infinities."""
+def number(least: float = -LARGEST_FLOAT, *, finite: bool = True) -> Shape:
+    """Require a number of at least ``least``; with ``finite=False`` also NaN and infinity are accepted."""
 
     def check(value: Any, where: str) -> None:
         fits = isinstance(value, (int, float)) and not isinstance(value, bool)
-        fits = fits and (least <= value <= LARGEST or (not finite and isinstance(value, float)))
-        _require(fits, where, "a number" if least == -LARGEST else f"a number of at least {least:g}", value)
+        fits = fits and (least <= value <= LARGEST_FLOAT or (not finite and isinstance(value, float)))
+        _require(fits, where, "a number" if least == -LARGEST_FLOAT else f"a number of at least {least:g}", value)
 
     return check
 
 
 def choice(choices: Sequence[str]) -> Shape:
-    """One of a few texts."""
+    """Require one of the strings ``choices``."""
 
     def check(value: Any, where: str) -> None:
         _require(isinstance(value, str) and value in choices, where, f"one of {tuple(choices)}", value)
@@ -68,7 +68,7 @@ def choice(choices: Sequence[str]) -> Shape:
 
 
 def optional(shape: Shape) -> Shape:
-    """``shape``, or None."""
+    """Accept None, and otherwise require ``shape``."""
 
     def check(value: Any, where: str) -> None:
         if value is not None:
@@ -78,7 +78,7 @@ def optional(shape: Shape) -> Shape:
 
 
 def items(shape: Shape, length: int | None = None) -> Shape:
-    """A list, or a tuple, of ``length`` values of ``shape``."""
+    """Require a list or tuple with items of ``shape``, and with ``length`` of them if given."""
 
     def check(value: Any, where: str) -> None:
         fits = isinstance(value, (list, tuple)) and length in (None, len(value))
@@ -90,7 +90,7 @@ def items(shape: Shape, length: int | None = None) -> Shape:
 
 
 def table(shape: Shape) -> Shape:
-    """A dictionary from texts to values of ``shape``."""
+    """Require a dictionary with string keys and values of ``shape``."""
 
     def check(value: Any, where: str) -> None:
         _require(isinstance(value, dict) and all(isinstance(key, str) for key in value), where, "a dictionary", value)
@@ -101,7 +101,7 @@ def table(shape: Shape) -> Shape:
 
 
 def fields(shapes: Mapping[str, Shape], *, others: bool = False) -> Shape:
-    """A dictionary with an entry for each of ``shapes``, and with ``others`` or without."""
+    """Require a dictionary with the keys of ``shapes``; additional keys are accepted only with ``others=True``."""
 
     def check(value: Any, where: str) -> None:
         table(anything)(value, where)
@@ -110,7 +110,7 @@ def fields(shapes: Mapping[str, Shape], *, others: bool = False) -> Shape:
             raise ValueError(f"{where} lacks {', '.join(missing)}")
         unknown = sorted(value.keys() - shapes.keys())
         if unknown and not others:
-            raise ValueError(f"{where} has entries that are not known: {reprlib.repr(unknown)}")
+            raise ValueError(f"{where} has unknown entries: {reprlib.repr(unknown)}")
         for key, shape in shapes.items():
             shape(value[key], f"{where}.{key}")
 

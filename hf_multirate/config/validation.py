@@ -1,4 +1,4 @@
-"""Checks of values that users give: each returns the value as a plain one, or says what is wrong with it."""
+"""Validation of user-given values: each function returns the value as a plain one, or raises an error."""
 
 from __future__ import annotations
 
@@ -12,65 +12,65 @@ from typing import Any, NoReturn
 import numpy as np
 
 
-LARGEST = 2**63 - 1
-"""The largest integer of a setting: what tensors of integers hold."""
+LARGEST_INT = 2**63 - 1
+"""Largest integer setting: the largest value of a 64-bit integer tensor."""
 
-LONGEST = 120
-"""Characters of a value in an error."""
+MAX_SHOWN_LENGTH = 120
+"""Maximum number of characters of a value in an error message."""
 
 
 def shown(value: Any) -> str:
-    """The value as an error shows it: cut where it is long, its type where it cannot be printed."""
+    """Text of a value for error messages: long values are cut, values that cannot be printed become their type."""
     try:
         text = repr(value)
-    except Exception:  # an integer of thousands of digits, a list of lists without end, a class of the user's
+    except Exception:  # e.g. an integer of thousands of digits, a recursive list, an error in a user class
         return f"a value of type {type(value).__name__} that cannot be printed"
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+    return text if len(text) <= MAX_SHOWN_LENGTH else f"{text[:MAX_SHOWN_LENGTH]}..."
 
 
 def reason(error: BaseException) -> str:
-    """The kind of an error and its text, on one line."""
+    """Class and message of an error, on one line."""
     try:
         text = " ".join(str(error).split())
-    except Exception:  # of a class of the user's
+    except Exception:  # e.g. an error in a user class
         text = ""
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def wrong_type(name: str, wanted: str, value: Any) -> NoReturn:
-    """Raise `TypeError`: the setting ``name`` must be ``wanted``."""
+    """Raise a `TypeError` for the setting ``name``, which must be ``wanted``."""
     raise TypeError(f"{name} must be {wanted}, got {shown(value)} ({type(value).__name__}).")
 
 
 def require_int(name: str, value: Any, *, least: int | None = None, unit: str = "") -> int:
-    """An integer, also one of numpy.
+    """Check an integer, including numpy integers.
 
     Args:
-        name: How the setting is called in errors.
-        value: What was given.
-        least: The smallest value that is allowed.
-        unit: What is counted, for errors.
+        name: Name of the setting in error messages.
+        value: The value.
+        least: Smallest allowed value.
+        unit: Unit of the value in error messages.
 
     Raises:
-        ValueError: it is too small, or does not fit into 64 bits.
-        TypeError: it is no integer; a bool is none.
+        ValueError: the value is too small, or does not fit into 64 bits.
+        TypeError: the value is not an integer; a bool is rejected.
     """
     if isinstance(value, bool) or not isinstance(value, Integral):
         wrong_type(name, f"an integer number of {unit}" if unit else "an integer", value)
     plain = operator.index(value)
     if least is not None and plain < least:
         raise ValueError(f"{name} must be at least {least}, got {shown(plain)}.")
-    if abs(plain) > LARGEST:
-        raise ValueError(f"{name} must be at most {LARGEST}, got {shown(plain)}.")
+    if abs(plain) > LARGEST_INT:
+        raise ValueError(f"{name} must be at most {LARGEST_INT}, got {shown(plain)}.")
     return plain
 
 
 def require_number(name: str, value: Any, wanted: str = "a number") -> float:
-    """A finite number as a float, also one of numpy.
+    """Check a finite number, including numpy numbers, and return it as a float.
 
     Raises:
-        ValueError: it is not finite, or too large for a float.
-        TypeError: it is no number; a bool is none.
+        ValueError: the value is not finite, or too large for a float.
+        TypeError: the value is not a number; a bool is rejected.
     """
     if isinstance(value, bool) or not isinstance(value, Real):
         wrong_type(name, wanted, value)
@@ -84,10 +84,10 @@ def require_number(name: str, value: Any, wanted: str = "a number") -> float:
 
 
 def require_bool(name: str, value: Any) -> bool:
-    """True or False, also of numpy.
+    """Check a bool, including numpy bools.
 
     Raises:
-        TypeError: it is something else.
+        TypeError: the value is not a bool.
     """
     if not isinstance(value, (bool, np.bool_)):
         wrong_type(name, "True or False", value)
@@ -95,22 +95,22 @@ def require_bool(name: str, value: Any) -> bool:
 
 
 def require_text(name: str, value: Any) -> str:
-    """A string.
+    """Check a string.
 
     Raises:
-        TypeError: it is something else.
+        TypeError: the value is not a string.
     """
     if not isinstance(value, str):
         wrong_type(name, "a string", value)
-    return str.__str__(value)  # a string of numpy or of an enumeration is no plain one
+    return str.__str__(value)  # converts numpy strings and members of a string enumeration
 
 
 def require_choice(name: str, value: Any, choices: Sequence[str], *, or_none: bool = False) -> str | None:
-    """One of a few strings, or None where ``or_none``.
+    """Check for one of the strings ``choices``, or None if ``or_none`` is set.
 
     Raises:
-        ValueError: it is another string.
-        TypeError: it is no string.
+        ValueError: the value is another string.
+        TypeError: the value is not a string.
     """
     if value is None and or_none:
         return None
@@ -123,10 +123,10 @@ def require_choice(name: str, value: Any, choices: Sequence[str], *, or_none: bo
 
 
 def require_items(name: str, value: Any, wanted: str) -> tuple[Any, ...]:
-    """The items of a list, a tuple or another iterable with an order.
+    """Check an ordered iterable, such as a list or a tuple, and return its items.
 
     Raises:
-        TypeError: it is a string, a mapping or a set, or cannot be iterated over.
+        TypeError: the value is a string, a mapping or a set, or is not iterable.
     """
     if isinstance(value, (str, bytes, bytearray, Mapping, Set)):
         wrong_type(name, wanted, value)
@@ -138,11 +138,11 @@ def require_items(name: str, value: Any, wanted: str) -> tuple[Any, ...]:
 
 
 def require_path(name: str, value: Any) -> str:
-    """A path as a string.
+    """Check a path, and return it as a string.
 
     Raises:
-        TypeError: it is neither a string nor a path.
-        ValueError: it is empty.
+        TypeError: the value is neither a string nor a path.
+        ValueError: the value is empty.
     """
     path = os.fspath(value) if isinstance(value, os.PathLike) else value
     if not isinstance(path, str):
@@ -153,10 +153,10 @@ def require_path(name: str, value: Any) -> str:
 
 
 def require_step(value: Any) -> int:
-    """The index of an optimizer step.
+    """Check the index of an optimizer step.
 
     Raises:
-        ValueError: it is negative.
-        TypeError: it is no integer.
+        ValueError: the value is negative.
+        TypeError: the value is not an integer.
     """
     return require_int("a step index, which counts from 0,", value, least=0)

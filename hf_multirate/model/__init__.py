@@ -1,1 +1,1 @@
-"""Which parameter of a model is where, and what a step of it costs."""
+"""Analysis of a model: stack, blocks and rate groups of its parameters, and the predicted cost of a step."""

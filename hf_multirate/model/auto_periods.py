@@ -1,4 +1,4 @@
-"""Choose the periods of blocks for a speed-up, from the cost model of the network."""
+"""Automatic periods: choose a period for each block so that a requested speed-up is reached."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 from hf_multirate.config.auto_periods import AutoPeriods
 from hf_multirate.config.config import DEFAULT_PERIODS, MultirateConfig
 from hf_multirate.config.rate_group import RateGroup, depth_ladder
-from hf_multirate.model.blocks import ABOVE, block_of_parameter
+from hf_multirate.model.blocks import HEAD, block_of_parameter
 from hf_multirate.model.cost_model import costs_by_depth, layers_of
 from hf_multirate.model.partition import settle
 from hf_multirate.model.period_search import expected_values, search_ladder, slowest, work_of
@@ -23,11 +23,11 @@ from hf_multirate.model.unwrap import canonical_parameters
 
 ROUNDING = 1e-9
 
-NEAR = 1.01
-"""Work of at most this share of the budget counts as within it."""
+BUDGET_TOLERANCE = 1.01
+"""Factor by which the least possible work may exceed the requested work without a warning."""
 
-MOST, FEW = 0.5, 2
-"""A block with more than this share of the work is named in a warning, in models of more blocks than this."""
+LARGE_BLOCK_SHARE, FEW_BLOCKS = 0.5, 2
+"""A block with a larger share of the work is named in a warning, if the model has more than `FEW_BLOCKS` blocks."""
 
 logger = logging.getLogger(__name__)
 
@@ -35,17 +35,20 @@ logger = logging.getLogger(__name__)
 def choose_periods(
     config: MultirateConfig, model: nn.Module, warn: Callable[[str], None] = logger.warning
 ) -> MultirateConfig:
-    """``config`` with periods for ``model``; as it is if its periods are given and fit.
+    """Choose the periods of ``config`` for ``model``, if they are automatic.
 
-    The default ladder is shortened for a model with fewer blocks than it has parts.
+    The default ladder is shortened for a model that has fewer blocks than the ladder has parts.
 
-    The value of a gradient is assumed to fall with depth, and work is that of the cost model: see
-    `hf_multirate.model.period_search`. Nothing is measured, so the periods are the same in each run and process.
+    The value of a gradient is assumed to fall with depth, and work is predicted by the cost model, see
+    `hf_multirate.model.period_search`. Nothing is measured, so the periods are the same in every run and process.
 
     Args:
         config: The configuration.
-        model: The model, some parameters of which may be frozen.
-        warn: Takes what a user should know of the choice.
+        model: The model; some of its parameters may be frozen.
+        warn: Function that receives warnings.
+
+    Returns:
+        The configuration with a period for each group with trainable parameters.
 
     Raises:
         FrozenError: nothing is trainable. It is a `ValueError` too.
@@ -53,7 +56,7 @@ def choose_periods(
     """
     if config.auto_periods is None:
         return _shortened(config, model, warn)
-    # Without a trainable parameter there is no block: the group of all says so.
+    # Without a trainable parameter there is no block; the group of all parameters then raises the error.
     groups = config.groups or block_groups(model) or (RateGroup("all", ".*"),)
     settled, members = settle(replace(config, groups=groups, auto_periods=None), model)
     names = [group.name for group in settled.groups]
@@ -86,10 +89,10 @@ def _shortened(config: MultirateConfig, model: nn.Module, warn: Callable[[str], 
 
 
 def block_groups(model: nn.Module) -> tuple[RateGroup, ...]:
-    """A rate group for each block with a trainable parameter, from the top down.
+    """Rate groups for automatic periods: one for each block with a trainable parameter, from the top down.
 
-    The head and the top block are one group: a head may have parameters that the loss does not use, such as a pooler,
-    and a step with a gradient for none of the parameters would be no step.
+    The head and the top block form one group. A head may consist of parameters that the loss does not use, such as a
+    pooler; a step with only the head live would then have no gradient.
     """
     owners = block_of_parameter(model)
     members: dict[str, list[str]] = {block: [] for block in owners.values()}
@@ -97,29 +100,29 @@ def block_groups(model: nn.Module) -> tuple[RateGroup, ...]:
         if parameter.requires_grad:
             members[owners[parameter]].append(name)
     blocks = [(block, names) for block, names in members.items() if names]
-    if len(blocks) > 1 and blocks[0][0] == ABOVE:
-        (head, above), (top, below), *rest = blocks
-        blocks = [(f"{head}+{top}", above + below), *rest]
+    if len(blocks) > 1 and blocks[0][0] == HEAD:
+        (head, head_names), (top, top_names), *rest = blocks
+        blocks = [(f"{head}+{top}", head_names + top_names), *rest]
     return tuple(RateGroup(block, [f"^{re.escape(name)}$" for name in names]) for block, names in blocks)
 
 
 def _search(
-    wanted: AutoPeriods, work: Sequence[float], names: Sequence[str], warn: Callable[[str], None]
+    settings: AutoPeriods, work: Sequence[float], names: Sequence[str], warn: Callable[[str], None]
 ) -> tuple[int, ...]:
-    """Periods for ``wanted``; ``work`` is that of a step with none of the groups live, with the first, and so on."""
+    """Search periods; ``work[i]`` is the work of a step at which the first ``i`` groups are live."""
     fixed, costs = work[0], [high - low for low, high in pairwise(work)]
-    periods = search_ladder(expected_values(len(names)), costs, fixed, wanted.work + ROUNDING, wanted.max_period)
-    least = work_of(costs, fixed, slowest(len(names), wanted.max_period))
-    if least > NEAR * wanted.work:
+    periods = search_ladder(expected_values(len(names)), costs, fixed, settings.work + ROUNDING, settings.max_period)
+    least_work = work_of(costs, fixed, slowest(len(names), settings.max_period))
+    if least_work > BUDGET_TOLERANCE * settings.work:
         warn(
-            f"requested speed-up {1 / wanted.work:.2f} is not reachable: the maximum is {1 / least:.2f}, with a "
-            f"gradient of all blocks but the top one at every {wanted.max_period}th step, and is used."
+            f"requested speed-up {1 / settings.work:.2f} is not reachable: the maximum is {1 / least_work:.2f}, with "
+            f"all blocks but the top one live at every {settings.max_period}th step. This maximum is used."
         )
     share, name = max(zip(costs, names, strict=True))
     share /= sum(costs) or 1.0
-    if share > MOST and len(names) > FEW:
+    if share > LARGE_BLOCK_SHARE and len(names) > FEW_BLOCKS:
         warn(
-            f"block {name!r} has {share:.0%} of the work of backward, so there are few periods to choose from: name "
+            f"block {name!r} has {share:.0%} of the work of backward, which leaves few choices of periods: name "
             "smaller blocks, as in MultirateConfig.auto(blocks=[...])."
         )
     return periods

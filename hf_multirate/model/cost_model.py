@@ -1,11 +1,9 @@
-"""What a step costs, estimated from the model alone.
+"""Cost model: predicted work of each kind of step, from the weights of the model.
 
-A weight matrix costs one unit per entry in the forward pass, one for the gradient of its input and
-one for its own gradient. Embedding tables are looked up for next to nothing. The order of the
-forward pass is taken to be that of the levels of a stack, and else the order in which modules were
-registered, which holds for the models of transformers up to details: the first fast step shows
-where it does not, see `hf_multirate.backward.cost_check`. Convolutions at different resolutions make the
-estimate coarse.
+A weight matrix costs one unit per entry in the forward pass, one for the gradient of its input and one for its own
+gradient. Embedding look-ups cost nothing. Modules are assumed to run in the order of their levels in the stack, and
+in the order of registration within a level. This holds for most transformers models; the first fast step checks it,
+see `hf_multirate.backward.cost_check`. The estimate is coarse for convolutions at different resolutions.
 """
 
 from __future__ import annotations
@@ -23,9 +21,13 @@ from hf_multirate.model.unwrap import canonical_parameters
 
 @dataclass(frozen=True)
 class Layer:
-    """A module with parameters of its own: their names, which of them are matrices, and its work in a forward pass.
+    """Module with direct parameters.
 
-    A parameter that is tied is named by the first of its modules only.
+    Attributes:
+        module: The module.
+        parameters: Names of its parameters. A tied parameter is listed only for the first of its modules.
+        matrices: Names of those parameters that are matrices.
+        forward: Units of work of its forward pass.
     """
 
     module: nn.Module
@@ -35,45 +37,45 @@ class Layer:
 
 
 def layers_of(model: nn.Module) -> list[Layer]:
-    """The modules of ``model`` that own parameters, in the order of the forward pass as far as it is known."""
+    """Modules of ``model`` with direct parameters, in the assumed order of the forward pass."""
     parameters = canonical_parameters(model)
     names = {id(parameter): name for name, parameter in parameters.items()}
     layers = []
     for module in _in_order(model):
-        own = list(module.parameters(recurse=False))
-        fresh = tuple(names.pop(id(parameter)) for parameter in own if id(parameter) in names)
-        if own:
-            work = 0 if isinstance(module, nn.Embedding) else sum(p.numel() for p in own if p.dim() > 1)
-            matrices = frozenset(name for name in fresh if parameters[name].dim() > 1)
-            layers.append(Layer(module, fresh, matrices, float(work)))
+        direct = list(module.parameters(recurse=False))
+        unlisted = tuple(names.pop(id(parameter)) for parameter in direct if id(parameter) in names)
+        if direct:
+            work = 0 if isinstance(module, nn.Embedding) else sum(p.numel() for p in direct if p.dim() > 1)
+            matrices = frozenset(name for name in unlisted if parameters[name].dim() > 1)
+            layers.append(Layer(module, unlisted, matrices, float(work)))
     return layers
 
 
 def _in_order(model: nn.Module) -> list[nn.Module]:
-    """From the bottom of the stack to the top; the order of registration within a level, and without a stack."""
+    """Modules from the bottom of the stack to the top, in order of registration within a level or without a stack."""
     modules = list(model.modules())
     try:
         levels = levels_of(model, find_stack(model))
-    except ValueError:  # it has none
+    except ValueError:  # the model has no stack
         return modules
     return sorted(modules, key=lambda module: -levels[module])
 
 
 def step_cost(layers: Sequence[Layer], live: Set[str]) -> float:
-    """Units of work of a step at which the parameters named in ``live`` get a gradient.
+    """Units of work of a step at which the parameters ``live`` get a gradient.
 
-    The gradient of a layer's input is needed if some layer before it is live: backward stops at the
-    first live layer, the boundary. The gradient of a bias is a sum, which counts for nothing.
+    The gradient of a layer's input is needed only if an earlier layer is live: backward stops at the first live layer,
+    the boundary. The gradient of a bias costs nothing.
     """
     return sum(layer.forward + backward for layer, backward in _backward(layers, live))
 
 
 def costs_by_depth(layers: Sequence[Layer], groups: Sequence[Collection[str]]) -> list[float]:
-    """`step_cost` with none of ``groups`` live, with the first, with the first two, and so on, in one pass."""
+    """`step_cost` with the first 0, 1, 2, ... of ``groups`` live, computed in one pass over the layers."""
     place = {name: i for i, names in enumerate(groups, 1) for name in names}
     never = len(groups) + 1
     added = [0.0] * (never + 1)
-    below = never  # the first group with a parameter in a layer before
+    below = never  # the first group with a parameter in an earlier layer
     for layer in layers:
         added[0] += layer.forward
         added[min((place.get(name, never) for name in layer.matrices), default=never)] += layer.forward
@@ -83,7 +85,7 @@ def costs_by_depth(layers: Sequence[Layer], groups: Sequence[Collection[str]]) -
 
 
 def backward_costs(layers: Sequence[Layer], blocks: Mapping[str, str]) -> dict[str, float]:
-    """Units of work of backward at a full step, by block; ``blocks`` has that of every parameter."""
+    """Units of work of backward at a full step for each block; ``blocks`` maps parameter names to blocks."""
     costs: dict[str, float] = {}
     for layer, backward in _backward(layers, blocks.keys()):
         if layer.parameters:
@@ -100,17 +102,17 @@ def _backward(layers: Sequence[Layer], live: Set[str]) -> Iterator[tuple[Layer, 
 
 
 def boundary(layers: Sequence[Layer], live: Set[str]) -> str | None:
-    """Name of the first live parameter in the order of the forward pass; backward is skipped below it."""
+    """Boundary: name of the first live parameter in the order of the forward pass. Backward is skipped below it."""
     return next((name for layer in layers for name in layer.parameters if name in live), None)
 
 
 class StepCosts:
-    """Predicted cost of each kind of step, as a share of a full step.
+    """Predicted cost of each kind of step, as a share of the cost of a full step.
 
     Args:
-        groups: Names of the rate groups, in their order.
+        groups: Names of the rate groups in order.
         partition: Rate group name -> names of its parameters.
-        layers: The layers of the model, from `layers_of`.
+        layers: Layers of the model, see `layers_of`.
     """
 
     def __init__(
@@ -119,24 +121,24 @@ class StepCosts:
         self._members = [partition[name] for name in groups]
         self._layers = layers
         self._full = step_cost(layers, {name for names in self._members for name in names})
-        self._known: dict[tuple[int, ...], float] = {}
+        self._costs: dict[tuple[int, ...], float] = {}
         self.corrections = 0
-        """How many kinds of steps were seen to have another cost than predicted."""
+        """Number of kinds of steps whose predicted cost was corrected."""
 
     def of(self, live: tuple[int, ...]) -> float:
         """Cost of a step at which the groups with the indices ``live`` get a gradient."""
-        if live not in self._known:
+        if live not in self._costs:
             cost = step_cost(self._layers, {name for i in live for name in self._members[i]})
-            self._known[live] = cost / self._full if self._full else 1.0
-        return self._known[live]
+            self._costs[live] = cost / self._full if self._full else 1.0
+        return self._costs[live]
 
     def correct(self, live: tuple[int, ...], cost: float) -> None:
-        """Take over the cost of a kind of step that was seen."""
-        self._known[live] = cost
+        """Replace the predicted cost of a kind of step by the observed ``cost``."""
+        self._costs[live] = cost
         self.corrections += 1
 
     def speedup(self, kinds: Mapping[tuple[int, ...], int]) -> float:
-        """Steps of a cycle over their cost: S(k) = k / (1 + (k - 1) r) for two rates.
+        """Speed-up: steps of a cycle divided by their cost. With two rates it is S(k) = k / (1 + (k - 1) r).
 
         Args:
             kinds: Live groups -> number of such steps in a cycle.

@@ -1,4 +1,4 @@
-"""A table of who is in which rate group and what that is expected to save."""
+"""Description of a configuration: a table of the rate groups, and the predicted speed-up."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from hf_multirate.model.unwrap import canonical_parameters
 
 
 def describe(config: MultirateConfig, partition: Partition, model: nn.Module) -> str:
-    """Rate groups, boundary and predicted cost as lines of text of at most about 110 characters.
+    """Describe rate groups, boundary and predicted cost in lines of about 110 characters.
 
-    Parameter names are folded by layer: ``encoder.layer.{0-4}.*`` stands for all trainable parameters of
-    five blocks. The predicted cost is the share of a full step, from `hf_multirate.model.cost_model`.
+    Parameter names are shortened by layer: ``encoder.layer.{0-4}.*`` stands for all trainable parameters of five
+    blocks. The predicted cost is a share of a full step, see `hf_multirate.model.cost_model`.
     """
     sizes = {name: parameter.numel() for name, parameter in canonical_parameters(model).items()}
     total = sum(sizes[name] for names in partition.values() for name in names)
@@ -29,18 +29,18 @@ def describe(config: MultirateConfig, partition: Partition, model: nn.Module) ->
         count = sum(sizes[name] for name in partition[group.name])
         redrawn = group.random_subset is not None and group.random_subset.redraw == "step"
         rule = group.idle if group.period > 1 or redrawn else "-"
-        folded = shorten_names(partition[group.name])
-        figures = (shortened(group.name), str(group.period), rule, f"{count:,}", f"{count / total:.1%}")
-        rows += [(*figures, folded[0]), *(("", "", "", "", "", line) for line in folded[1:])]
+        names = shorten_names(partition[group.name])
+        cells = (shortened(group.name), str(group.period), rule, f"{count:,}", f"{count / total:.1%}")
+        rows += [(*cells, names[0]), *(("", "", "", "", "", name) for name in names[1:])]
     lines = align_columns(rows, left=(0, 2))
     if partition.frozen:
-        count, names = sum(sizes[name] for name in partition.frozen), ", ".join(shorten_names(partition.frozen))
-        lines.append(f"frozen by requires_grad=False, in no group: {count:,} parameters, {names}")
+        count, frozen = sum(sizes[name] for name in partition.frozen), ", ".join(shorten_names(partition.frozen))
+        lines.append(f"frozen by requires_grad=False, in no group: {count:,} parameters, {frozen}")
     return "\n".join([*lines, *_costs(config, partition, model)])
 
 
 def align_columns(rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> list[str]:
-    """Lines of aligned cells: columns to the ``left`` and, as it is, the last one; all others to the right."""
+    """Lines of aligned cells: the columns ``left`` to the left, all others to the right, the last one unchanged."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
     lines = []
     for *cells, last in rows:
@@ -61,7 +61,7 @@ def _costs(config: MultirateConfig, partition: Partition, model: nn.Module) -> l
         if config.is_standard_training or not subsets:
             return ["every step is a full step: standard training"]
         shares = ", ".join(f"{fraction:.0%}" for fraction in subsets)
-        return [f"every step is a full step, with {shares} of a group held at zero in turn: no time is saved"]
+        return [f"every step is a full step, with {shares} of a group at zero: no time is saved"]
     lines = []
     for groups in reversed(kinds):
         if len(groups) == len(config.groups):
@@ -78,18 +78,18 @@ def _costs(config: MultirateConfig, partition: Partition, model: nn.Module) -> l
 
 
 def shorten_names(names: Sequence[str]) -> list[str]:
-    """Fold names by layer.
+    """Shorten a list of names by combining those of one layer, and layers with consecutive numbers.
 
     >>> shorten_names(["layer.0.w", "layer.0.b", "layer.1.w", "layer.1.b", "head.w"])
     ['layer.{0-1}.*', 'head.w']
     """
     blocks: dict[str, list[int]] = {}
     order: dict[str, list[str]] = {}
-    # A number at the very front is a block if others are like it, and not the place of a whole model in a pipeline.
-    behind = Counter(name.partition(".")[2] for name in names)
+    # A number at the start of a name is a block only if others have the same suffix; else it is part of a pipeline.
+    suffixes = Counter(name.partition(".")[2] for name in names)
     for name in names:
         match = re.match(r"(.*?\.)?(\d+)\.", name)
-        if match and (match.group(1) or behind[name[match.end() :]] > 1):
+        if match and (match.group(1) or suffixes[name[match.end() :]] > 1):
             prefix = match.group(1) or ""
             blocks.setdefault(prefix, [])
             if int(match.group(2)) not in blocks[prefix]:
@@ -98,12 +98,12 @@ def shorten_names(names: Sequence[str]) -> list[str]:
         else:
             order.setdefault(name.rpartition(".")[0], []).append(name)
     return [
-        f"{key[:-1]}{_ranges(sorted(blocks[key[:-1]]))}.*" if key.endswith("#") else _siblings(key, members)
+        f"{key[:-1]}{_ranges(sorted(blocks[key[:-1]]))}.*" if key.endswith("#") else _combine_siblings(key, members)
         for key, members in order.items()
     ]
 
 
-def _siblings(path: str, names: Sequence[str]) -> str:
+def _combine_siblings(path: str, names: Sequence[str]) -> str:
     if len(names) == 1:
         return names[0]
     leaves = ",".join(name.rpartition(".")[2] for name in names)
@@ -111,7 +111,7 @@ def _siblings(path: str, names: Sequence[str]) -> str:
 
 
 def _ranges(numbers: Sequence[int]) -> str:
-    """``{0-2,5}`` for 0, 1, 2, 5, and ``5`` for 5 alone."""
+    """Ranges of numbers: ``{0-2,5}`` for 0, 1, 2 and 5; ``5`` for a single number."""
     parts: list[list[int]] = []
     for number in numbers:
         if parts and number == parts[-1][1] + 1:

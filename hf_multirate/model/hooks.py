@@ -1,4 +1,4 @@
-"""Forward hooks that stay the last ones, whoever adds another, and changes of a module for its forward pass only."""
+"""Forward hooks that run after all other hooks, and temporary changes of modules during their forward pass."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch import nn
 
 
 class OwnHook:
-    """A hook of this package on a module or an optimizer of the user.
+    """Hook of this package on a user's module or optimizer.
 
-    A copy or a pickle of the module has a method of the standard library in its place, which does nothing: it keeps
-    nothing alive, and is read without this package.
+    In a copy or a pickle the hook is replaced by a function of the standard library that does nothing. The copy
+    therefore keeps no reference to this package, and can be unpickled without it.
 
     Args:
-        function: What to call.
-        owner: What the hook is on. A shallow copy of it shares its hooks, and is left alone.
-        copied: Called before a copy or a pickle is made.
+        function: Function to call.
+        owner: Object with the hook. A shallow copy of it shares its hooks; calls from the copy are ignored.
+        copied: Function to call before a copy or a pickle is made.
     """
 
     def __init__(
@@ -28,13 +28,13 @@ class OwnHook:
         self._function, self._owner, self._copied = function, owner, copied
 
     def __call__(self, *args: Any) -> Any:
-        """Call the function, if the first argument is the owner."""
+        """Call the function if the first argument is the owner."""
         if self._owner is not None and args[0] is not self._owner:
             return None
         return self._function(*args)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """See `object.__reduce__`."""
+        """Replace the hook in copies and pickles, see `object.__reduce__`."""
         if self._copied is not None:
             self._copied()
         return getattr, (nullcontext(), "__exit__")
@@ -44,28 +44,28 @@ class OwnHook:
 def last_hooks(
     model: nn.Module, hooks: Sequence[tuple[nn.Module, Callable[..., Any]]], *, renewed: bool = True
 ) -> Iterator[None]:
-    """While open, each module of ``hooks`` has its forward hook behind all others.
+    """Context manager in which the forward hooks of ``hooks`` run after all other forward hooks.
 
     Args:
-        model: The model that the modules are in.
+        model: The model that contains the modules.
         hooks: Pairs of a module and a hook.
-        renewed: Whether to put them behind others again before each forward pass of ``model``: activation
-            checkpointing may be put on within a step, and its mark on the embeddings with it.
+        renewed: Whether to register the hooks again before each forward pass of ``model``, after hooks that were added
+            in the meantime. Enabling gradient checkpointing within a step adds such a hook to the embeddings.
     """
     handles: list[Any] = []
-    wanted = list(hooks)
+    remaining = list(hooks)
 
     def renew(*_: Any) -> None:
         for handle in handles:
             handle.remove()
-        handles[:] = [module.register_forward_hook(OwnHook(hook, module)) for module, hook in wanted]
+        handles[:] = [module.register_forward_hook(OwnHook(hook, module)) for module, hook in remaining]
 
     renew()
     renewal = model.register_forward_pre_hook(OwnHook(renew, model)) if renewed and hooks else None
     try:
         yield
     finally:
-        wanted.clear()  # a hook before the renewal may close this, and torch runs the renewal all the same
+        remaining.clear()  # torch still runs the renewal if an earlier hook closes this context
         for handle in [*handles, *([renewal] if renewal is not None else [])]:
             handle.remove()
 
@@ -76,34 +76,34 @@ def around_forward(
     change: Callable[[nn.Module, Any], Callable[[], None] | None],
     convert: Callable[[Any], Any] | None = None,
 ) -> Iterator[None]:
-    """While open, each of ``modules`` is changed for the duration of its own forward pass, also if that fails.
+    """Context manager in which each of ``modules`` is changed during its forward pass, and restored even if it fails.
 
     Args:
         modules: The modules.
-        change: Changes a module that is about to run on some inputs, and returns what takes that back; None if it
-            leaves the module alone.
-        convert: What to make of the output of one that was changed. Hooks of others then see what comes of it, and
-            the module as it was.
+        change: Function of a module and its inputs that changes the module before its forward pass. It returns a
+            function that restores the module, or None if it has not changed it.
+        convert: Function that converts the output of a changed module. Other hooks then see the converted output and
+            the restored module.
     """
-    own = dict.fromkeys(modules)
-    undo: dict[nn.Module, Callable[[], None]] = {}
+    targets = dict.fromkeys(modules)
+    restore: dict[nn.Module, Callable[[], None]] = {}
 
     def enter(module: nn.Module, args: Any, kwargs: Any = None) -> None:
-        if module not in undo:
-            take_back = change(module, (args, kwargs))
-            if take_back is not None:
-                undo[module] = take_back
+        if module not in restore:
+            restore_module = change(module, (args, kwargs))
+            if restore_module is not None:
+                restore[module] = restore_module
 
     def leave(module: nn.Module, args: Any, output: Any) -> Any:
         del args
-        if module not in undo:
+        if module not in restore:
             return None
-        undo.pop(module)()
+        restore.pop(module)()
         return None if convert is None else convert(output)
 
     outside = convert is not None
     handles: list[Any] = []
-    for module in own:
+    for module in targets:
         before, after = OwnHook(enter, module), OwnHook(leave, module)
         handles.append(module.register_forward_pre_hook(before, with_kwargs=outside))
         handles.append(module.register_forward_hook(after, prepend=outside, always_call=outside))
@@ -112,8 +112,8 @@ def around_forward(
     finally:
         for handle in handles:
             handle.remove()
-        for take_back in undo.values():  # left open by an error in a forward pass
-            take_back()
+        for restore_module in restore.values():  # modules whose forward pass raised an error
+            restore_module()
 
 
 def tensors_in(values: Any) -> Iterator[torch.Tensor]:

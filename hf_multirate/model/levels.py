@@ -1,4 +1,4 @@
-"""How deep each module lies, as far as names and the order of registration show."""
+"""Depth of each module, derived from module names and the order of registration."""
 
 from __future__ import annotations
 
@@ -8,130 +8,140 @@ from typing import Any
 
 from torch import nn
 
-from hf_multirate.model.stacks import CLOSE, LATER, Stack, ancestors, containers, interleaved, parents_of
+from hf_multirate.model.stacks import (
+    COMPARABLE_SIZE,
+    LATER_TOWERS,
+    Stack,
+    ancestors,
+    containers,
+    interleaved,
+    parents_of,
+)
 
 
-ABOVE = r"(^|_)(\w*head|heads|classifiers?|score|scorer|logits?|qa_outputs|predict\w*|decoder|final)(_|$)"
-"""In names of modules that run after a stack although they were registered before it."""
+MODULES_ABOVE = r"(^|_)(\w*head|heads|classifiers?|score|scorer|logits?|qa_outputs|predict\w*|decoder|final)(_|$)"
+"""Pattern for names of modules that run after a stack even if they are registered before it."""
 
-FEEDS = r"(visual|vision|image|audio|speech|multi_?modal|mm)_.*(proj|connector|adapter|resampler)"
-"""In names of modules that take another modality into the stack, wherever they were registered."""
+INPUT_PROJECTIONS = r"(visual|vision|image|audio|speech|multi_?modal|mm)_.*(proj|connector|adapter|resampler)"
+"""Pattern for names of modules that project another modality into the stack, wherever they are registered."""
 
 Edge = tuple[nn.Module, str]
 """A module and the name of one of its children."""
 
 
 def levels_of(model: nn.Module, stack: Stack) -> dict[nn.Module, int]:
-    """How deep each module of ``model`` lies.
+    """Level of each module of ``model``, i.e. its depth from the top.
 
-    Levels are 0 above the stack, 1 in its last block, 2 in the one below that, and the number of blocks plus one below
-    the stack. A module that several others share has the deepest of its levels.
+    The level is 0 above the stack, 1 in its last block, 2 in the block below, and so on. Below the stack it is the
+    number of blocks plus one. A shared module has the deepest of its levels.
     """
     parents = parents_of(model)
-    marks = _marks(model, stack, parents)
+    edge_levels = _edge_levels(model, stack, parents)
     levels = {model: len(stack.blocks) + 1}
 
     def level(module: nn.Module) -> int:
         if module not in levels:
-            levels[module] = max(marks[edge] if edge in marks else level(edge[0]) for edge in parents[module])
+            levels[module] = max(edge_levels[e] if e in edge_levels else level(e[0]) for e in parents[module])
         return levels[module]
 
-    found = {module: level(module) for module in model.modules()}
-    head = head_modules(model) or set()
-    # With the stack in the head (a decoder on a base model) not all of the head is above it.
-    return found if stack.module in head else found | dict.fromkeys(head & found.keys(), 0)
+    module_levels = {module: level(module) for module in model.modules()}
+    base = base_of(model)
+    head = set() if base is None else set(unwrap_peft(model).modules()) - set(base.modules())
+    # If the head contains the stack (a decoder on a base model), not all modules of the head are above it.
+    return module_levels if stack.module in head else module_levels | dict.fromkeys(head & module_levels.keys(), 0)
 
 
-def head_modules(model: nn.Module) -> set[nn.Module] | None:
-    """Modules outside the base model; None without a base model."""
-    wrapped = unwrap(model)
-    base = getattr(wrapped, "base_model", None)
-    return set(wrapped.modules()) - set(base.modules()) if isinstance(base, nn.Module) else None
+def base_of(model: nn.Module) -> nn.Module | None:
+    """Base model of a transformers model, also of one in a `PeftModel`; None if the model has none."""
+    # `base_model` is a property of transformers models; other modules have no such attribute.
+    base = getattr(unwrap_peft(model), "base_model", None)
+    return base if isinstance(base, nn.Module) else None
 
 
-def unwrap(model: nn.Module) -> nn.Module:
-    """The model in a `PeftModel`, whose own ``base_model`` is its tuner, which contains the head."""
-    # Probed by name because peft is an optional dependency.
-    inner: Any = getattr(model, "get_base_model", None)
-    return model if inner is None else inner()
+def unwrap_peft(model: nn.Module) -> nn.Module:
+    """The model in a `PeftModel`, whose ``base_model`` is the tuner and includes the head."""
+    # Looked up by name because peft is an optional dependency.
+    get_base_model: Any = getattr(model, "get_base_model", None)
+    return model if get_base_model is None else get_base_model()
 
 
-def _marks(model: nn.Module, stack: Stack, parents: Mapping[nn.Module, Sequence[Edge]]) -> dict[Edge, int]:
+def _edge_levels(model: nn.Module, stack: Stack, parents: Mapping[nn.Module, Sequence[Edge]]) -> dict[Edge, int]:
     """Levels of the blocks, and of the children of all modules that contain the stack."""
     number = len(stack.blocks)
-    marks = _blocks(stack)
+    edge_levels = _block_levels(stack)
     path, stacks = {stack.module, *ancestors(stack.module, parents)}, containers(model)
     for parent in path - {stack.module}:
-        placed = _siblings(parent, path, stacks, stack.size)
-        marks |= {(parent, name): 0 if above else number + 1 for name, above in placed.items()}
+        siblings = _siblings_above(parent, path, stacks, stack.size)
+        edge_levels |= {(parent, name): 0 if above else number + 1 for name, above in siblings.items()}
     for parent, _ in parents[stack.module]:
-        numbered = [marks[stack.module, name] for name, _ in stack.module.named_children()]
+        block_levels = [edge_levels[stack.module, name] for name, _ in stack.module.named_children()]
         names = [name for name, _ in parent.named_children()]
-        own = next(name for name, child in parent.named_children() if child is stack.module)
+        stack_name = next(name for name, child in parent.named_children() if child is stack.module)
         for name in interleaved(parent, stack.module):
-            beside = parent.get_submodule(name)
-            # What was registered before the stack runs before the block of its number.
-            levels = numbered if names.index(name) > names.index(own) else [number + 1, *numbered]
-            marks |= {(beside, key): level for (key, _), level in zip(beside.named_children(), levels, strict=False)}
-    return marks
+            modules = parent.get_submodule(name)
+            # Modules registered before the stack run before the block with their number.
+            after = names.index(name) > names.index(stack_name)
+            levels = block_levels if after else [number + 1, *block_levels]
+            pairs = zip(modules.named_children(), levels, strict=False)
+            edge_levels |= {(modules, key): level for (key, _), level in pairs}
+    return edge_levels
 
 
-def _blocks(stack: Stack) -> dict[Edge, int]:
-    marks: dict[Edge, int] = {}
+def _block_levels(stack: Stack) -> dict[Edge, int]:
+    levels: dict[Edge, int] = {}
     level = len(stack.blocks) + 1
     for name, _ in stack.module.named_children():
         if name in stack.blocks:
             level = len(stack.blocks) - stack.blocks.index(name)
-        marks[stack.module, name] = level
-    return marks
+        levels[stack.module, name] = level
+    return levels
 
 
-def _siblings(parent: nn.Module, path: set[nn.Module], stacks: set[nn.Module], size: int) -> dict[str, bool]:
-    """Whether children of ``parent`` that are not on the ``path`` to the stack lie above it."""
+def _siblings_above(parent: nn.Module, path: set[nn.Module], stacks: set[nn.Module], size: int) -> dict[str, bool]:
+    """Whether each child of ``parent`` that is not on the ``path`` to the stack runs above the stack, by name."""
     children = list(parent.named_children())
     first = next(i for i, (_, child) in enumerate(children) if child in path)
-    found: dict[str, bool] = {}
-    fed = False
+    above: dict[str, bool] = {}
+    after_embedding = False
     for i, (name, child) in enumerate(children):
         if child in path:
             continue
-        takes = _is_input(name, child)
+        is_input = _is_input(name, child)
         if i < first:
-            found[name] = bool(re.search(ABOVE, name.lower())) and not takes
+            above[name] = bool(re.search(MODULES_ABOVE, name.lower())) and not is_input
         elif _runs_later(name, children[first][0]):
-            found[name] = not fed
+            above[name] = not after_embedding
         elif any(part in stacks for part in child.modules()):
-            # A tower is only passed over: CLIP's projections do follow the other tower.
-            found[name] = not (fed or takes or _large(child, size))
+            # Another tower does not end the modules above: CLIP's projections are registered after the other tower.
+            above[name] = not (after_embedding or is_input or _is_large(child, size))
         else:
-            # A bare embedding feeds the bottom of the stack, and what is registered behind it serves it
+            # An embedding is an input of the stack, and so are the modules registered after it
             # (DeBERTa's rel_embeddings, LayerNorm, conv).
-            fed = fed or any(isinstance(part, nn.Embedding) for part in child.modules())
-            found[name] = not (fed or takes or _feeds(name, [name for name, _ in children], children[first][0]))
-    return found
+            after_embedding = after_embedding or any(isinstance(part, nn.Embedding) for part in child.modules())
+            projects = _is_input_projection(name, [name for name, _ in children], children[first][0])
+            above[name] = not (after_embedding or is_input or projects)
+    return above
 
 
-def _feeds(name: str, siblings: Sequence[str], stack: str) -> bool:
-    """Whether a module takes another modality into the stack; CLIP projects both of its towers, which is no input."""
-    pair = any("text" in sibling and "proj" in sibling for sibling in siblings)
-    return (
-        bool(re.search(FEEDS, name.lower())) and not pair and not re.search(r"visi|visual|image|audio", stack.lower())
-    )
+def _is_input_projection(name: str, siblings: Sequence[str], stack: str) -> bool:
+    """Whether a module projects another modality into the stack; CLIP's two projections are outputs of its towers."""
+    has_text_projection = any("text" in sibling and "proj" in sibling for sibling in siblings)
+    is_projection = bool(re.search(INPUT_PROJECTIONS, name.lower()))
+    return is_projection and not has_text_projection and not re.search(r"visi|visual|image|audio", stack.lower())
 
 
-def _runs_later(name: str, before: str) -> bool:
-    """Whether a tower runs after the one that is called ``before``, and not beside it."""
-    numbered = name != before and re.sub(r"\d+$", "", name) == re.sub(r"\d+$", "", before)
-    return numbered or bool(re.search(LATER, name.lower()))
+def _runs_later(name: str, other: str) -> bool:
+    """Whether a tower runs after the tower ``other``, rather than in parallel with it."""
+    numbered = name != other and re.sub(r"\d+$", "", name) == re.sub(r"\d+$", "", other)
+    return numbered or bool(re.search(LATER_TOWERS, name.lower()))
 
 
-def _large(tower: nn.Module, size: int) -> bool:
-    return sum(p.numel() for p in tower.parameters() if p.requires_grad) >= CLOSE * size
+def _is_large(tower: nn.Module, size: int) -> bool:
+    return sum(p.numel() for p in tower.parameters() if p.requires_grad) >= COMPARABLE_SIZE * size
 
 
 def _is_input(name: str, module: nn.Module) -> bool:
-    # The name counts too: BART registers layernorm_embedding after the layers it feeds, ViT's
-    # position_embeddings are a bare parameter. Only names that own parameters: every LoRA layer
-    # has an empty child called lora_embedding_A.
-    canonical_parameters = any("embed" in f"{name}.{inner}".lower() for inner, _ in module.named_parameters())
-    return canonical_parameters or any(isinstance(inner, nn.Embedding) for inner in module.modules())
+    # Names count too: BART registers layernorm_embedding after the layers it feeds, and ViT's position_embeddings are
+    # a bare parameter. Only names of parameters count: every LoRA layer has an empty child lora_embedding_A.
+    named_embedding = any("embed" in f"{name}.{inner}".lower() for inner, _ in module.named_parameters())
+    return named_embedding or any(isinstance(inner, nn.Embedding) for inner in module.modules())

@@ -1,4 +1,4 @@
-"""Names of parameters -> rate groups: first match wins, every trainable parameter is claimed once."""
+"""Assignment of parameters to rate groups: each trainable parameter belongs to the first group that matches it."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ from hf_multirate.model.unwrap import canonical_parameters
 
 
 class FrozenError(ValueError):
-    """Rate groups do not fit a model as long as so many of its parameters are frozen."""
+    """Raised if rate groups do not fit a model because some of its parameters are frozen."""
 
 
 class Partition(Mapping[str, tuple[str, ...]]):
-    """Rate group name -> names of its parameters, in the order of ``model.named_parameters()``.
+    """Mapping from rate group names to parameter names, in the order of ``model.named_parameters()``.
 
-    Parameters that did not require a gradient when the partition was made are in ``frozen`` and in no group.
+    Attributes:
+        frozen: Names of the parameters with ``requires_grad=False``, which belong to no group.
     """
 
     def __init__(self, groups: Mapping[str, tuple[str, ...]], frozen: tuple[str, ...]) -> None:
@@ -43,7 +44,7 @@ class Partition(Mapping[str, tuple[str, ...]]):
         return len(self._groups)
 
     def parameters(self, model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
-        """Rate group name -> parameter name -> parameter of ``model``, which the partition was made for."""
+        """Parameters of ``model`` by rate group and name: group name -> parameter name -> parameter."""
         parameters = canonical_parameters(model)
         return {group: {name: parameters[name] for name in names} for group, names in self._groups.items()}
 
@@ -53,27 +54,26 @@ class Partition(Mapping[str, tuple[str, ...]]):
 
 
 def assign(config: MultirateConfig, model: nn.Module) -> Partition:
-    """Give every trainable parameter of ``model`` to the first rate group that matches its name.
+    """Assign every trainable parameter of ``model`` to the first rate group that matches its name.
 
-    Where the config has a function ``group_fn``, its word goes before patterns.
+    The function ``group_fn`` of the config takes precedence over patterns.
 
     Raises:
-        FrozenError: nothing is trainable, or the model has an adapter that is frozen.
-        ValueError: a group matches nothing or only what earlier groups took, a parameter is in no group, or a function
-            names a group that is not there.
+        FrozenError: no parameter is trainable, or the active adapter of the model is frozen.
+        ValueError: a group is empty, a parameter belongs to no group, or ``group_fn`` returns an unknown group.
     """
     parameters = canonical_parameters(model)
     trainable = [name for name, parameter in parameters.items() if parameter.requires_grad]
     frozen = tuple(name for name, parameter in parameters.items() if not parameter.requires_grad)
     if not trainable:
         raise FrozenError(
-            f"the model has no trainable parameter: all {len(frozen)} have requires_grad=False. Set requires_grad on "
-            "those to train before training begins; an adapter that was loaded needs is_trainable=True."
+            f"the model has no trainable parameter: all {len(frozen)} have requires_grad=False. Before training, set "
+            "requires_grad=True for the parameters to train; load an adapter with is_trainable=True."
         )
     _check_adapter(model, trainable)
-    owner = _named_by_function(config, {name: parameters[name] for name in trainable})
+    owner = _groups_by_function(config, {name: parameters[name] for name in trainable})
     literal = {f"^{re.escape(name)}$": name for name in trainable}
-    levels = lru_cache(maxsize=None)(parameter_levels)  # a ladder asks for it once a group
+    levels = lru_cache(maxsize=None)(parameter_levels)  # called once for each group of a ladder
     for group in config.groups:
         matched = _matches(group, model, trainable, literal, levels) + [
             name for name in trainable if owner.get(name) == group.name
@@ -81,11 +81,11 @@ def assign(config: MultirateConfig, model: nn.Module) -> Partition:
         for name in matched:
             owner.setdefault(name, group.name)
         _check_not_empty(group, matched, owner, trainable)
-    left_over = [name for name in trainable if name not in owner]
-    if left_over:
+    unassigned = [name for name in trainable if name not in owner]
+    if unassigned:
         raise ValueError(
-            f"{len(left_over)} trainable parameters are in no rate group, e.g. {left_over[:3]}. Add a last group with "
-            "the pattern '.*', or freeze them with requires_grad=False."
+            f"{len(unassigned)} trainable parameters are in no rate group, e.g. {unassigned[:3]}. Add a last group "
+            "with the pattern '.*', or freeze them with requires_grad=False."
         )
     names: dict[str, list[str]] = {group.name: [] for group in config.groups}
     for name in trainable:
@@ -94,18 +94,18 @@ def assign(config: MultirateConfig, model: nn.Module) -> Partition:
 
 
 def _check_adapter(model: nn.Module, trainable: list[str]) -> None:
-    peft: Any = sys.modules.get("peft")  # slow to import, and without it there is no such model
+    peft: Any = sys.modules.get("peft")  # not imported here: peft is optional, and slow to import
     if peft is None or not isinstance(model, peft.PeftModel):
         return
     frozen = all(model.peft_config[name].inference_mode for name in model.active_adapters)
     if frozen and not any(f".{adapter}" in name for adapter in model.active_adapters for name in trainable):
         raise FrozenError(
-            f"the model has an adapter of which nothing is trainable: only {len(trainable)} parameters of its base "
-            f"are, e.g. {trainable[:2]}. Load the adapter with is_trainable=True, or merge it: merge_and_unload()."
+            f"no parameter of the active adapter is trainable, only {len(trainable)} parameters of the base model, "
+            f"e.g. {trainable[:2]}. Load the adapter with is_trainable=True, or merge it with merge_and_unload()."
         )
 
 
-def _named_by_function(config: MultirateConfig, trainable: Mapping[str, nn.Parameter]) -> dict[str, str]:
+def _groups_by_function(config: MultirateConfig, trainable: Mapping[str, nn.Parameter]) -> dict[str, str]:
     if config.group_fn is None:
         return {}
     names = [group.name for group in config.groups]
@@ -114,8 +114,8 @@ def _named_by_function(config: MultirateConfig, trainable: Mapping[str, nn.Param
         group = config.group_fn(name, parameter)
         if group is not None and group not in names:
             raise ValueError(
-                f"group_fn({name!r}, ...) returned {group!r}, which is no rate group: return one of {names}, or None "
-                "to leave the parameter to the patterns."
+                f"group_fn({name!r}, ...) returned {group!r}, which is not a rate group: return one of {names}, or "
+                "None to leave the parameter to the patterns."
             )
         if group is not None:
             owner[name] = group
@@ -130,7 +130,7 @@ def _matches(
         members = preset_names(*preset, model, place_in(group.patterns[0]), levels)
         return [name for name in trainable if name in members]
     if group.patterns and all(pattern in literal for pattern in group.patterns):
-        return [literal[pattern] for pattern in group.patterns]  # hundreds of blocks, whose names are known
+        return [literal[pattern] for pattern in group.patterns]  # faster for hundreds of blocks with whole names
     patterns = [re.compile(pattern) for pattern in group.patterns]
     return [name for name in trainable if any(pattern.search(name) for pattern in patterns)]
 
@@ -138,59 +138,61 @@ def _matches(
 def _check_not_empty(group: RateGroup, matched: list[str], owner: dict[str, str], trainable: list[str]) -> None:
     if not matched and not group.patterns:
         raise ValueError(
-            f"rate group {group.name!r} has no pattern, and group_fn named it for none of {len(trainable)} trainable "
-            f"parameters, e.g. {trainable[-1]!r}. Leave the group out, or let the function return its name."
+            f"rate group {group.name!r} has no pattern, and group_fn returned its name for none of {len(trainable)} "
+            f"trainable parameters, e.g. {trainable[-1]!r}. Remove the group, or return its name from group_fn."
         )
     if not matched:
-        close = difflib.get_close_matches(group.patterns[0], trainable, n=3, cutoff=0.0)
+        closest = difflib.get_close_matches(group.patterns[0], trainable, n=3, cutoff=0.0)
         raise ValueError(
             f"rate group {group.name!r} matches no trainable parameter.\n"
             f"  patterns:  {group.patterns}\n"
             f"  trainable: {len(trainable)} parameters, e.g. {trainable[-1]!r}\n"
-            f"  closest:   {close}\n"
-            f"Give a regular expression that is found in one of these names, or a preset: {PRESETS}."
+            f"  closest:   {closest}\n"
+            f"Give a regular expression that matches one of these names, or a preset: {PRESETS}."
         )
     if group.name not in owner.values():
-        takers = sorted({owner[name] for name in matched})
+        earlier = sorted({owner[name] for name in matched})
         raise ValueError(
-            f"rate group {group.name!r} is empty: all {len(matched)} parameters that {group.patterns} matches were "
-            f"taken by the groups before it, {takers}. The first match wins: put the narrower group first."
+            f"rate group {group.name!r} is empty: all {len(matched)} parameters that match {group.patterns} belong to "
+            f"earlier groups, {earlier}. The first match wins: put the narrower group first."
         )
 
 
 def settle(config: MultirateConfig, model: nn.Module) -> tuple[MultirateConfig, Partition]:
-    """The rate groups that have a trainable parameter, and what is in them.
+    """Assign parameters to rate groups, and remove groups without a trainable parameter.
 
-    Patterns and presets are read on the model as it is. Where they do not fit only because of frozen parameters, they
-    are read on the model with all parameters trainable, and groups without a trainable one are left out: with all
-    but the head frozen, a slow group is.
+    If patterns and presets do not fit only because of frozen parameters, they are applied to the model with all
+    parameters trainable. For example, a slow group is removed if all parameters but the head are frozen.
+
+    Returns:
+        The config with the remaining groups, and their parameters.
 
     Raises:
         FrozenError: the groups would fit if fewer parameters were frozen.
-        ValueError: they do not fit the model.
+        ValueError: the groups do not fit the model.
     """
     try:
         return config, assign(config, model)
     except FrozenError:
         raise
     except ValueError as error:
-        whole = _whole(config, model)
-        if whole is None:
+        unfrozen = _assign_unfrozen(config, model)
+        if unfrozen is None:
             raise
         trainable = {name for name, parameter in canonical_parameters(model).items() if parameter.requires_grad}
-        names = {group: tuple(name for name in members if name in trainable) for group, members in whole.items()}
-        kept = [group for group in config.groups if names[group.name]]
-        if all(group.gradient_period > 1 for group in kept):
+        names = {group: tuple(name for name in members if name in trainable) for group, members in unfrozen.items()}
+        groups = [group for group in config.groups if names[group.name]]
+        if all(group.gradient_period > 1 for group in groups):
             raise FrozenError(
-                f"{error} The parameters of rate groups {[g.name for g in config.groups if g not in kept]} are frozen "
-                "(requires_grad=False)."
+                f"{error} The parameters of rate groups {[g.name for g in config.groups if g not in groups]} are "
+                "frozen (requires_grad=False)."
             ) from error
         frozen = tuple(name for name in canonical_parameters(model) if name not in trainable)
-        return replace(config, groups=kept), Partition({group.name: names[group.name] for group in kept}, frozen)
+        return replace(config, groups=groups), Partition({group.name: names[group.name] for group in groups}, frozen)
 
 
-def _whole(config: MultirateConfig, model: nn.Module) -> Partition | None:
-    """The rate groups of ``model`` with all its parameters trainable; None if they do not fit that either."""
+def _assign_unfrozen(config: MultirateConfig, model: nn.Module) -> Partition | None:
+    """Rate groups of ``model`` with all parameters trainable; None if they do not fit."""
     with _all_trainable(model):
         try:
             return assign(config, model)
@@ -203,7 +205,7 @@ def _all_trainable(model: nn.Module) -> Iterator[None]:
     frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
     try:
         for parameter in frozen:
-            if parameter.is_floating_point() and not parameter.is_inference():  # others cannot have a gradient
+            if parameter.is_floating_point() and not parameter.is_inference():  # other tensors have no gradient
                 parameter.requires_grad_(True)
         yield
     finally:
@@ -212,10 +214,10 @@ def _all_trainable(model: nn.Module) -> Iterator[None]:
 
 
 def left_out(given: MultirateConfig, settled: MultirateConfig) -> str | None:
-    """What to say of a run whose ``given`` groups came to ``settled`` ones; None if there is nothing to say."""
+    """Warning about groups of ``given`` that `settle` has removed; None if there are none."""
     names = {group.name for group in settled.groups}
-    gone = [group.name for group in given.groups if group.name not in names]
-    if not gone:
+    removed = [group.name for group in given.groups if group.name not in names]
+    if not removed:
         return None
-    nothing = " There is nothing to save: training is that of Trainer." if settled.is_standard_training else ""
-    return f"all parameters of the rate groups {gone} are frozen, so these groups are left out.{nothing}"
+    consequence = ": every step is a full step, as in standard training" if settled.is_standard_training else ""
+    return f"all parameters of the rate groups {removed} are frozen, so these groups are left out{consequence}."

@@ -1,30 +1,37 @@
-"""Named choices of parameters: the head, the last N blocks, a fraction of the depth, one of N parts by depth.
+"""Presets: the head, the last N blocks, a fraction of the depth, or one of N parts by depth.
 
-A fast part saves time only if it is a suffix of the forward pass, because only then can the
-backward pass stop at its lower edge. Module registration is not execution order, so wherever the
-two may differ the doubtful module is left slow: that costs a few parameters, never the saving.
-The first fast step shows what was wrong: see `hf_multirate.backward.cost_check`.
+Fast parameters save time only if they are a suffix of the forward pass: backward can then stop at the lowest of them.
+The order of registration may differ from the order of execution. Modules whose order is uncertain are therefore slow,
+which costs a few fast parameters but keeps the speed-up. The first fast step checks the result, see
+`hf_multirate.backward.cost_check`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from torch import nn
 
 from hf_multirate.config.rate_group import PresetValue
-from hf_multirate.model.levels import levels_of, unwrap
+from hf_multirate.model.levels import base_of, levels_of, unwrap_peft
 from hf_multirate.model.stacks import Stack, find_stack
 from hf_multirate.model.unwrap import canonical_parameters
 
 
 Levels = Callable[[nn.Module, str | None], tuple[Stack, dict[nn.Parameter, int]]]
-"""What `parameter_levels` is; a caller that asks for many presets of one model remembers its answers."""
+"""Type of `parameter_levels`; callers that use many presets of one model pass a cached version."""
 
 
 def parameter_levels(model: nn.Module, place: str | None = None) -> tuple[Stack, dict[nn.Parameter, int]]:
-    """The stack, and how deep each parameter lies: where it is tied, the deepest of the levels of its modules."""
+    """Stack of a model, and the level of each parameter; a tied parameter has the deepest level of its modules.
+
+    Args:
+        model: The model.
+        place: Name of the module that contains the stack, or the end of that name; None for the whole model.
+
+    Raises:
+        ValueError: the model has no stack, or ``place`` matches no module or several.
+    """
     stack = find_stack(model, place)
     levels: dict[nn.Parameter, int] = {}
     for module, level in levels_of(model, stack).items():
@@ -36,43 +43,41 @@ def parameter_levels(model: nn.Module, place: str | None = None) -> tuple[Stack,
 def preset_names(
     kind: str, value: PresetValue, model: nn.Module, place: str | None = None, levels: Levels = parameter_levels
 ) -> frozenset[str]:
-    """Names of the parameters in a preset, spelled as ``model.named_parameters()`` spells them.
+    """Canonical names of the parameters in a preset.
 
-    A tied parameter belongs to a preset only if every place it is used at does.
+    A tied parameter belongs to a preset only if all modules that use it do.
 
     Args:
-        kind: ``"head"`` (everything outside ``model.base_model``), ``"last"`` (the head, what follows the stack, and
-            the last blocks of the stack), ``"depth"`` (``"last"`` with a fraction of the blocks) or ``"part"`` (the
-            I-th of N parts of the stack from the top; the first takes all above it and the last all below).
-        value: Nothing for ``"head"``, a number of blocks for ``"last"``, a fraction in (0, 1] for ``"depth"``,
-            I and N for ``"part"``.
-        model: A transformers model, a peft model around one, or (not for ``"head"``) any module.
-        place: Name of the module in which the stack is looked for, or the end of that name; None is all of the model.
-        levels: `parameter_levels`, or a function that remembers what it returned.
+        kind: Kind of the preset. ``"head"``: all parameters outside ``model.base_model``. ``"last"``: the head, all
+            modules above the stack, and the last blocks of the stack. ``"depth"``: as ``"last"``, with a fraction of
+            the blocks. ``"part"``: the I-th of N parts of the stack from the top; the first part includes everything
+            above the stack, and the last part everything below.
+        value: None for ``"head"``, a number of blocks for ``"last"``, a fraction in (0, 1] for ``"depth"``,
+            (I, N) for ``"part"``.
+        model: A transformers model, a peft model around one, or any other module (not for ``"head"``).
+        place: Name of the module that contains the stack, or the end of that name; None for the whole model.
+        levels: `parameter_levels`, or a cached version of it.
+
+    Raises:
+        ValueError: the value is invalid, or the preset does not fit the model.
 
     >>> sorted(preset_names("last", 1, nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))))
     ['2.bias', '2.weight']
     """
     if kind == "head":
         if value is not None:
-            raise ValueError(f"preset 'head' takes no value, got {value!r}; write 'head', or 'last:1' for more")
-        fast = _head(model)
-        if not fast:
+            raise ValueError(f"preset 'head' takes no value, got {value!r}; use 'head' or 'last:1'")
+        members = _head_parameters(model)
+        if not members:
             raise ValueError(_why_no_head(model))
     elif kind == "part" and isinstance(value, tuple):
-        fast = _part(*value, *levels(model, place))
+        members = _part_parameters(*value, *levels(model, place))
     elif kind in ("last", "depth"):
         _check_value(kind, value)
-        fast = _top(kind, value, *levels(model, place))
+        members = _top_parameters(kind, value, *levels(model, place))
     else:
-        raise ValueError(f"a preset is one of 'head', 'last', 'depth', 'part', got {kind!r}")
-    return frozenset(name for name, parameter in canonical_parameters(model).items() if parameter in fast)
-
-
-def stack_of(model: nn.Module, place: str | None = None) -> tuple[str, int]:
-    """Path of the stack with the most trainable parameters, and its number of blocks."""
-    stack = find_stack(model, place)
-    return stack.path, len(stack.blocks)
+        raise ValueError(f"a preset must be one of 'head', 'last', 'depth', 'part', got {kind!r}")
+    return frozenset(name for name, parameter in canonical_parameters(model).items() if parameter in members)
 
 
 def _check_value(kind: str, value: PresetValue) -> None:
@@ -93,53 +98,52 @@ def _block_count(kind: str, value: PresetValue, stack: Stack) -> int:
     return count
 
 
-def _top(kind: str, value: PresetValue, stack: Stack, levels: dict[nn.Parameter, int]) -> set[nn.Parameter]:
-    """Parameters of the last blocks of the stack, of what follows it, and of the head."""
+def _top_parameters(kind: str, value: PresetValue, stack: Stack, levels: dict[nn.Parameter, int]) -> set[nn.Parameter]:
+    """Parameters of the last blocks of the stack and of all modules above the stack."""
     count = _block_count(kind, value, stack)
     return {parameter for parameter, level in levels.items() if level <= count}
 
 
-def _part(part: int, parts: int, stack: Stack, levels: dict[nn.Parameter, int]) -> set[nn.Parameter]:
+def _part_parameters(part: int, parts: int, stack: Stack, levels: dict[nn.Parameter, int]) -> set[nn.Parameter]:
     blocks = len(stack.blocks)
     if parts > blocks:
         raise ValueError(
             f"'part:{part}/{parts}' asks for {parts} parts of the {blocks} blocks of {stack.path!r}; "
             f"use at most {blocks}"
         )
-    # Where the parts cannot be equal the lower ones are larger, which makes more steps cheap.
+    # If the parts cannot be equal, the lower ones are larger, which makes more steps cheap.
     above = blocks * (part - 1) // parts if part > 1 else -1
     lowest = blocks + 1 if part == parts else blocks * part // parts
     return {parameter for parameter, level in levels.items() if above < level <= lowest}
 
 
-def _head(model: nn.Module) -> set[nn.Parameter] | None:
+def _head_parameters(model: nn.Module) -> set[nn.Parameter] | None:
     """Parameters outside the base model; None without a base model."""
-    wrapped = unwrap(model)
-    base = getattr(wrapped, "base_model", None)
-    return set(wrapped.parameters()) - set(base.parameters()) if isinstance(base, nn.Module) else None
+    base = base_of(model)
+    return None if base is None else set(unwrap_peft(model).parameters()) - set(base.parameters())
 
 
 def _why_no_head(model: nn.Module) -> str:
-    wrapped = unwrap(model)
-    kind = type(wrapped).__name__
-    if _head(model) is None:
-        return f"{kind} has no base_model, so no head is marked off; use 'last:1' or a regular expression"
-    base: Any = wrapped.base_model
-    if base is wrapped:
-        return f"{kind} is its own base model, so nothing is outside it; use 'last:1'"
-    inside = {name for name, module in wrapped.named_modules(remove_duplicate=False) if module is base}
-    prefixes = tuple(f"{name}." for name in inside)
-    for names in _places(wrapped).values():
-        outer = [name for name in names if not name.startswith(prefixes)]
-        if outer:
-            within = next(name for name in names if name not in outer)
-            return f"the head of {kind} is tied: {outer[0]!r} is {within!r} of its base model; use 'last:1'"
+    inner = unwrap_peft(model)
+    kind = type(inner).__name__
+    base = base_of(model)
+    if base is None:
+        return f"{kind} has no base_model, so it has no head; use 'last:1' or a regular expression"
+    if base is inner:
+        return f"{kind} is its own base model, so it has no parameter outside it; use 'last:1'"
+    paths = {name for name, module in inner.named_modules(remove_duplicate=False) if module is base}
+    prefixes = tuple(f"{path}." for path in paths)
+    for names in _names_of_parameters(inner).values():
+        outside = [name for name in names if not name.startswith(prefixes)]
+        if outside:
+            inside = next(name for name in names if name not in outside)
+            return f"the head of {kind} is tied: {outside[0]!r} is {inside!r} of its base model; use 'last:1'"
     return f"{kind} has no parameters outside its base model; use 'last:1'"
 
 
-def _places(model: nn.Module) -> dict[nn.Parameter, list[str]]:
-    """Every name of every parameter: more than one where weights are tied."""
-    places: dict[nn.Parameter, list[str]] = {}
+def _names_of_parameters(model: nn.Module) -> dict[nn.Parameter, list[str]]:
+    """All names of each parameter: more than one for tied weights."""
+    names: dict[nn.Parameter, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        places.setdefault(parameter, []).append(name)
-    return places
+        names.setdefault(parameter, []).append(name)
+    return names

@@ -1,4 +1,4 @@
-"""What acts on a model or an optimizer at each step: the parts that a step is made of."""
+"""Interface of the parts of a step, which act on the model or the optimizer."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ from hf_multirate.config.schedule import Step
 
 
 class StepPart:
-    """One part of a step. A part overrides the methods that it needs; the others do nothing.
+    """Part of a step. Subclasses override the methods that they need; the others do nothing.
 
-    For each step `begin` is called first, then `micro_batch` once or more often, `before_step`, the optimizer, and
-    `after_step` unless the optimizer skipped the step.
+    Methods are called in this order: `begin`, `micro_batch` for each micro-batch, `before_step`, `after_step` (not if
+    the optimizer skips the step), `end`.
     """
 
     def begin(self, step: Step) -> None:
-        """``step`` begins."""
+        """Called at the start of ``step``."""
 
     def micro_batch(self, step: Step, *, last: bool) -> AbstractContextManager[None]:
-        """A context for forward and backward of one micro-batch, the ``last`` of ``step`` if that is known."""
+        """Context manager for forward and backward of one micro-batch; ``last`` if it is the last one of ``step``."""
         del step, last
         return nullcontext()
 
     def before_step(self, step: Step) -> bool:
-        """The optimizer is about to take ``step``; False if no parameter has a gradient, so that nothing moves."""
+        """Called before ``optimizer.step()``; returns False if no parameter has a gradient and nothing will move."""
         del step
         return True
 
     def after_step(self, step: Step) -> None:
-        """The optimizer has taken ``step``."""
+        """Called after ``optimizer.step()``, unless the optimizer skipped the step."""
 
     def end(self) -> None:
-        """A step is over, whether the optimizer has taken it or skipped it."""
+        """Called at the end of a step, including skipped steps."""
 
     def close(self) -> None:
-        """Training is over: leave nothing on the model or the optimizer."""
+        """Called at the end of training; removes everything from the model and the optimizer."""

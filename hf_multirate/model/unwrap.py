@@ -1,4 +1,4 @@
-"""Names of parameters as the user wrote them, whatever has been put around their modules since."""
+"""Models and parameter names without wrappers such as DistributedDataParallel and ``torch.compile``."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from torch._dynamo import OptimizedModule
 
 
 WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
-"""What regional compilation and Accelerate's activation checkpointing put into the names of parameters."""
+"""Parts of parameter names that regional compilation and Accelerate's activation checkpointing add."""
 
 
 def canonical_name(name: str) -> str:
-    """The name without what wrappers of inner modules have added to it.
+    """Parameter name without the parts that wrappers of inner modules add.
 
     >>> canonical_name("model.layers.0._orig_mod.self_attn.q_proj.weight")
     'model.layers.0.self_attn.q_proj.weight'
@@ -23,18 +23,18 @@ def canonical_name(name: str) -> str:
 
 
 def canonical_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Canonical name -> parameter, in the order of ``model.named_parameters()``."""
+    """Parameters by canonical name, in the order of ``model.named_parameters()``."""
     return {canonical_name(name): parameter for name, parameter in model.named_parameters()}
 
 
 def unwrap_model(model: nn.Module) -> nn.Module:
-    """The model as made, whatever DistributedDataParallel and ``torch.compile`` have put around it."""
+    """Remove the wrappers of DistributedDataParallel and ``torch.compile`` from a model."""
     inner: nn.Module = extract_model_from_parallel(model, keep_torch_compile=False)
     return inner
 
 
 def is_compiled(model: nn.Module) -> bool:
-    """Whether ``torch.compile(model)`` or ``model.compile()`` was called for ``model`` or a part of it."""
+    """Whether ``torch.compile(...)`` or ``.compile()`` was called for ``model`` or one of its modules."""
     return any(
         isinstance(module, OptimizedModule) or module._compiled_call_impl is not None for module in model.modules()
     )

@@ -1,4 +1,4 @@
-"""Find out before training what a setting would save."""
+"""Planning: predict the speed-up of configurations before training."""
 
 from hf_multirate.planning.plan import plan
 from hf_multirate.planning.results import GroupPlan, Plan, StepPlan, plans_reaching

@@ -1,4 +1,4 @@
-"""What settings would save, without training: counted work, and measured seconds on request."""
+"""Plans: predicted speed-up of configurations from counted FLOPs, and from measured seconds on request."""
 
 from __future__ import annotations
 
@@ -19,41 +19,43 @@ from hf_multirate.config.schedule import Step
 from hf_multirate.config.validation import require_bool
 from hf_multirate.controller.multirate import Multirate
 from hf_multirate.model.cost_model import boundary, layers_of, step_cost
-from hf_multirate.planning.inputs import first_rows, require_arguments, try_out
-from hf_multirate.planning.measure import Count, Live, count, kinds_of, seconds_of
+from hf_multirate.planning.inputs import check_batch, first_rows, require_arguments
+from hf_multirate.planning.measure import Live, StepCost, count_step, kinds_of, seconds_of
 from hf_multirate.planning.results import GroupPlan, Plan, StepPlan
 
 
 def plan(
     model: nn.Module, batch: Mapping[str, Any], configs: Mapping[str, MultirateConfig], *, measure: bool = False
 ) -> list[Plan]:
-    """What each of ``configs`` would save.
+    """Predict the speed-up of each of ``configs``.
 
-    Two rows of the batch run forward and backward for each kind of step. Model and batch are as before afterwards;
-    ``measure`` also takes steps of AdamW at learning rate zero. Automatic periods are those that training would choose
-    for this model.
+    Forward and backward run on two rows of the batch for each kind of step. ``measure`` also takes steps of AdamW at
+    learning rate zero. Model and batch are unchanged afterwards. Automatic periods are those of training.
 
     Args:
-        model: The model, in the mode and with the ``requires_grad`` of training.
-        batch: A batch of the size of training, by names of inputs, with labels.
-        configs: Label -> configuration.
+        model: The model, with the mode (``train()``) and ``requires_grad`` flags of training.
+        batch: Batch with as many rows as in training: input names -> tensors, including labels.
+        configs: Configurations by label.
         measure: Whether to time the steps on this machine, with the whole batch.
 
+    Returns:
+        One plan per configuration, in the same order.
+
     Raises:
-        ValueError: a configuration does not fit the model, or the batch does not.
-        TypeError: an argument has another type.
+        ValueError: a configuration or the batch does not fit the model.
+        TypeError: an argument has the wrong type.
     """
     require_arguments(model, batch, configs)
     require_bool("measure", measure)
     device = next(model.parameters()).device
     batch = recursively_apply(lambda tensor: tensor.to(device), dict(batch))
-    with _as_found(model), torch.enable_grad():
-        try_out(model, batch)
+    with _restored(model), torch.enable_grad():
+        check_batch(model, batch)
         return [_plan(model, batch, label, config, measure=measure) for label, config in configs.items()]
 
 
 def _plan(model: nn.Module, batch: Mapping[str, Any], label: str, config: MultirateConfig, *, measure: bool) -> Plan:
-    with _warnings() as messages:
+    with _collected_warnings() as messages:
         multirate = Multirate(config).assign(model)
         config, partition = multirate.settled, multirate.partition
         groups = partition.parameters(model)
@@ -61,35 +63,36 @@ def _plan(model: nn.Module, batch: Mapping[str, Any], label: str, config: Multir
     kinds = kinds_of(config.schedule)
     times = seconds_of(model, batch, config) if measure else {}
     steps = tuple(_step(config, model, groups, live, counts[live], times.get(live)) for live in kinds)
-    full = counts[_everything(config)].total
+    full = counts[_all_groups(config)].total
     if not full:
         raise ValueError(
-            f"a step of {type(model).__name__} has no matrix product or convolution, so there is no work to count."
+            f"a step of {type(model).__name__} has no matrix product or convolution, so there is no work to count: "
+            "give a model with linear or convolutional layers."
         )
     cycle = sum(kinds.values())
     mean = sum(number * counts[live].total for live, number in kinds.items()) / cycle
-    standard = times.get(())
-    mean_time = sum(number * times[live] for live, number in kinds.items()) / cycle if standard else None
-    least = min(kinds, key=len)
+    baseline_time = times.get(())
+    mean_time = sum(number * times[live] for live, number in kinds.items()) / cycle if baseline_time else None
+    cheapest = min(kinds, key=len)
     return Plan(
         label,
         _groups(config, groups, counts),
         steps,
         full / mean,
-        full / counts[least].total,
+        full / counts[cheapest].total,
         tuple(dict.fromkeys([*blockers(model, config, partition), *messages])),
-        standard / mean_time if standard and mean_time else None,
-        standard / times[least] if standard else None,
+        baseline_time / mean_time if baseline_time and mean_time else None,
+        baseline_time / times[cheapest] if baseline_time else None,
     )
 
 
-def _everything(config: MultirateConfig) -> Live:
-    """The groups that are live at a full step."""
+def _all_groups(config: MultirateConfig) -> Live:
+    """Live groups of a full step."""
     return tuple(range(len(config.groups)))
 
 
 def _prefixes(config: MultirateConfig) -> list[Live]:
-    """Groups by period, one more each time."""
+    """The fastest group, the two fastest groups, and so on up to all groups."""
     order = sorted(range(len(config.groups)), key=lambda i: config.groups[i].gradient_period)
     return [tuple(sorted(order[: i + 1])) for i in range(len(order))]
 
@@ -99,35 +102,36 @@ def _counts(
     batch: Mapping[str, Any],
     config: MultirateConfig,
     groups: Mapping[str, Mapping[str, nn.Parameter]],
-) -> dict[Live, Count]:
-    """Work of each kind of step, and of steps with one group more after the other."""
+) -> dict[Live, StepCost]:
+    """Costs of each kind of step, and of steps with the live groups of `_prefixes`."""
     inactive = InactiveForward(config, torch.optim.AdamW, compiled=False, sharded=False)
     backward = PartialBackward(model, groups, inactive)
-    part, times = first_rows(batch)
-    found = {}
+    rows, factor = first_rows(batch)
+    costs = {}
     for live in {*kinds_of(config.schedule), *_prefixes(config)}:
         with backward.micro_batch(Step(0, live, len(live) == len(config.groups))):
-            found[live] = count(model, part, times)
-    return found
+            costs[live] = count_step(model, rows, factor)
+    return costs
 
 
 def _groups(
     config: MultirateConfig,
     groups: Mapping[str, Mapping[str, nn.Parameter]],
-    counts: Mapping[Live, Count],
+    counts: Mapping[Live, StepCost],
 ) -> tuple[GroupPlan, ...]:
-    weighted = counts[_everything(config)].weighted
+    weight_products = counts[_all_groups(config)].weight_products
     owner = {key.rpartition(".")[0]: name for name, members in groups.items() for key in members}
-    found: dict[int, GroupPlan] = {}
-    before = 0.0
+    plans: dict[int, GroupPlan] = {}
+    previous = 0.0
     for live in _prefixes(config):
-        (i,) = set(live) - set(found)
+        (i,) = set(live) - set(plans)
         group = config.groups[i]
-        own = sum(flops for module, flops in weighted.items() if owner.get(module) == group.name)
-        added, before = counts[live].backward - before, counts[live].backward
+        forward = sum(flops for module, flops in weight_products.items() if owner.get(module) == group.name)
+        added, previous = counts[live].backward - previous, counts[live].backward
         size = sum(parameter.numel() for parameter in groups[group.name].values())
-        found[i] = GroupPlan(group.name, group.gradient_period, size, own, max(0.0, added - own), min(own, added))
-    return tuple(found[i] for i in sorted(found))
+        activations, weights = max(0.0, added - forward), min(forward, added)
+        plans[i] = GroupPlan(group.name, group.gradient_period, size, forward, activations, weights)
+    return tuple(plans[i] for i in sorted(plans))
 
 
 def _step(
@@ -135,7 +139,7 @@ def _step(
     model: nn.Module,
     groups: Mapping[str, Mapping[str, nn.Parameter]],
     live: Live,
-    work: Count,
+    cost: StepCost,
     seconds: float | None,
 ) -> StepPlan:
     names = tuple(config.groups[i].name for i in live)
@@ -144,13 +148,13 @@ def _step(
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     keys = {key for name in names for key in groups[name]}
     edge = boundary(layers_of(model), keys) if len(live) < len(config.groups) else None
-    memory = weights + gradients + 2 * sum(sizes.values()) + work.kept
-    return StepPlan(names, kinds_of(config.schedule)[live], work.total, edge, memory, gradients, seconds)
+    memory = weights + gradients + 2 * sum(sizes.values()) + cost.activations
+    return StepPlan(names, kinds_of(config.schedule)[live], cost.total, edge, memory, gradients, seconds)
 
 
 @contextmanager
-def _as_found(model: nn.Module) -> Iterator[None]:
-    """Give gradients and buffers their values back."""
+def _restored(model: nn.Module) -> Iterator[None]:
+    """Context manager that restores gradients and buffers."""
     gradients = {parameter: parameter.grad for parameter in model.parameters()}
     for parameter in gradients:
         parameter.grad = None
@@ -163,8 +167,8 @@ def _as_found(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _warnings() -> Iterator[list[str]]:
-    """What the package warns of meanwhile, which then is not logged."""
+def _collected_warnings() -> Iterator[list[str]]:
+    """Context manager that collects the warnings of this package instead of logging them."""
     messages: list[str] = []
     logger = logging.getLogger("hf_multirate")
 
@@ -182,30 +186,32 @@ def _warnings() -> Iterator[list[str]]:
         logger.propagate = propagates
 
 
-NEARLY_ALL = 0.7
-"""Share of a full step's work beyond which a fast-only step saves little."""
+EXPENSIVE_FAST_STEP = 0.7
+"""Cost of a fast step, as a share of a full step, above which it is listed as a blocker."""
 
 
 def blockers(model: nn.Module, config: MultirateConfig, partition: Mapping[str, Sequence[str]]) -> list[str]:
-    """Reasons that can be seen without running anything."""
+    """Reasons for a low speed-up that follow from the model and the configuration, as texts."""
     if config.schedule.cycle == 1:
         return ["every step is a full step"]
-    found = []
+    reasons = []
     fast = {key for group in config.groups if group.gradient_period == 1 for key in partition[group.name]}
     embeddings = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
-    low = sorted(fast & embeddings)
-    if low:
-        found.append(f"the embedding {low[0]!r} is in the fast group: backward goes to the bottom at every step")
+    fast_embeddings = sorted(fast & embeddings)
+    if fast_embeddings:
+        reasons.append(
+            f"the embedding {fast_embeddings[0]!r} is in the fast group: backward runs to the bottom at every step"
+        )
     layers = layers_of(model)
-    everything = {key for keys in partition.values() for key in keys}
-    share = step_cost(layers, fast) / (step_cost(layers, everything) or 1.0)
+    trainable = {key for keys in partition.values() for key in keys}
+    share = step_cost(layers, fast) / (step_cost(layers, trainable) or 1.0)
     lowest = boundary(layers, fast)
-    if not low and share > NEARLY_ALL:
-        what = "adapter" if "lora_" in f"{lowest}" else "fast parameter"
-        found.append(
-            f"a fast-only step costs {share:.2f} of a full one: the lowest {what} is {lowest!r}. Name fewer blocks, "
+    if not fast_embeddings and share > EXPENSIVE_FAST_STEP:
+        kind = "adapter" if "lora_" in f"{lowest}" else "fast parameter"
+        reasons.append(
+            f"a fast step costs {share:.2f} of a full step: the lowest {kind} is {lowest!r}. Make fewer blocks fast, "
             "as in 'last:1'"
         )
     if any(vars(module).get("gradient_checkpointing") for module in checkpointing_modules(model)):
-        found.append("activation checkpointing runs the forward pass of full steps twice; fast-only steps do not")
-    return found
+        reasons.append("gradient checkpointing runs the forward pass twice at full steps, but once at fast steps")
+    return reasons

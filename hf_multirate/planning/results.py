@@ -1,4 +1,4 @@
-"""Results of `hf_multirate.plan`: one value for each setting, step and group."""
+"""Results of planning: predicted costs of groups and steps, and the speed-up of a configuration."""
 
 from __future__ import annotations
 
@@ -9,10 +9,16 @@ from typing import Any
 
 @dataclass(frozen=True)
 class GroupPlan:
-    """One rate group: its parameters, and the FLOPs of a step that are its own.
+    """Parameters of a rate group, and its FLOPs at a full step.
 
-    The gradients of activations are those that the group adds to what groups of shorter periods need: those of its own
-    layers and, for the first group below, of the layers in between.
+    Attributes:
+        name: Name of the group.
+        period: Steps between two gradients.
+        parameters: Number of parameters.
+        forward: FLOPs of products with its weights in the forward pass.
+        activation_gradients: FLOPs of the activation gradients that are needed in addition to those of groups with
+            shorter periods.
+        weight_gradients: FLOPs of the gradients of its weights.
     """
 
     name: str
@@ -25,15 +31,15 @@ class GroupPlan:
 
 @dataclass(frozen=True)
 class StepPlan:
-    """One kind of step.
+    """Predicted cost of one kind of step.
 
     Attributes:
-        live: Names of the groups that get a gradient.
-        per_cycle: How many of a cycle's steps are of this kind.
+        live: Names of the live groups.
+        per_cycle: Number of such steps in a cycle.
         flops: FLOPs of forward and backward.
-        boundary: The parameter below which backward is skipped.
-        memory: Bytes of weights, gradients, the two moments of Adam, and activations kept for backward.
-        communicated: Bytes of gradients that a process averages with others.
+        boundary: Name of the parameter below which backward is skipped; None at a full step.
+        memory: Bytes of weights, gradients, the two moments of Adam, and activations stored for backward.
+        communicated: Bytes of gradients that each process sends in data-parallel training.
         seconds: Measured seconds of the whole step, or None.
     """
 
@@ -48,14 +54,17 @@ class StepPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """One setting.
+    """Predicted speed-up of a configuration.
 
     Attributes:
-        label: What it is called in tables.
-        speedup: Full steps over steps of a cycle, from FLOPs alone.
-        bound: The speed-up that no period exceeds.
-        speedup_measured: The same from seconds, against steps of standard training; None if not measured.
-        blockers: What keeps time from being saved, in words.
+        label: Label of the configuration in tables.
+        groups: Plans of the rate groups.
+        steps: Plans of the kinds of steps; the full step first.
+        speedup: FLOPs of a full step divided by the mean FLOPs of the steps of a cycle.
+        bound: Limit of the speed-up for very long periods.
+        blockers: Reasons for a low speed-up, as texts.
+        speedup_measured: Speed-up over standard training from measured seconds; None if not measured.
+        bound_measured: Limit of the measured speed-up for very long periods; None if not measured.
     """
 
     label: str
@@ -68,11 +77,11 @@ class Plan:
     bound_measured: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """Convert to a dictionary of plain values."""
         return asdict(self)
 
 
 def plans_reaching(target: float, plans: Sequence[Plan]) -> list[Plan]:
-    """Those of ``plans`` that reach a speed-up, by what was measured if it was, the smallest cycle first."""
+    """Plans whose speed-up (measured, if available) is at least ``target``, the smallest cycle first."""
     fast_enough = [p for p in plans if (p.speedup_measured or p.speedup) >= target]
     return sorted(fast_enough, key=lambda p: (sum(s.per_cycle for s in p.steps), -(p.speedup_measured or p.speedup)))

@@ -1,4 +1,4 @@
-"""Report on a run after training, and compare it with a baseline of the same data and seed."""
+"""Reports: records of runs, and a page that compares a run with a baseline of the same data and seed."""
 
 from hf_multirate.reporting.report import report
 

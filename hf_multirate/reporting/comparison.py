@@ -1,4 +1,4 @@
-"""Compare two records, and find what keeps a comparison from being valid."""
+"""Comparison of the records of a run and a baseline, and checks that they are comparable."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from hf_multirate.config.text import one_line
 from hf_multirate.reporting.run_record import RunRecord, format_number
 
 
-SAME = ("seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps", "bf16", "fp16")
-"""Arguments that have to be equal."""
+EQUAL_ARGUMENTS = ("seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps", "bf16", "fp16")
+"""Arguments that must be equal in both runs."""
 
-WORTH_KNOWING = ("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "optim", "max_grad_norm")
-"""Arguments that may differ on purpose; the page says so."""
+NOTED_ARGUMENTS = ("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "optim", "max_grad_norm")
+"""Arguments that may differ on purpose; the page lists the differences."""
 
-MACHINE = ("device", "cores", "threads", "processes")
+MACHINE_FIELDS = ("device", "cores", "threads", "processes")
 
 
 def differences(run: RunRecord, baseline: RunRecord) -> list[str]:
-    """Differences that make a comparison of ``run`` with ``baseline`` invalid, in words."""
-    pairs = _arguments(run, baseline, SAME)
+    """Differences that make ``run`` and ``baseline`` incomparable, as texts."""
+    pairs = _arguments(run, baseline, EQUAL_ARGUMENTS)
     pairs["model"] = (run.model, baseline.model)
     pairs["rows of training data"] = (run.data["rows"], baseline.data["rows"])
     pairs["checksums of the first batches"] = (run.data["checksums"], baseline.data["checksums"])
     pairs["steps"] = (run.summary["steps"], baseline.summary["steps"])
-    pairs |= {name: (run.environment[name], baseline.environment[name]) for name in MACHINE}
-    found = _unequal(pairs)
-    return found if baseline.standard else [*found, "the baseline is not standard training"]
+    pairs |= {name: (run.environment[name], baseline.environment[name]) for name in MACHINE_FIELDS}
+    unequal = _unequal(pairs)
+    return unequal if baseline.standard else [*unequal, "the baseline is not standard training"]
 
 
 def notes(run: RunRecord, baseline: RunRecord) -> list[str]:
-    """Other settings that differ, in words."""
-    return _unequal(_arguments(run, baseline, WORTH_KNOWING))
+    """Differences in other settings, as texts."""
+    return _unequal(_arguments(run, baseline, NOTED_ARGUMENTS))
 
 
 def _arguments(run: RunRecord, baseline: RunRecord, names: Sequence[str]) -> dict[str, tuple[Any, Any]]:
@@ -49,22 +49,31 @@ def training_seconds(run: RunRecord) -> float:
 
 
 def metrics(run: RunRecord) -> dict[str, float]:
-    """The last value of every metric of evaluation, but durations."""
-    found: dict[str, float] = {}
+    """Last value of each evaluation metric, without durations."""
+    values: dict[str, float] = {}
     for entry in run.logs:
-        found |= {key: value for key, value in entry.items() if is_metric(key)}
-    return found
+        values |= {key: value for key, value in entry.items() if is_metric(key)}
+    return values
 
 
 def is_metric(key: str) -> bool:
-    """Whether a key of Trainer's logs is that of a metric on evaluation data."""
+    """Whether a key of Trainer's logs is an evaluation metric."""
     return key.startswith("eval_") and not key.endswith(("runtime", "per_second"))
 
 
 def compare_records(run: RunRecord, baseline: RunRecord | None) -> dict[str, Any]:
-    """All figures of the page, by name; those of the baseline and the differences to it if there is one."""
+    """Compute all figures of the page.
+
+    Args:
+        run: Record of the run.
+        baseline: Record of the baseline, or None.
+
+    Returns:
+        Figures by name, as in ``report.json``. With a baseline, they include its figures, the speed-up over it, and
+        the differences between the two runs.
+    """
     summary = run.summary
-    found: dict[str, Any] = {
+    figures: dict[str, Any] = {
         "steps": summary["steps"],
         "full_steps": summary["full_steps"],
         "seconds": training_seconds(run),
@@ -77,36 +86,36 @@ def compare_records(run: RunRecord, baseline: RunRecord | None) -> dict[str, Any
         "seconds_aside": summary["seconds_aside"],
     }
     if baseline is not None:
-        found["baseline_steps"] = baseline.summary["steps"]
-        found["baseline_seconds"] = training_seconds(baseline)
-        found["baseline_seconds_full_step"] = baseline.summary["seconds_full_step"]
-        found["baseline_metrics"] = metrics(baseline)
-        spent = found["seconds"]
-        found["speedup_proved"] = found["baseline_seconds"] / spent if spent > 0 else None
-        found["differences"] = differences(run, baseline)
-        found["notes"] = notes(run, baseline)
-    return found
+        figures["baseline_steps"] = baseline.summary["steps"]
+        figures["baseline_seconds"] = training_seconds(baseline)
+        figures["baseline_seconds_full_step"] = baseline.summary["seconds_full_step"]
+        figures["baseline_metrics"] = metrics(baseline)
+        seconds = figures["seconds"]
+        figures["speedup_proved"] = figures["baseline_seconds"] / seconds if seconds > 0 else None
+        figures["differences"] = differences(run, baseline)
+        figures["notes"] = notes(run, baseline)
+    return figures
 
 
 def summary_sentence(figures: dict[str, Any]) -> str:
-    """The result in one or two sentences."""
+    """Summary of the figures in one or two sentences."""
     if "speedup_proved" not in figures:
-        realised = figures["speedup"]
-        found = "No step was finished." if realised is None else (
-            f"The run was {realised:.2f} times as fast as a run of only full steps would have been "
-            f"({format_number(figures['speedup_predicted'])} predicted)."
+        speedup = figures["speedup"]
+        first = "No step was finished." if speedup is None else (
+            f"The run was {speedup:.2f} times as fast as the same number of its full steps "
+            f"(predicted: {format_number(figures['speedup_predicted'])})."
         )  # fmt: skip
-        return f"{found} Without a baseline this says nothing about accuracy, nor about standard training."
+        return f"{first} A comparison of accuracy and time with standard training needs a baseline run."
     shared = [key for key in figures["metrics"] if key in figures["baseline_metrics"]]
-    wanted = [key for key in shared if key != "eval_loss"] or shared
-    ends = "".join(
-        f" It ends with {one_line(key)} {figures['metrics'][key]:.4g}, the baseline with "
-        f"{figures['baseline_metrics'][key]:.4g}."
-        for key in wanted[:1]
+    preferred = [key for key in shared if key != "eval_loss"] or shared
+    scores = "".join(
+        f" The final {one_line(key)} is {figures['metrics'][key]:.4g}, and {figures['baseline_metrics'][key]:.4g} for "
+        "the baseline."
+        for key in preferred[:1]
     )
     if figures["speedup_proved"] is None:
-        return f"No step was finished.{ends}"
+        return f"No step was finished.{scores}"
     return (
-        f"Training took {figures['seconds']:.1f} seconds, the baseline {figures['baseline_seconds']:.1f}: "
-        f"{figures['speedup_proved']:.2f} times as fast.{ends}"
+        f"Training took {figures['seconds']:.1f} seconds, the baseline {figures['baseline_seconds']:.1f} seconds: "
+        f"{figures['speedup_proved']:.2f} times as fast.{scores}"
     )

@@ -1,4 +1,4 @@
-"""What the values of a record have to be, so that whoever reads it finds what it looks for."""
+"""Validation of records: required fields, their types, and their consistency."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ from collections.abc import Mapping
 from typing import Any
 
 from hf_multirate.config.shapes import Shape, anything, count, fields, flag, items, number, optional, table, text
-from hf_multirate.config.validation import LARGEST
+from hf_multirate.config.validation import LARGEST_INT
 
 
 FROZEN = "frozen"
-"""Stands for the rate group of parameters that are in none."""
+"""Name used for the rate group of frozen parameters, which belong to no group."""
 
 ARGUMENTS = (
     "seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "max_steps",
     "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "optim", "max_grad_norm", "bf16", "fp16",
 )  # fmt: skip
-"""Arguments of Trainer that are kept, of which the first two are seeds."""
+"""Arguments of Trainer in a record. The first two are seeds."""
 
 
 def logged(value: Any, where: str) -> None:
-    """A number of a log, which may be NaN, or a flag."""
+    """Require a value of a log entry: a number, which may be NaN, or a bool."""
     if not isinstance(value, bool):
         number(finite=False)(value, where)
 
 
-PERIOD = count(1, LARGEST)
+PERIOD = count(1, LARGEST_INT)
 
 GROUP: dict[str, Shape] = {
     "name": text,
@@ -73,16 +73,16 @@ RECORD: dict[str, Shape] = {
 
 
 def check_record(values: Mapping[str, Any]) -> None:
-    """Check the values of a record, and whether they fit each other.
+    """Check the values of a record and their consistency.
 
     Raises:
-        ValueError: one is missing, or of another kind.
+        ValueError: a value is missing or has the wrong type, or two values contradict each other.
     """
     fields(RECORD)(values, "the record")
     steps = values["steps"]
     if len(steps["seconds"]) != len(steps["full"]):
         raise ValueError(
-            f"the record has seconds of {len(steps['seconds'])} steps and the kind of {len(steps['full'])} steps"
+            f"the record has seconds for {len(steps['seconds'])} steps, but kinds for {len(steps['full'])} steps"
         )
     entry = fields({"step": count(), "seconds": number(0)}, others=True)
     for i, logged in enumerate(values["logs"]):
@@ -91,4 +91,4 @@ def check_record(values: Mapping[str, Any]) -> None:
     for block, parts in values["blocks"].items():
         unknown = sorted(parts["groups"].keys() - {*names, FROZEN})
         if unknown:
-            raise ValueError(f"the record has no rate group {unknown[0]!r}, in which its block {block!r} is")
+            raise ValueError(f"the record has no rate group {unknown[0]!r}, but its block {block!r} names it")

@@ -1,4 +1,4 @@
-"""The page: one HTML file without network, the same pictures as PNG, and its figures as JSON."""
+"""Report on a run: a self-contained HTML page, its charts as PNG files, and its figures as JSON."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ PAGE, FIGURES = "report.html", "report.json"
 ROWS = {
     "seconds": ("seconds of training, without evaluation", "baseline_seconds"),
     "steps": ("steps", "baseline_steps"),
-    "full_steps": ("steps with a full backward", "baseline_steps"),
+    "full_steps": ("full steps", "baseline_steps"),
     "seconds_full_step": ("seconds of a full step, mean", "baseline_seconds_full_step"),
-    "seconds_fast_step": ("seconds of any other step, mean", None),
+    "seconds_fast_step": ("seconds of a fast step, mean", None),
     "speedup_proved": ("speed-up over the baseline", None),
-    "speedup": ("speed-up over only full steps, whole run", None),
-    "speedup_of_steps": ("the same, steps only", None),
-    "speedup_predicted": ("the same, predicted", None),
+    "speedup": ("speed-up over full steps, whole run", None),
+    "speedup_of_steps": ("speed-up over full steps, steps only", None),
+    "speedup_predicted": ("speed-up over full steps, predicted", None),
 }
-"""Figure -> what it is called, and the figure of the baseline."""
+"""Rows of the table: key of the figure -> its label, and the key of the figure of the baseline."""
 
 
 def report(
@@ -34,34 +34,34 @@ def report(
     *,
     allow_differences: bool = False,
 ) -> Path:
-    """Write a report on a run.
+    """Write a report on a run, or a comparison of a run with a baseline.
 
     Args:
         folder: ``output_dir`` of the run.
         baseline: ``output_dir`` of a run of standard training with the same data and seed, or None.
-        out: Where the files go; None for ``report`` in ``folder``.
-        allow_differences: Whether to compare runs that differ in data, seed or machine; the page is marked.
+        out: Output folder; None for the folder ``report`` in ``folder``.
+        allow_differences: Whether to compare runs that differ in data, seed or machine. The page then lists the
+            differences in a warning.
 
     Returns:
-        The page.
+        Path of the HTML page.
 
     Raises:
-        ValueError: a folder has no record of a run, or one of another version; the runs differ in what would have to
-            be equal; the report cannot be written; or matplotlib is not installed.
+        ValueError: a folder has no record of a run or one of another version, the runs are not comparable, the report
+            cannot be written, or matplotlib is not installed.
     """
     run = read_record(folder)
-    other = None if baseline is None else read_record(baseline)
-    figures = compare_records(run, other)
+    baseline_run = None if baseline is None else read_record(baseline)
+    figures = compare_records(run, baseline_run)
     if figures.get("differences") and not allow_differences:
         raise ValueError(
-            f"{str(baseline)!r} cannot be compared with {str(folder)!r}, which differs in "
-            f"{'; '.join(figures['differences'])}. Train again with the same data, seed and machine, or give "
-            "--allow-differences, which marks the page."
+            f"{str(folder)!r} cannot be compared with {str(baseline)!r}. They differ in "
+            f"{'; '.join(figures['differences'])}. Train again with the same data, seed and machine, or use "
+            "--allow-differences, which adds a warning to the page."
         )
     target = Path(out) if out is not None else Path(folder, "report")
-    runs = {"multirate": run} if other is None else {"multirate": run, "baseline": other}
-    if run.standard:
-        runs = {"standard": run} if other is None else {"run": run, "baseline": other}
+    label = "standard training" if run.standard else "multirate"
+    runs = {label: run} if baseline_run is None else {label: run, "baseline": baseline_run}
     try:
         target.mkdir(parents=True, exist_ok=True)
         page = _page(runs, figures, target)
@@ -69,7 +69,8 @@ def report(
         write_text(target / PAGE, page)
     except OSError as error:
         raise ValueError(
-            f"the report cannot be written into {str(target)!r} ({error.strerror or error}): give --out."
+            f"the report cannot be written into {str(target)!r} ({error.strerror or error}): choose another folder "
+            "with --out."
         ) from None
     return target / PAGE
 
@@ -100,25 +101,25 @@ def _page(runs: dict[str, RunRecord], figures: dict[str, Any], target: Path) -> 
 
 
 def _rows(figures: dict[str, Any]) -> list[tuple[str, str, str, str]]:
-    """Key, name, value of the run and of the baseline, as text."""
+    """Rows of the table of figures: key, label, value of the run, value of the baseline."""
     rows = [
         (key, name, format_number(figures[key]), format_number(figures[other]) if other in figures else "")
         for key, (name, other) in ROWS.items()
         if key in figures
     ]
-    theirs = figures.get("baseline_metrics", {})
+    baseline = figures.get("baseline_metrics", {})
     return rows + [
-        (key, key, format_number(value), format_number(theirs.get(key))) for key, value in figures["metrics"].items()
+        (key, key, format_number(value), format_number(baseline.get(key))) for key, value in figures["metrics"].items()
     ]
 
 
 def _settings(run: RunRecord) -> dict[str, Any]:
-    """What the page lists of a run below its figures."""
+    """Settings, seeds and versions of a run, as listed on the page."""
     groups = {
         f"rate group {group['name']}": f"{', '.join(group['patterns'])}; period {group['period']}, {in_between(group)}"
         for group in run.groups
     }
-    rest = {key: value for key, value in run.config.items() if key != "groups" and value is not None}
+    config = {key: value for key, value in run.config.items() if key != "groups" and value is not None}
     machine = {key: value for key, value in run.environment.items() if key != "versions"}
     versions: dict[str, Any] = run.environment["versions"]
-    return groups | rest | run.arguments | run.data | versions | machine
+    return groups | config | run.arguments | run.data | versions | machine

@@ -1,4 +1,4 @@
-"""What is kept of a run, for a report on it: one JSON file."""
+"""Record of a run: one JSON file, from which reports are made."""
 
 from __future__ import annotations
 
@@ -26,19 +26,18 @@ from hf_multirate.reporting.record_check import check_record
 
 
 RECORD_VARIABLE = "HF_MULTIRATE_RECORD"
-"""Environment variable with a folder for the record, instead of ``output_dir``; it asks for one of any run."""
-
+"""Environment variable with the folder for the record. If set, every run writes a record."""
 
 FORMAT = 3
 FILE = "multirate_record.json"
 CHECKED_STEPS = 8
-"""Steps of whose batches there are checksums."""
+"""Number of steps at the start of a run whose batches have a checksum."""
 
-NOT_FINITE = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
-"""How numbers that JSON does not have are written."""
+NON_FINITE = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
+"""Texts for the numbers that JSON does not support."""
 
-PLAIN = (str, bytes, int, float, bool, type(None), np.ndarray, np.generic)
-"""Types of which the text is that of their value."""
+TYPES_SHOWN_BY_VALUE = (str, bytes, int, float, bool, type(None), np.ndarray, np.generic)
+"""Types whose ``repr`` depends only on the value."""
 
 
 def _environment() -> dict[str, Any]:
@@ -59,22 +58,25 @@ def _environment() -> dict[str, Any]:
 
 @dataclass
 class RunRecord:
-    """A run in figures.
+    """Record of a run.
 
     Attributes:
-        config: The configuration, as `hf_multirate.MultirateConfig.from_dict` reads it.
-        groups: The rate groups, with the periods that were used.
-        arguments: The arguments of Trainer named in `hf_multirate.reporting.record_check.ARGUMENTS`.
-        data: Rows of the training data, and checksums of the batches of the first steps.
+        config: The configuration, in the format of `hf_multirate.MultirateConfig.from_dict`.
+        groups: The rate groups with their periods.
+        arguments: The arguments of Trainer listed in `hf_multirate.reporting.record_check.ARGUMENTS`.
+        data: Number of rows of the training data, and checksums of the batches of the first steps.
         model: Class of the model.
-        blocks: By block, in the order of the forward pass: parameters, and names of the rate groups they are in.
-        standard: Whether every step was that of standard training.
-        start_step: Steps before the first in ``steps``: not 0 if a run was resumed without the record before it.
-        steps: Seconds of the steps of this process, and 1 for full ones.
-        logs: What Trainer has logged, with ``step`` and ``seconds`` since the first step, and how many of them went
-            into loading data and evaluation.
-        summary: Numbers of steps and seconds of the whole run; times of a step and speed-ups of `StepTimer`, since
-            the run was last resumed.
+        blocks: Number of parameters and names of the rate groups of each block, in the order of the forward pass.
+        standard: Whether every step was a step of standard training.
+        start_step: Number of steps before the first entry of ``steps``; positive if the run was resumed without its
+            earlier record.
+        steps: Seconds of each step of this process, and its kind: 1 for full steps, 0 for fast steps.
+        logs: Log entries of Trainer, with ``step``, ``seconds`` since the first step, and the share of them spent on
+            loading data and on evaluation.
+        summary: Number of steps and seconds of the whole run. Seconds of a step and speed-ups are those of `StepTimer`
+            since the run was last resumed.
+        environment: Versions of libraries, device, cores, threads and processes.
+        format: Version of the file format.
     """
 
     config: dict[str, Any]
@@ -92,7 +94,7 @@ class RunRecord:
     format: int = FORMAT
 
     def write(self, folder: str | Path) -> Path:
-        """Write the record into ``folder``, whole or not at all."""
+        """Write the record into ``folder`` atomically, and return the path of the file."""
         path = Path(folder, FILE)
         path.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(plain_values(vars(self)), allow_nan=False) + "\n"
@@ -101,7 +103,7 @@ class RunRecord:
 
 
 def plain_values(value: Any) -> Any:
-    """``value`` in words of JSON: NaN and the infinities as texts, whatever it does not know as its text."""
+    """Convert ``value`` to JSON values: NaN, infinities and objects of unknown types become strings."""
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, Mapping):
@@ -109,30 +111,30 @@ def plain_values(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [plain_values(entry) for entry in value]
     if isinstance(value, float):
-        return float(value) if math.isfinite(value) else NOT_FINITE[repr(float(value))]
+        return float(value) if math.isfinite(value) else NON_FINITE[repr(float(value))]
     return value if isinstance(value, (str, int, bool, type(None))) else str(value)
 
 
-def _numbers(value: Any) -> Any:
-    """The inverse of `plain_values` for what is not finite."""
+def _restore_non_finite(value: Any) -> Any:
+    """Convert the strings that `plain_values` writes for NaN and infinities back to numbers."""
     if isinstance(value, dict):
-        return {key: _numbers(entry) for key, entry in value.items()}
+        return {key: _restore_non_finite(entry) for key, entry in value.items()}
     if isinstance(value, list):
-        return [_numbers(entry) for entry in value]
-    return float(value) if isinstance(value, str) and value in NOT_FINITE.values() else value
+        return [_restore_non_finite(entry) for entry in value]
+    return float(value) if isinstance(value, str) and value in NON_FINITE.values() else value
 
 
 def read_record(folder: str | Path) -> RunRecord:
-    """The record in ``folder``.
+    """Read the record in ``folder``.
 
     Raises:
-        ValueError: there is none, it cannot be read, it is not a record, or it is of another version of this package.
+        ValueError: the folder has no record, or the file cannot be read, is not a valid record, or has another format.
     """
     path = Path(folder, FILE)
     if not os.path.lexists(path):
         raise ValueError(
             f"{str(folder)!r} has no {FILE}: give the output_dir of a run of MultirateTrainer. Standard training "
-            "(--multirate off) writes one if it is asked to, with --multirate_record True."
+            "(--multirate off) writes a record only with --multirate_record True."
         )
     try:
         values = read_json(path)
@@ -141,10 +143,10 @@ def read_record(folder: str | Path) -> RunRecord:
         raise ValueError(f"{str(path)!r} is not a record of a run: {error}. Train again.") from None
     if values["format"] != FORMAT:
         raise ValueError(
-            f"{str(path)!r} has format {reprlib.repr(values['format'])}, this version reads {FORMAT}: use the version "
-            "that wrote it."
+            f"{str(path)!r} has format {reprlib.repr(values['format'])}, but this version reads format {FORMAT}: use "
+            "the version that wrote the file."
         )
-    values |= {key: _numbers(values[key]) for key in ("logs", "summary") if key in values}
+    values |= {key: _restore_non_finite(values[key]) for key in ("logs", "summary") if key in values}
     try:
         check_record(values)
     except ValueError as error:
@@ -153,11 +155,16 @@ def read_record(folder: str | Path) -> RunRecord:
 
 
 def checksum(batches: Sequence[Any], start: int = 0) -> int:
-    """CRC-32 of what is in ``batches``, by name of input, going on from ``start``; of an unknown object its type."""
+    """CRC-32 checksum of ``batches``, continued from ``start``. Objects of unknown types count by their type.
+
+    Args:
+        batches: Batches: nested mappings, lists and tuples of tensors and other values.
+        start: Checksum to continue from.
+    """
     for batch in batches:
         try:
             start = _checksum_of(batch, start)
-        except Exception:  # a record stops no training, whatever a batch consists of
+        except Exception:  # an unusual batch must not stop training
             start = zlib.crc32(type(batch).__qualname__.encode(), start)
     return start
 
@@ -172,43 +179,43 @@ def _checksum_of(batch: Any, start: int) -> int:
     if isinstance(batch, torch.Tensor):
         parts = _dense_parts(batch.detach())
         for part in parts:
-            # A clone has steps of one element, also of a slice of which `contiguous` finds nothing to change.
-            plain = part.cpu().resolve_conj().resolve_neg().clone(memory_format=torch.contiguous_format)
-            start = zlib.crc32(f"{plain.dtype}{tuple(plain.shape)}".encode(), start)
-            start = zlib.crc32(plain.reshape(-1).view(torch.uint8).numpy().tobytes(), start)
+            # Not `contiguous()`: it may return a slice unchanged, with strides that `view(torch.uint8)` rejects.
+            dense = part.cpu().resolve_conj().resolve_neg().clone(memory_format=torch.contiguous_format)
+            start = zlib.crc32(f"{dense.dtype}{tuple(dense.shape)}".encode(), start)
+            start = zlib.crc32(dense.reshape(-1).view(torch.uint8).numpy().tobytes(), start)
         return start
-    if isinstance(batch, np.ndarray) and not batch.dtype.hasobject:  # its text leaves out most of a large one
+    if isinstance(batch, np.ndarray) and not batch.dtype.hasobject:  # the repr of a large array is abbreviated
         start = zlib.crc32(f"{batch.dtype}{batch.shape}".encode(), start)
         return zlib.crc32(np.ascontiguousarray(batch).tobytes(), start)
-    # What an object prints may be where it is in memory, which differs from run to run.
-    told = repr(batch) if isinstance(batch, PLAIN) else type(batch).__qualname__
-    return zlib.crc32(told.encode(), start)
+    # The repr of other objects may contain their address in memory, which differs between runs.
+    text = repr(batch) if isinstance(batch, TYPES_SHOWN_BY_VALUE) else type(batch).__qualname__
+    return zlib.crc32(text.encode(), start)
 
 
 def _dense_parts(tensor: torch.Tensor) -> list[torch.Tensor]:
-    """Strided tensors that hold the values of ``tensor``."""
+    """Dense tensors with the values of ``tensor``."""
     if tensor.is_nested:
         return list(tensor.unbind())
     if tensor.is_quantized:
         return [tensor.int_repr(), tensor.dequantize()]
     if tensor.layout == torch.sparse_coo:
-        whole = tensor.coalesce()
-        return [whole.indices(), whole.values()]
+        coalesced = tensor.coalesce()
+        return [coalesced.indices(), coalesced.values()]
     return [tensor.to_dense() if tensor.layout != torch.strided else tensor]
 
 
 def card_section(run: RunRecord) -> str:
-    """Rate groups and speed-up as Markdown; figures are those of the record."""
+    """Section of a model card in Markdown: rate groups, steps and speed-up of a run."""
     if run.standard:
-        return "## Multirate training\n\nEvery parameter had a gradient at every step: standard training.\n"
+        return "## Multirate training\n\nEvery parameter got a gradient at every step: standard training.\n"
     summary = run.summary
     rows = [f"| {markdown(group['name'])} | {group['period']} | {in_between(group)} |" for group in run.groups]
     figures = {
-        "steps with a full backward": f"{summary['full_steps']} of {summary['full_steps'] + summary['fast_steps']}",
+        "full steps": f"{summary['full_steps']} of {summary['full_steps'] + summary['fast_steps']}",
         "seconds of a full step": format_number(summary["seconds_full_step"]),
-        "seconds of another step": format_number(summary["seconds_fast_step"]),
+        "seconds of a fast step": format_number(summary["seconds_fast_step"]),
         "speed-up over full steps, whole run": format_number(summary["speedup"]),
-        "predicted": format_number(summary["speedup_predicted_of_run"]),
+        "speed-up over full steps, predicted": format_number(summary["speedup_predicted_of_run"]),
     }
     return "\n".join(
         [
@@ -216,7 +223,7 @@ def card_section(run: RunRecord) -> str:
             "",
             "Trained with hf_multirate (Vlaar and Leimkuhler, *Multirate Training of Neural Networks*, ICML 2022).",
             "",
-            "| rate group | steps between gradients | in between |",
+            "| rate group | period | idle rule |",
             "|---|---|---|",
             *rows,
             "",
@@ -229,7 +236,7 @@ def card_section(run: RunRecord) -> str:
 
 
 def in_between(group: Mapping[str, Any]) -> str:
-    """What a rate group of a record does between two gradients."""
+    """Idle rule of a rate group in a record, as a short text."""
     if group.get("random_subset") is not None:
         return "random subset"
     if group["period"] == 1:
@@ -239,5 +246,5 @@ def in_between(group: Mapping[str, Any]) -> str:
 
 
 def format_number(value: float | None) -> str:
-    """Four significant digits, or a dash."""
+    """Format a number with four significant digits; None becomes a dash."""
     return "-" if value is None else f"{value:.4g}"

@@ -15,7 +15,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_multirate.config.files import read_json, write_text, write_whole
-from hf_multirate.config.shapes import MOST, anything, count, fields, table, text
+from hf_multirate.config.shapes import LARGEST_EXACT_INT, anything, count, fields, table, text
 
 
 FORMAT = 1
@@ -190,7 +190,7 @@ def _step_of(path: Path) -> int | None:
     """Step in a state of Trainer; None if it cannot be read, of which Trainer itself says more."""
     with suppress(ValueError):
         values = read_json(path)
-        fields({"global_step": count(0, MOST)}, others=True)(values, "the file")
+        fields({"global_step": count(0, LARGEST_EXACT_INT)}, others=True)(values, "the file")
         return int(values["global_step"])
     return None
 

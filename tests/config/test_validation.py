@@ -26,7 +26,7 @@ from hf_multirate import (
     RateGroup,
 )
 from hf_multirate.config.auto_periods import AutoPeriods
-from hf_multirate.config.validation import LARGEST
+from hf_multirate.config.validation import LARGEST_INT
 from tests.support.runs import arguments, example
 from tests.support.small import batch, network
 
@@ -323,7 +323,7 @@ def test_a_controller_takes_a_config(bad: Any, tmp_path: Path) -> None:
     assert "copies must be a CopiesConfig" in refusal(lambda: AveragedCopiesTrainer(**common, copies=bad))
 
 
-@pytest.mark.parametrize("period", [10**6 + 1, 10**18, LARGEST])
+@pytest.mark.parametrize("period", [10**6 + 1, 10**18, LARGEST_INT])
 def test_a_step_for_a_period_that_float32_does_not_hold_is_refused(period: int) -> None:
     text = refusal(lambda: MultirateConfig.two_rate("head", period, idle="long_step"))
     assert f"idle='long_step' multiplies it by the period {period})" in text

@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from hf_multirate import Multirate, MultirateConfig
-from hf_multirate.model.presets import stack_of
 from tests.support.families import ALL
 from tests.support.runs import FIVE
+from tests.support.stacks import stack_of
 
 
 pytestmark = [

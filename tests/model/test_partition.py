@@ -35,7 +35,7 @@ def test_first_match_wins_and_frozen_parameters_are_in_no_group() -> None:
     ("patterns", "words"),
     [
         (("clasifier", ".*"), r"'g0' matches no trainable parameter"),
-        ((".*", "bias"), r"'g1' is empty.*taken by the groups before it, \['g0'\]"),
+        ((".*", "bias"), r"'g1' is empty.*belong to earlier groups, \['g0'\]"),
         (("bias", r"0\."), r"2 trainable parameters are in no rate group.*'1.weight'"),
     ],
 )

@@ -69,4 +69,4 @@ def test_the_search_has_a_bound(longest: int, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(period_search, "combinations_with_replacement", counting)
     periods = search_ladder([1.0] * 34, [0.7 / 34] * 34, 0.3, 0.6, longest)
     assert work_of([0.7 / 34] * 34, 0.3, periods) <= max(0.6, work_of([0.7 / 34] * 34, 0.3, (1, *[longest] * 33)))
-    assert 1 < tried <= period_search.LADDERS
+    assert 1 < tried <= period_search.MAX_LADDERS

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 from transformers import BertForSequenceClassification, CLIPConfig, CLIPModel
 
-from hf_multirate.model.presets import preset_names, stack_of
+from hf_multirate.model.presets import preset_names
 from tests.support.runs import FIVE
+from tests.support.stacks import stack_of
 from tests.support.tiny import FAMILIES
 
 

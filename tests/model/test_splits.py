@@ -74,7 +74,7 @@ def test_function_that_names_no_group() -> None:
 def test_group_that_the_function_never_names() -> None:
     groups = (RateGroup("none", (), 1), RateGroup("all", ".*", 1))
     config = MultirateConfig(groups, group_fn=lambda name, parameter: None)
-    with pytest.raises(ValueError, match=r"'none' has no pattern, and group_fn named it for none of 8"):
+    with pytest.raises(ValueError, match=r"'none' has no pattern, and group_fn returned its name for none of 8"):
         Multirate(config).assign(network())
 
 

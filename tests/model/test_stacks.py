@@ -14,7 +14,8 @@ from hf_multirate import Multirate, MultirateConfig, RateGroup
 from hf_multirate.config.rate_group import parse_preset
 from hf_multirate.model import presets
 from hf_multirate.model.auto_periods import block_groups
-from hf_multirate.model.presets import preset_names, stack_of
+from hf_multirate.model.presets import preset_names
+from tests.support.stacks import stack_of
 from tests.support.tiny import FAMILIES
 
 
@@ -140,7 +141,7 @@ def test_two_towers_give_one_warning_and_can_be_named(caplog: pytest.LogCaptureF
 def test_an_encoder_and_its_decoder_leave_no_choice(caplog: pytest.LogCaptureFixture) -> None:
     for family in ("bart", "t5"):
         Multirate(MultirateConfig.two_rate(idle="drift")).assign(FAMILIES[family]()[0])
-    assert not any("is taken for the blocks" in message for message in caplog.messages)
+    assert not any("applies to the blocks" in message for message in caplog.messages)
 
 
 @pytest.mark.parametrize(
@@ -197,7 +198,7 @@ def test_a_head_registered_before_its_encoder_is_fast(caplog: pytest.LogCaptureF
 def test_a_slow_module_above_the_fast_ones_is_named(caplog: pytest.LogCaptureFixture) -> None:
     train(Tower(name="outcome", first=True), MultirateConfig.two_rate("last:1", 2, idle="drift"))
     (line,) = caplog.messages
-    assert "backward runs through 1 idle modules" in line
+    assert "backward runs through 1 inactive modules" in line
     assert "outcome are slow but lie above 'layers.5.up'" in line
     assert "hook" not in line
 

@@ -266,7 +266,7 @@ def test_bad_subsets_are_refused(case: str) -> None:
     [
         ({"idle": "long_step", "random_subset": RandomSubset()}, ValueError, "idle='long_step'.*leave idle out"),
         ({"random_subset": 0.5}, TypeError, "must be a RandomSubset, got 0.5"),
-        ({"random_subset": RandomSubset(redraw="step")}, ValueError, "give it period 1"),
+        ({"random_subset": RandomSubset(redraw="step")}, ValueError, "set period=1"),
     ],
 )
 def test_bad_rate_groups_are_refused(settings: dict[str, Any], kind: type[Exception], words: str) -> None:

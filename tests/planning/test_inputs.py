@@ -82,8 +82,8 @@ MODELS: dict[str, tuple[Any, str]] = {
     "no parameters": (nn.Identity, "Identity has no parameters"),
     "frozen": (frozen, "no trainable parameter"),
     "meta": (on_meta, "'blocks.0.weight' has no values"),
-    "lazy": (lazy, "'head.weight' has no shape yet"),
-    "inference": (inferring, "made in inference mode"),
+    "lazy": (lazy, "'head.weight' is uninitialized"),
+    "inference": (inferring, "created in inference mode"),
     "no loss": (lambda: Returning(lambda loss, scores: {"logits": scores}), "returns no loss"),
     "loss None": (lambda: Returning(lambda loss, scores: {"loss": None}), "returns no loss"),
     "a tensor": (lambda: Returning(lambda loss, scores: loss), "returns no loss"),
@@ -93,7 +93,7 @@ MODELS: dict[str, tuple[Any, str]] = {
     "float": (lambda: Returning(lambda loss, scores: {"loss": loss.item()}), "returns no loss"),
     "many losses": (lambda: Returning(lambda loss, scores: {"loss": scores}), r"loss of shape \(2, 2\)"),
     "detached": (lambda: Returning(lambda loss, scores: {"loss": loss.detach()}), "has no gradient"),
-    "raises": (lambda: Returning(lambda loss, scores: scores["loss"]), "does not run through Returning"),
+    "raises": (lambda: Returning(lambda loss, scores: scores["loss"]), "forward pass of Returning failed"),
     "no product": (Table, "no matrix product"),
 }
 BATCHES: dict[str, tuple[Any, str]] = {
@@ -105,8 +105,8 @@ BATCHES: dict[str, tuple[Any, str]] = {
     "texts": ({"x": ["a", "b"]}, "a batch needs a tensor with rows"),
     "no rows": (rows(0), "a batch needs a tensor with rows"),
     "numbers for names": ({1: torch.randn(4, 8)}, "name of an input must be a string, got 1"),
-    "other names": ({"y": torch.randn(4, 8)}, "does not run through Returning"),
-    "other shapes": ({**rows(), "x": torch.randn(ROWS, 5)}, "does not run through Returning"),
+    "other names": ({"y": torch.randn(4, 8)}, "forward pass of Returning failed"),
+    "other shapes": ({**rows(), "x": torch.randn(ROWS, 5)}, "forward pass of Returning failed"),
 }
 CONFIGS: dict[str, tuple[Any, str]] = {
     "None": (None, "configs must be a mapping"),
@@ -215,17 +215,17 @@ def turns_off(): torch.set_grad_enabled(False); return Returning(), rows()
 number = 5
 """
 FUNCTIONS = {
-    "three": "returned 3 things: return a model, or a model and a batch",
-    "one": "returned 1 things",
+    "three": "returned a tuple of 3: return a model, or a model and a batch",
+    "one": "returned a tuple of 1",
     "pair_in_a_list": "returned list",
     "nothing": "returned NoneType",
-    "no_batch": "have the function return one too",
+    "no_batch": "return both a model and a batch",
     "batch_in_a_list": "a batch must be a mapping",
     "no_rows": "a batch needs a tensor with rows",
     "no_loss": "Returning returns no loss",
     "no_parameters": "Identity has no parameters",
     "without_gradients": "no trainable parameter",
-    "on_meta": "no batch can be made",
+    "on_meta": "no batch can be created",
     "exits": "could not be called (SystemExit: 3)",
     "interrupted": "could not be called (KeyboardInterrupt)",
     "two_lines": "could not be called (ValueError: first second)",
@@ -247,7 +247,7 @@ OPTIONS = {
     "--speedup=inf": "--speedup must be finite, got inf",
     "--fast=": "has an empty pattern",
     "--fast=(": "is not a regular expression",
-    "--fast=ladder:1,x": "a ladder is integers",
+    "--fast=ladder:1,x": "a ladder must be a list of integers",
     "--fast=ladder:2,4": "no rate group has period 1",
     "--fast=nowhere": "matches no trainable parameter",
 }

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hf_multirate import Multirate, MultirateConfig, Plan, RateGroup, plan
 from hf_multirate.cli import configs_of, main
-from hf_multirate.cli.load_model import Size, load
+from hf_multirate.cli.load_model import BatchSize, load
 from hf_multirate.model.auto_periods import choose_periods
 from hf_multirate.planning import plans_reaching
 from tests.support.runs import example
@@ -118,7 +118,7 @@ def test_what_blocks_the_saving_is_named() -> None:
     bert, batch = FAMILIES["bert"]()
     bert.gradient_checkpointing_enable()
     found = only(bert, batch, MultirateConfig.two_rate("head", 4, idle="drift"))
-    assert any("activation checkpointing" in text for text in found.blockers)
+    assert any("gradient checkpointing" in text for text in found.blockers)
     assert only(*stack(), MultirateConfig.off()).blockers == ("every step is a full step",)
     assert only(*stack(), MultirateConfig.two_rate("^head", 4, idle="drift")).blockers == ()
 
@@ -199,7 +199,7 @@ def test_the_command_prints_a_table_and_json(tmp_path: Path, capsys: pytest.Capt
 
 @pytest.mark.parametrize("family", ["bert", "gpt2-lm", "t5", "vit", "resnet", "llama-lm"])
 def test_a_folder_with_a_configuration_is_enough(family: str, tmp_path: Path) -> None:
-    model, batch = load(folder_of(family, tmp_path), None, Size(3, 6))
+    model, batch = load(folder_of(family, tmp_path), None, BatchSize(3, 6))
     assert len(next(iter(batch.values()))) == 3
     assert only(model, batch, MultirateConfig.two_rate("last:1", 3, idle="drift")).speedup > 1
 
@@ -209,10 +209,10 @@ def test_a_function_gives_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     lines = [f"import {name} as tested", "def both():", "    return tested.stack()", "model = tested.Stack"]
     (tmp_path / "mine.py").write_text("\n".join(lines))
     monkeypatch.chdir(tmp_path)
-    model, batch = load("mine:both", None, Size(1, 1))
+    model, batch = load("mine:both", None, BatchSize(1, 1))
     assert only(model, batch, MultirateConfig.two_rate("^head", idle="drift")).bound > 2
-    with pytest.raises(ValueError, match="have the function return one too"):
-        load("mine:model", None, Size(1, 1))
+    with pytest.raises(ValueError, match="return both a model and a batch"):
+        load("mine:model", None, BatchSize(1, 1))
 
 
 @pytest.mark.parametrize(
@@ -220,9 +220,9 @@ def test_a_function_gives_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     [
         (["nowhere/at-all"], "could not be loaded"),
         (["nothing_there:model"], "could not be called"),
-        (["FOLDER", "--seq", "9999"], "does not run through"),
-        (["FOLDER", "--seq", "8", "--speedup", "50"], "no setting reaches a speed-up of 50"),
-        (["FOLDER", "--seq", "8", "--fast", "ladder:a"], "a ladder is integers"),
+        (["FOLDER", "--seq", "9999"], "the forward pass of"),
+        (["FOLDER", "--seq", "8", "--speedup", "50"], "no configuration reaches a speed-up of 50"),
+        (["FOLDER", "--seq", "8", "--fast", "ladder:a"], "a ladder must be a list of integers"),
         (["FOLDER", "--seq", "8", "--fast", "no_such_part"], "no_such_part"),
     ],
 )

@@ -15,7 +15,7 @@ import torch
 
 from hf_multirate import MultirateConfig, MultirateTrainer, MultirateTrainingArguments
 from hf_multirate.cli import main
-from hf_multirate.config.validation import LARGEST
+from hf_multirate.config.validation import LARGEST_INT
 from hf_multirate.reporting import report
 from hf_multirate.reporting.record_check import ARGUMENTS
 from hf_multirate.reporting.run_record import FILE, RunRecord, checksum, read_record
@@ -282,7 +282,7 @@ def test_arguments_ask_for_a_record(tmp_path: Path, asked: bool | None) -> None:
 
 
 def test_the_longest_period_is_in_a_record_that_can_be_read(tmp_path: Path) -> None:
-    config = MultirateConfig.two_rate("head", LARGEST, drift_steps=LARGEST, idle="drift")
+    config = MultirateConfig.two_rate("head", LARGEST_INT, drift_steps=LARGEST_INT, idle="drift")
     trainer_for(tmp_path, config, max_steps=2, save_strategy="steps", save_steps=1).train()
     assert report(tmp_path).is_file()
     trainer_for(tmp_path, config, max_steps=3).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))

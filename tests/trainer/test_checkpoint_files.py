@@ -119,9 +119,9 @@ def test_a_missing_field_is_refused(checkpoint: Path, field: str) -> None:
 
 def test_skipped_steps_are_no_more_than_steps(checkpoint: Path) -> None:
     rewrite(checkpoint / "multirate.json", dict, skipped_steps=STEP)
-    with pytest.raises(ValueError, match=r"skipped_steps must be a whole number from 0 to 3, got 4"):
+    with pytest.raises(ValueError, match=r"skipped_steps must be an integer from 0 to 3, got 4"):
         read_saved(rewritten(checkpoint, skipped_steps=STEP + 1))
-    with pytest.raises(ValueError, match=r"skipped_steps must be a whole number .*, got -1"):
+    with pytest.raises(ValueError, match=r"skipped_steps must be an integer .*, got -1"):
         read_saved(rewritten(checkpoint, skipped_steps=-1))
 
 

@@ -475,7 +475,7 @@ def test_an_error_in_training_leaves_the_record_of_what_there_was(tmp_path: Path
     ("text", "words"),
     [
         (None, "has no multirate_record.json"),
-        ("{", "is no JSON"),
+        ("{", "is not valid JSON"),
         ("{}", "lacks format"),
         ('{"format": 0}', "format 0"),
         ('{"format": 3}', "lacks arguments, blocks"),
