@@ -90,8 +90,8 @@ class StepPipeline:
         inactive = InactiveForward(config, type(self.optimizer), compiled=compiled, sharded=sharded, moved=moved)
         parts: list[StepPart] = [] if self._check is None else [self._check]
         if config.skips_backward:
-            forecast = CostCheck(model, groups, self.costs, config.schedule)
-            backward = PartialBackward(model, groups, inactive, compiled=compiled, forecast=forecast, cuts=self._cuts)
+            check = CostCheck(model, groups, self.costs, config.schedule)
+            backward = PartialBackward(model, groups, inactive, compiled=compiled, cost_check=check, cuts=self._cuts)
             parts += [inactive, backward]
         if self._synced is not None:
             parts.append(self._synced)
