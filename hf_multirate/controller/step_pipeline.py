@@ -21,7 +21,7 @@ from hf_multirate.distributed.synced_step import SyncedStep, require_wrapper
 from hf_multirate.model.cost_model import StepCosts, layers_of
 from hf_multirate.model.step_part import StepPart
 from hf_multirate.model.unwrap import canonical_parameters, is_compiled, unwrap_model
-from hf_multirate.optim.adalora import SensitivityOfLive, allocators_of
+from hf_multirate.optim.adalora import AdaLoraUpdate, rank_allocators
 from hf_multirate.optim.optimizer_check import check_optimizer
 from hf_multirate.optim.random_subsets import RandomSubsets
 from hf_multirate.optim.state_check import check_state
@@ -99,7 +99,7 @@ class StepPipeline:
         if any(group.random_subset is not None for group in config.groups):
             parts.append(RandomSubsets(config, self.optimizer, groups))
         if config.skips_backward:
-            parts += [SensitivityOfLive(allocator) for allocator in allocators_of(model)]
+            parts += [AdaLoraUpdate(allocator) for allocator in rank_allocators(model)]
         return parts
 
     def _missing_gradients(
