@@ -16,7 +16,7 @@ from hf_multirate.backward.partial_backward import PartialBackward
 from hf_multirate.config.config import MultirateConfig
 from hf_multirate.config.schedule import Step
 from hf_multirate.controller.guards import before_save_or_eval
-from hf_multirate.distributed import GradSync, choose
+from hf_multirate.distributed import GradSync, sync_for
 from hf_multirate.distributed.synced_step import SyncedStep, require_wrapper
 from hf_multirate.model.cost_model import StepCosts, layers_of
 from hf_multirate.model.step_part import StepPart
@@ -55,7 +55,7 @@ class StepPipeline:
         applied: Callable[[Step], None],
     ) -> None:
         compiled = is_compiled(model)
-        sync = GradSync() if config.is_standard_training else choose(model)
+        sync = GradSync() if config.is_standard_training else sync_for(model)
         model = unwrap_model(model)
         self._config, self._model, self._sync = config, model, sync
         self.optimizer = optimizer

@@ -71,7 +71,7 @@ def test_accepted(kind: str) -> None:
 
 def test_subsets_of_shards_are_refused() -> None:
     check_supported(trainer(), SUBSETS)
-    with pytest.raises(NotImplementedError, match="idle='zero'"):
+    with pytest.raises(NotImplementedError, match="FSDP and random_subset"):
         check_supported(trainer(is_fsdp_enabled=True), SUBSETS)
 
 
