@@ -158,7 +158,7 @@ class MissingGradientCheck(StepPart):
         new = self._not_yet_named(name for name, parameter in self._others.items() if parameter.requires_grad)
         if new:
             logger.warning(
-                "%d parameters were unfrozen during training, e.g. %s. They belong to no rate group: they get a "
+                "%d parameters were unfrozen during training, e.g. %s. They are in no rate group: they get a "
                 "gradient at every step, and backward runs down to them. To keep the speed-up, train in two runs, "
                 "each with its own trainable parameters.",
                 len(new), new[:3],

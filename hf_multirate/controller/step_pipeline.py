@@ -1,4 +1,4 @@
-"""The parts of a step in their order, for one model and one optimizer. It exists only while these are attached."""
+"""The parts of a step in their order. A pipeline exists only while a model and an optimizer are attached."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ class StepPipeline:
 
     Args:
         config: The rate groups.
-        model: The model that owns the parameters, or what DistributedDataParallel, ``fully_shard`` or
-            ``torch.compile`` made of it. Hooks that come and go would have a compiled model compiled again.
-        optimizer: Their optimizer.
+        model: The model that owns the parameters, possibly wrapped by DistributedDataParallel, ``fully_shard`` or
+            ``torch.compile``.
+        optimizer: The optimizer of the parameters.
         groups: Rate group name -> parameter name -> parameter, in the order of ``config.groups``.
         applied: Called after each step that the optimizer has applied.
 
     Raises:
-        ValueError: the optimizer lacks a parameter, or it moves parameters that have no gradient.
+        ValueError: the optimizer lacks a parameter, or it moves parameters without a gradient.
         RuntimeError: processes have different configurations or parameters.
-        NotImplementedError: this package does not work with the wrapper of the model, or with its adapter.
+        NotImplementedError: the wrapper or an adapter of the model is not supported.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class StepPipeline:
         self._config, self._model, self._sync = config, model, sync
         self.optimizer = optimizer
         self.step: Step | None = None
-        """The step that was begun and that the optimizer has not taken yet."""
+        """The step that has begun and that the optimizer has not taken yet."""
         self._applied = applied
         self._parameters = {name: parameter for members in groups.values() for name, parameter in members.items()}
         if not config.is_standard_training:
@@ -72,19 +72,19 @@ class StepPipeline:
         self._check = self._missing_gradients(groups, compiled=compiled)
         self.updater = ParameterUpdater(config, optimizer, groups, self._missed)
         self._parts = self._configured(groups, compiled=compiled)
-        # A part is called only where it has something to do.
+        # Each list holds only the parts that override the method.
         self._begins = [p.begin for p in self._parts if type(p).begin is not StepPart.begin]
         self._contexts = [p.micro_batch for p in self._parts if type(p).micro_batch is not StepPart.micro_batch]
         self._befores = [p.before_step for p in self._parts if type(p).before_step is not StepPart.before_step]
         self._afters = [p.after_step for p in self._parts if type(p).after_step is not StepPart.after_step]
         self._ends = [p.end for p in self._parts if type(p).end is not StepPart.end]
-        self._inside = self._moves = False
+        self._inside = self._has_gradients = False
         self._open, self._within = ExitStack(), ExitStack()
         self._hooks = StepHooks(optimizer, self._before_step, self._after_step)
-        self._looks = before_save_or_eval(model, self._open.close)
+        self._save_hooks = before_save_or_eval(model, self._open.close)
 
     def _configured(self, groups: Mapping[str, Mapping[str, nn.Parameter]], *, compiled: bool) -> list[StepPart]:
-        """The parts that the configuration asks for, in the order of their calls."""
+        """The parts that the configuration needs, in the order of their calls."""
         config, model = self._config, self._model
         sharded, moved = self._sync.shards, self.updater.moved
         inactive = InactiveForward(config, type(self.optimizer), compiled=compiled, sharded=sharded, moved=moved)
@@ -105,9 +105,9 @@ class StepPipeline:
     def _missing_gradients(
         self, groups: Mapping[str, Mapping[str, nn.Parameter]], *, compiled: bool
     ) -> MissingGradientCheck | None:
-        known = set(self._parameters.values())
-        others = {name: p for name, p in canonical_parameters(self._model).items() if p not in known}
-        self._others = frozenset(others)
+        grouped = set(self._parameters.values())
+        others = {name: p for name, p in canonical_parameters(self._model).items() if p not in grouped}
+        self._ungrouped = frozenset(others)
         if not self._config.skips_backward:
             return None
         return MissingGradientCheck(
@@ -115,7 +115,7 @@ class StepPipeline:
             model=self._model,
             strict=self._config.on_missing_gradient == "error",
             cuts=lambda: self._cuts() and not compiled,
-            had=[parameter for parameter in known if self.optimizer.state.get(parameter)],
+            had=[parameter for parameter in grouped if self.optimizer.state.get(parameter)],
             others=others,
         )
 
@@ -134,26 +134,30 @@ class StepPipeline:
         return self._hooks.inside
 
     def begin(self, step: Step) -> None:
-        """``step`` begins; nothing of the model changes before `micro_batch`."""
-        self._stop_watching()  # nothing is open outside a micro-batch
+        """Begin ``step``. The model does not change before `micro_batch`."""
+        self._remove_save_hooks()  # no context is open outside of a micro-batch
         self.step = step
         for begin in self._begins:
             begin(step)
 
     def open(self, step: Step) -> None:
-        """As `begin` and `micro_batch` for a loop that does not close the context: the optimizer does."""
+        """Begin ``step`` and open its micro-batch context, which the step of the optimizer closes."""
         if self.step is None or step.index != self.step.index:
             require_wrapper(self._config, self._sync)
             self._open.close()
             self.begin(step)
-        if not self._looks:
-            self._looks = before_save_or_eval(self._model, self._open.close)
+        if not self._save_hooks:
+            self._save_hooks = before_save_or_eval(self._model, self._open.close)
         if not self._inside:
             self._open.enter_context(self.micro_batch(last=False))
 
     @contextmanager
     def micro_batch(self, *, last: bool) -> Iterator[None]:
-        """A context for forward and backward of one micro-batch, the ``last`` of its step if that is known."""
+        """A context for forward and backward of one micro-batch.
+
+        Args:
+            last: Whether this is the last micro-batch of the step; False if that is unknown.
+        """
         if self.step is None:
             yield
             return
@@ -177,21 +181,24 @@ class StepPipeline:
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         del optimizer
         self._end_pass()
-        self._moves = False
+        self._has_gradients = False
         if self.step is None:
             if all(parameter.grad is None for parameter in self._parameters.values()):
-                return  # of a batch that was given up: nothing moves
-            raise RuntimeError("optimizer.step() without begin_step(step): which groups were live is not known.")
-        self._stop_watching()
+                return  # the training step skipped its batch, so nothing moves
+            raise RuntimeError(
+                "optimizer.step() was called without begin_step(step), so the live groups are unknown. Call "
+                "begin_step(step) before the first forward pass of each step."
+            )
+        self._remove_save_hooks()
         values = (*args[1:], *kwargs.values())
         if not self._config.is_standard_training and any(callable(value) for value in values):
             raise ValueError(
-                "optimizer.step(closure) runs backward inside the step, where nothing is skipped: call "
-                "backward first, then optimizer.step(). Optimizers that need a closure (LBFGS) work with standard "
-                "training only."
+                "optimizer.step(closure) runs backward inside of the step, where backward cannot be skipped. Call "
+                "backward first, then optimizer.step(). Optimizers that need a closure (LBFGS) work only with "
+                "standard training."
             )
         step = self.step
-        self._moves = all(before(step) for before in self._befores)
+        self._has_gradients = all(before(step) for before in self._befores)
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         del args, kwargs
@@ -199,12 +206,12 @@ class StepPipeline:
         if step is None:
             return
         self.step = None
-        if not self._moves and step.full:
-            return  # no group had its turn: the next step is the full one
-        # A gradient scaler leaves this note for optimizers that skip a step by themselves, such as fused AdamW.
+        if not self._has_gradients and step.full:
+            return  # no gradient at a full step: the next step is a full step instead
+        # A gradient scaler sets this attribute for optimizers that skip a step themselves, such as fused AdamW.
         overflow = vars(optimizer).get("found_inf")
         if overflow is None or not overflow.item():
-            if self._moves:
+            if self._has_gradients:
                 for after in self._afters:
                     after(step)
             self._applied(step)
@@ -212,34 +219,34 @@ class StepPipeline:
             end()
 
     def _end_pass(self) -> None:
-        """Give parameters their flags and values back, wherever the pass was begun."""
+        """Close the micro-batch contexts, which restores ``requires_grad`` and values of parameters."""
         self._open.close()
         self._within.close()
 
-    def _stop_watching(self) -> None:
-        """Remove the hooks for saving and evaluation: nothing of the model is changed that these could see."""
-        for look in self._looks:
-            look.remove()
-        self._looks = []
+    def _remove_save_hooks(self) -> None:
+        """Remove the hooks for saving and evaluation, which have nothing to restore outside of a micro-batch."""
+        for hook in self._save_hooks:
+            hook.remove()
+        self._save_hooks = []
 
     def close(self) -> None:
-        """Leave model and optimizer as they were found."""
+        """Remove all hooks from model and optimizer, and close all parts."""
         self._open.close()
-        self._stop_watching()
+        self._remove_save_hooks()
         self._hooks.remove()
         for part in self._parts:
             part.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint needs besides model and optimizer."""
+        """State for a checkpoint besides model and optimizer."""
         missed = {} if self._check is None else dict.fromkeys(self._check.missed, 1)
         return {**self.updater.state_dict(), **({"missed": missed} if missed else {})}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a `state_dict`, except for parameters that were frozen since.
+        """Load a `state_dict`, without the entries of parameters that are frozen now.
 
         Raises:
-            ValueError: it is no such state, or one of another model.
+            ValueError: ``state`` is damaged, or belongs to another model.
         """
         check_state(state)
         if self._check is not None:
@@ -247,7 +254,7 @@ class StepPipeline:
             self._check.missed = {name: self._parameters[name] for name in missed if name in self._parameters}
         self.updater.load_state_dict(
             {
-                key: {name: value for name, value in entries.items() if name not in self._others}
+                key: {name: value for name, value in entries.items() if name not in self._ungrouped}
                 for key, entries in state.items()
                 if key != "missed"
             }

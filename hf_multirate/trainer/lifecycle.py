@@ -16,7 +16,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from transformers import Trainer, TrainerState
 from transformers.trainer_utils import get_last_checkpoint
 
-from hf_multirate.controller.guards import is_leased
+from hf_multirate.controller.guards import is_attached
 from hf_multirate.trainer.checkpoint_files import Saved, StaleError, read_saved, require_whole, write_saved
 from hf_multirate.trainer.replaced_methods import is_ours, other_optimizer, takeover
 
@@ -165,7 +165,7 @@ class TrainerLifecycleMixin(_Base):
         A step without gradients is that of a batch that `training_step` gave up, and moves nothing.
         """
         del args, kwargs
-        if is_leased(optimizer):
+        if is_attached(optimizer):
             self._stepped = True
             if self._controller.begun:
                 self._before_step()

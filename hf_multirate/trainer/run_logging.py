@@ -16,7 +16,7 @@ from transformers import ProgressCallback, TrainerCallback, TrainerControl, Trai
 from hf_multirate.config.files import write_text
 from hf_multirate.config.validation import require_bool
 from hf_multirate.controller.multirate import Multirate
-from hf_multirate.controller.step_timer import enough, shortfall
+from hf_multirate.controller.step_timer import has_enough_steps, slow_run_message
 from hf_multirate.reporting.run_record import FILE, RECORD_VARIABLE, RunRecord, card_section, read_record
 from hf_multirate.trainer.arguments import MultirateTrainingArguments
 from hf_multirate.trainer.lifecycle import TrainerLifecycleMixin
@@ -139,7 +139,7 @@ class RunLoggingMixin(TrainerLifecycleMixin):
         return self.args.multirate_log if isinstance(self.args, MultirateTrainingArguments) else "brief"
 
     def _warn_once(self) -> None:
-        told = None if self._warned else shortfall(self.multirate.timing)
+        told = None if self._warned else slow_run_message(self.multirate.timing)
         if told is not None:
             self._warned = True
             logger.warning("%s", told)
@@ -215,12 +215,12 @@ class SpeedupProgressCallback(TrainerCallback):
 def phase_text(multirate: Multirate) -> str:
     """The kind of the last step, with fixed turns its place in the cycle, and the speed-up.
 
-    The speed-up is there once enough steps of each kind were taken.
+    The speed-up is shown once enough steps of each kind were taken.
     """
     kind = "full" if multirate.is_full_step else "fast"
     # Drawn positions have no place to count from.
     place = f" {multirate.phase + 1}/{multirate.cycle}" if multirate.config.turns == "fixed" else ""
     timing = multirate.timing
-    realised = timing.speedup_of_run(timing.elapsed) if enough(timing) else None
+    realised = timing.speedup_of_run(timing.elapsed) if has_enough_steps(timing) else None
     known = "" if realised is None else f", {realised:.2f}x"
     return f"{kind}{place}{known}"

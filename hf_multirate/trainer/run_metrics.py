@@ -11,7 +11,7 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import has_length
 
 from hf_multirate.controller.multirate import Multirate
-from hf_multirate.controller.step_timer import enough
+from hf_multirate.controller.step_timer import has_enough_steps
 from hf_multirate.model.blocks import blocks_of
 from hf_multirate.model.cost_model import backward_costs, layers_of, step_cost
 from hf_multirate.model.describe import shorten_names
@@ -102,7 +102,7 @@ class RunMetrics:
         """The part of ``log_values`` for Trainer's logs: ``log`` is ``"brief"`` or ``"all"``."""
         if log == "all":
             return with_valid_keys(figures)
-        return brief(figures, with_speedup=enough(self._multirate.timing))
+        return brief(figures, with_speedup=has_enough_steps(self._multirate.timing))
 
     def _loss_decrease(self) -> dict[str, float]:
         unit = self._seconds_per_unit()

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import ProgressCallback, TrainerCallback
 
 from hf_multirate import Multirate, MultirateConfig, MultirateTrainer, MultirateTrainingArguments
-from hf_multirate.controller.step_timer import StepTimer, shortfall
+from hf_multirate.controller.step_timer import StepTimer, slow_run_message
 from hf_multirate.model.blocks import block_groups, blocks_of
 from hf_multirate.model.cost_model import backward_costs, layers_of
 from hf_multirate.model.partition import assign
@@ -51,7 +51,7 @@ def told(
         else:
             with timing.outside_step(purpose):
                 clock.now += gap
-    return shortfall(timing)
+    return slow_run_message(timing)
 
 
 def test_a_run_as_fast_as_predicted_is_not_talked_about() -> None:
@@ -62,11 +62,11 @@ def test_a_run_as_fast_as_predicted_is_not_talked_about() -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"full": 1.0, "fast": 0.97}, "boundary not reached: a fast-only step takes 0.97 of a full one"),
-        ({"full": 1.0, "fast": 0.5}, "small batch: a fast-only step takes 0.50 of a full one, predicted 0.25"),
+        ({"full": 1.0, "fast": 0.97}, "boundary not reached: a fast step takes 0.97 of a full step"),
+        ({"full": 1.0, "fast": 0.5}, "small batch: a fast step takes 0.50 of a full step, predicted 0.25"),
         ({"full": 1.0, "fast": 0.25, "gap": 0.4, "purpose": "data"}, "50% of the time goes into data loading"),
         ({"full": 1.0, "fast": 0.25, "gap": 0.4, "purpose": "evaluation"}, "50% of the time goes into evaluation"),
-        ({"full": 1.0, "fast": 0.25, "gap": 0.4}, "50% of the time goes into what is done between steps"),
+        ({"full": 1.0, "fast": 0.25, "gap": 0.4}, "50% of the time goes into work between steps"),
     ],
 )
 def test_the_cause_of_a_shortfall_is_named(settings: dict[str, Any], words: str) -> None:
@@ -97,11 +97,11 @@ def test_nothing_is_said_without_a_cause() -> None:
     realised = timing.speedup_of_run(timing.elapsed)
     assert realised is not None
     assert realised < 0.9 * timing.predicted_so_far
-    assert shortfall(timing) is None
+    assert slow_run_message(timing) is None
 
 
 def test_a_shortfall_is_warned_of_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warnings_of: Any) -> None:
-    monkeypatch.setattr("hf_multirate.trainer.run_logging.shortfall", lambda timing: "it is slow")
+    monkeypatch.setattr("hf_multirate.trainer.run_logging.slow_run_message", lambda timing: "it is slow")
     assert warnings_of(trainer_for(tmp_path, CONFIG)) == "it is slow"
     assert warnings_of(trainer_for(tmp_path, MultirateConfig.off())) == ""
 
