@@ -66,7 +66,7 @@ def test_a_batch_that_is_given_up_is_no_turn(
     trainer = trainer_for(tmp_path, CONFIG, kind=GivesUp, callbacks=[values])
     trainer.at = at
     start = weights(trainer)
-    assert f"{len(at)} of the steps moved nothing" in warnings_of(trainer)
+    assert f"{len(at)} steps updated no parameter" in warnings_of(trainer)
     assert phases(trainer) == expected
     assert trainer.multirate.applied_steps == 6 - len(at)
     moved = [start, *values.values]

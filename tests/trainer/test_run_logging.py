@@ -21,7 +21,7 @@ from hf_multirate.model.cost_model import backward_costs, layers_of
 from hf_multirate.model.partition import assign
 from hf_multirate.optim.loss_decrease import LossDecreaseAverages
 from hf_multirate.reporting.run_record import FILE, FORMAT, checksum, read_record
-from hf_multirate.trainer.log_values import Detailed
+from hf_multirate.trainer.log_values import BlockEntries
 from tests.support.runs import CONFIG, DEFAULTS, FIVE, PERIOD, arguments, example, history, trainer_for
 from tests.support.tiny import FAMILIES
 
@@ -274,13 +274,13 @@ def test_keys_are_valid_whatever_modules_are_called(tmp_path: Path) -> None:
 
 
 def test_a_record_keeps_the_figures_of_blocks_of_some_entries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hf_multirate.trainer.log_values.DETAILED", 10)
+    monkeypatch.setattr("hf_multirate.trainer.log_values.BLOCK_ENTRIES", 10)
     entries = [{"step": float(step), "multirate/full_share": 0.5} for step in range(400)]
-    detailed = Detailed()
+    detailed = BlockEntries()
     for step, entry in enumerate(entries):
         if step % 4 == 0:
             entry |= {"multirate/loss_decrease/head": 1.0, "multirate/loss_decrease_age/head": 1.0}
-        detailed.note(entry)
+        detailed.add(entry)
     kept = [entry["step"] for entry in entries if "multirate/loss_decrease/head" in entry]
     assert kept[:4] == [0.0, 32.0, 64.0, 96.0]
     assert 10 <= len(kept) <= 20
@@ -413,7 +413,7 @@ def test_a_record_that_cannot_be_read_does_not_keep_a_run_from_resuming(
     (tmp_path / FILE).write_text(text)
     resumed = trainer_for(tmp_path, CONFIG, max_steps=5)
     resumed.train = lambda: MultirateTrainer.train(resumed, str(tmp_path / "checkpoint-3"))
-    assert "a new record of this run begins here" in warnings_of(resumed)
+    assert "the record of the resumed run cannot be read" in warnings_of(resumed)
     record = read_record(tmp_path)
     assert (record.start_step, record.steps["full"]) == (3, [0, 1])
 
