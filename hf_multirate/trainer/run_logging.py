@@ -37,7 +37,7 @@ class RunLoggingMixin(TrainerLifecycleMixin):
     """Logged values: ``"brief"`` or ``"all"``. None means the setting of the arguments, else ``"brief"``."""
 
     # A base class may log or evaluate in its constructor, before `_start_logging`.
-    _metrics: RunMetrics | None = None
+    _run_metrics: RunMetrics | None = None
     _state_of_metrics: TrainerState | None = None
     _record_wanted: bool | None = None
     _warned = _record_failed = False
@@ -50,14 +50,14 @@ class RunLoggingMixin(TrainerLifecycleMixin):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """See `transformers.Trainer`. Writes a record of the run into ``output_dir``, also after an error."""
-        self._metrics, self._state_of_metrics = RunMetrics(self.multirate, self.args), None
+        self._run_metrics, self._state_of_metrics = RunMetrics(self.multirate, self.args), None
         self._warned = self._record_failed = False
         with self._errors_as_warnings():
             self._check_record_folder()
         try:
             return super().train(*args, **kwargs)
         finally:
-            self._metrics.finish()
+            self._run_metrics.finish()
             self._write_record()
 
     @contextmanager
@@ -92,18 +92,18 @@ class RunLoggingMixin(TrainerLifecycleMixin):
         """Reset the metrics for a new attempt after an out-of-memory error; each attempt has its own state."""
         if self._training and self._state_of_metrics is not self.state:
             if self._state_of_metrics is not None:
-                self._metrics = RunMetrics(self.multirate, self.args)
+                self._run_metrics = RunMetrics(self.multirate, self.args)
             self._state_of_metrics = self.state
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """See `transformers.Trainer`. The time counts as data loading."""
         self._reset_for_attempt()
-        if not self._training or self._metrics is None:
+        if not self._training or self._run_metrics is None:
             return super().get_batch_samples(*args, **kwargs)
         with self.multirate.timing.outside_step("data"):
             samples = super().get_batch_samples(*args, **kwargs)
         with self._errors_as_warnings():
-            self._metrics.add_batches(samples[0])
+            self._run_metrics.add_batches(samples[0])
         return samples
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
@@ -116,14 +116,14 @@ class RunLoggingMixin(TrainerLifecycleMixin):
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         # Only transformers 5 calls this method; 4.57 does not have it.
         norm = super()._clip_grad_norm(model)  # type: ignore[no-untyped-call]
-        if self._metrics is not None:
-            self._metrics.add_norm(norm)
+        if self._run_metrics is not None:
+            self._run_metrics.add_norm(norm)
         return norm
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """See `transformers.Trainer`. Adds measured values to entries with a loss."""
         self._reset_for_attempt()
-        metrics = self._metrics
+        metrics = self._run_metrics
         values: dict[str, float] = {}
         if metrics is not None and self._training and self.multirate.attached and self.multirate.changes_training:
             if "loss" in logs:
@@ -156,7 +156,7 @@ class RunLoggingMixin(TrainerLifecycleMixin):
 
     def _record(self) -> RunRecord | None:
         """The record of the last run; None before its first step, or if this process writes none."""
-        metrics = self._metrics
+        metrics = self._run_metrics
         if metrics is None or not metrics.begun or not self._writes_record():
             return None
         return metrics.record(self.train_dataset)
@@ -169,9 +169,9 @@ class RunLoggingMixin(TrainerLifecycleMixin):
 
     def _attach(self) -> None:
         super()._attach()
-        assert self._metrics is not None  # made before training
+        assert self._run_metrics is not None  # made before training
         step = self.state.global_step
-        self._metrics.begin(cast(nn.Module, self.model), step, self._record_before() if step else None)
+        self._run_metrics.begin(cast(nn.Module, self.model), step, self._record_before() if step else None)
 
     def _record_before(self) -> RunRecord | None:
         """The record of the resumed run; None if there is none or it cannot be read."""
