@@ -57,8 +57,8 @@ class CopiesConfig:
         object.__setattr__(self, "turns_seed", require_int("turns_seed of copies", self.turns_seed, least=0))
         if len(periods) == 1 or periods[:1] != (1,):
             raise ValueError(f"copies need two or more periods of which the first is 1, got {periods}.")
-        for one, other in pairwise(periods):
-            if other <= one or other % one:
+        for shorter, longer in pairwise(periods):
+            if longer <= shorter or longer % shorter:
                 raise ValueError(
                     f"each period of the copies must be a larger multiple of the one before, got {periods}. Otherwise "
                     "the copies have no common times at which they could be averaged."

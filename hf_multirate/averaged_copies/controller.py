@@ -145,25 +145,25 @@ class AveragedCopies:
 
     @property
     def changes_training(self) -> bool:
-        """Always: copies train otherwise than one network does."""
+        """Whether training differs from standard training: always true."""
         return True
 
     @property
     def phase(self) -> int:
-        """Position of the step begun last in the cycle that ends with an average of all copies."""
+        """Position of the present step in the cycle, which ends with an average of all copies."""
         return 0 if self.step is None else self.step % self.config.cycle
 
     def begin_step(self, step: int) -> None:
-        """Give the model the values of the copy that takes optimizer step ``step``.
+        """Put the values of the copy that takes optimizer step ``step`` into the model.
 
         Args:
-            step: Index of the optimizer step, counted from 0 and going on where it was when a run resumes.
-                Micro-batches that are accumulated have the same one.
+            step: Index of the optimizer step from 0, the same for all accumulated micro-batches. A resumed run
+                continues the count.
 
         Raises:
-            RuntimeError: nothing is attached.
-            ValueError: the step is negative.
-            TypeError: the step is no integer.
+            RuntimeError: the controller is not attached.
+            ValueError: ``step`` is negative.
+            TypeError: ``step`` is not an integer.
         """
         store = self._attached_store("begin_step()")
         step = require_step(step)
@@ -171,7 +171,7 @@ class AveragedCopies:
         store.show(self.config.turn(step)[0])
 
     def set_step(self, step: int) -> None:
-        """Choose the copy of ``step`` without showing it: see `micro_batch`."""
+        """Set the copy of ``step``. Its values are put into the model within `micro_batch` only."""
         self._attached_store("begin_step()")
         self.step, self._begun = require_step(step), True
         if self._steps is not None:

@@ -25,8 +25,8 @@ def check_copies(saved: Any, tensors: Mapping[str, Tensor], parameters: Mapping[
     """
     fields({"values": items(table(anything)), "states": items(table(table(anything)))})(saved, "the state")
     values, states = saved["values"], saved["states"]
-    alike = all(copy.keys() == tensors.keys() for copy in values) and len(states) == len(values)
-    if not alike or len(values) != count_ - 1:
+    same_model = all(copy.keys() == tensors.keys() for copy in values) and len(states) == len(values)
+    if not same_model or len(values) != count_ - 1:
         raise ValueError(
             f"the checkpoint has {len(values) + 1} copies, which do not fit the {count_} copies of this model. Resume "
             "with the model and the periods that wrote the checkpoint."

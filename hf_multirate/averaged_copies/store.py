@@ -131,8 +131,8 @@ def _is_continuous(tensor: Tensor) -> bool:
 def _average_states(states: Sequence[State], parameter: Tensor) -> None:
     for key, value in states[0].items():
         # A step count has the same shape as a scalar parameter, so it is excluded by its name.
-        alike = key != "step" and isinstance(value, Tensor) and value.shape == parameter.shape
-        if alike and _is_continuous(value) and all(key in state for state in states):
+        is_moment = key != "step" and isinstance(value, Tensor) and value.shape == parameter.shape
+        if is_moment and _is_continuous(value) and all(key in state for state in states):
             mean = torch.stack([state[key] for state in states]).mean(0)
             for state in states:
                 state[key].copy_(mean)

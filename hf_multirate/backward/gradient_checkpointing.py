@@ -153,8 +153,8 @@ def detach_marked_input(module: nn.Module, args: Any, output: Any) -> Any:
     Another hook may have added noise to the output since (NEFTune). If everything below the boundary is idle, the mark
     has no use and backward would run down to it.
 
-    The output is returned as it is if the module has another forward hook: the hook may add a tensor of the user, such
-    as a learned perturbation, or read the gradient. It is also returned as it is if it depends on a parameter.
+    The output is not detached if the module has another forward hook, which may add a learned perturbation or read the
+    gradient. It is not detached either if it depends on a parameter.
     """
     del args
     if not isinstance(output, torch.Tensor) or not output.requires_grad or not _has_only_library_hooks(module):

@@ -29,7 +29,7 @@ class InactiveForward(StepPart):
         moved: Returns the parameters that a step changes.
 
     Raises:
-        ValueError: ``inactive_dtype`` is set for a model that is compiled as a whole.
+        ValueError: ``inactive_dtype`` is set for a compiled model.
         NotImplementedError: ``inactive_dtype`` is set for sharded parameters.
     """
 

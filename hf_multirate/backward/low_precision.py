@@ -81,11 +81,11 @@ class LowPrecisionForward:
 
     def _supports(self, module: nn.Module) -> bool:
         if module not in self._is_supported:
-            others = {p.dtype for p in module.parameters() if p.is_floating_point()} - {torch.float32}
-            self._is_supported[module] = not others
-            if others:
+            other_dtypes = {p.dtype for p in module.parameters() if p.is_floating_point()} - {torch.float32}
+            self._is_supported[module] = not other_dtypes
+            if other_dtypes:
                 logger.warning_once(
-                    f"inactive_dtype applies only to weights in float32; weights in {others} keep their dtype."
+                    f"inactive_dtype applies only to weights in float32; weights in {other_dtypes} keep their dtype."
                 )
         return self._is_supported[module]
 

@@ -232,11 +232,11 @@ class MissingGradientCheck(StepPart):
             raise RuntimeError(
                 f"rate group {name!r} is idle at step {step}, but {len(with_gradient)} of its parameters have a "
                 f"gradient, e.g. {with_gradient[:3]}; the optimizer would update them twice. Possible causes: "
-                "(1) requires_grad was set during the step. "
-                "(2) A backward pass ran outside of super().training_step, e.g. an adversarial one: run it at full "
+                "(1) Code has set requires_grad during the step. "
+                "(2) A backward pass ran outside of super().training_step, e.g. an adversarial one. Run it at full "
                 "steps only (if trainer.multirate.is_full_step). "
-                "(3) Gradients were zeroed in place: call zero_grad(set_to_none=True). "
-                "(4) The model was saved or evaluated after begin_step(step), which ends the partial backward: call "
+                "(3) Gradients were zeroed in place. Call zero_grad(set_to_none=True). "
+                "(4) The model was saved or evaluated after begin_step(step), which ends the partial backward. Call "
                 "begin_step(step) again before the forward pass."
             )
 

@@ -71,7 +71,7 @@ def _noise_in(function: FunctionType, *, may_pass_self: bool) -> bool:
 
     Args:
         function: A method of a module.
-        may_pass_self: Whether it may pass the module to other functions, which could read the mode too.
+        may_pass_self: Whether it may pass the module to not_a_method functions, which could read the mode too.
     """
     try:  # the source of the code object: that of a function would be the innermost decorated function
         tree = ast.parse(textwrap.dedent(inspect.getsource(function.__code__)))
@@ -79,8 +79,8 @@ def _noise_in(function: FunctionType, *, may_pass_self: bool) -> bool:
         return False
     parents = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
     reads = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node.attr == "training"]
-    other = function.__code__.co_varnames[:1] != ("self",)  # writes to attributes cannot be detected then
-    if not reads or other or _writes(tree) or (_passes_self(tree) and not may_pass_self):
+    not_a_method = function.__code__.co_varnames[:1] != ("self",)  # writes to attributes cannot be detected then
+    if not reads or not_a_method or _writes(tree) or (_passes_self(tree) and not may_pass_self):
         return False
     return all(_concerns_noise(read, parents) for read in reads)
 

@@ -240,7 +240,7 @@ def inactive_modules(model: nn.Module, live: Sequence[nn.Parameter]) -> list[tup
         # Autograd records a head that is tied to an embedding even if the live parameters are a suffix of the model.
         if not owned or (owned <= embedded and not any(part in embeddings for part in module.modules())):
             return
-        # A container such as ModuleList has no forward of its own for a hook to see.
+        # A container such as ModuleList has no forward pass that a hook could observe.
         if not owned & identities and not isinstance(module, (nn.ModuleList, nn.ModuleDict)):
             if all(module is not other for _, other in inactive):  # two towers may share a module
                 inactive.append((name, module))

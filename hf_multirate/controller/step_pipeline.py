@@ -207,7 +207,8 @@ class StepPipeline:
             return
         self.step = None
         if not self._has_gradients and step.full:
-            return  # no gradient at a full step: the next step is a full step instead
+            return  # without gradients a full step does not count: the next step is a full step
+
         # A gradient scaler sets this attribute for optimizers that skip a step themselves, such as fused AdamW.
         overflow = vars(optimizer).get("found_inf")
         if overflow is None or not overflow.item():

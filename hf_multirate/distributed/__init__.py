@@ -26,7 +26,7 @@ def sync_for(model: nn.Module) -> GradSync:
     wrappers = [module for module in model.modules() if isinstance(module, DistributedDataParallel)]
     if len(wrappers) > 1:
         raise_unsupported(
-            f"{len(wrappers)} modules wrapped in DistributedDataParallel within one model. Wrap the model as a whole."
+            f"{len(wrappers)} modules wrapped in DistributedDataParallel within one model. Wrap only the outer model."
         )
     for module in model.modules():
         if isinstance(module, DistributedDataParallel):

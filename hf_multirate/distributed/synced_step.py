@@ -176,20 +176,22 @@ def check_ranks_agree(fingerprint: Mapping[str, str], group: dist.ProcessGroup) 
     for key in fingerprint:
         values = [of_rank[key] for of_rank in gathered]
         if len(set(values)) > 1:
-            other = next(rank for rank, value in enumerate(values) if value != values[0])
-            first, second = _difference(values[0], values[other])
+            other_rank = next(rank for rank, value in enumerate(values) if value != values[0])
+            first, second = _difference(values[0], values[other_rank])
             raise RuntimeError(
-                f"processes disagree about {key}: process 0 has {first}, process {other} has {second}. "
+                f"processes disagree about {key}: process 0 has {first}, process {other_rank} has {second}. "
                 "Give every process the same configuration, model and checkpoint."
             )
 
 
-def _difference(one: str, other: str) -> list[str]:
+def _difference(first: str, second: str) -> list[str]:
     """Both texts, long ones shortened to the part around their first difference."""
-    alike = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
-    start = max(0, alike - MAX_CHARACTERS // 2)
+    position = next(
+        (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
+    )
+    start = max(0, position - MAX_CHARACTERS // 2)
     return [
-        ("..." if start else "") + shorten(text[start:], MAX_CHARACTERS, placeholder="...") for text in (one, other)
+        ("..." if start else "") + shorten(text[start:], MAX_CHARACTERS, placeholder="...") for text in (first, second)
     ]
 
 

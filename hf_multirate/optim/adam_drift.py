@@ -88,11 +88,11 @@ class AdamDrift:
         batches = []
         for count, members in self._by_count(parameters).items():
             epsilon, c = _corrections(count, group)
-            alike: dict[tuple[float, torch.dtype, bool], list[Tensor]] = defaultdict(list)
+            by_kind: dict[tuple[float, torch.dtype, bool], list[Tensor]] = defaultdict(list)
             for p in members:
                 fuses = factors[p] > 0 and _fusible(group, local(p), *self._moments(p, group))
-                alike[factors[p], p.dtype, fuses].append(p)
-            for (factor, _, fuses), batch in alike.items():
+                by_kind[factors[p], p.dtype, fuses].append(p)
+            for (factor, _, fuses), batch in by_kind.items():
                 first, second = map(list, zip(*(self._moments(p, group) for p in batch), strict=True))
                 counts = [torch.tensor(1e30)] * len(batch) if fuses else None
                 length = -c * factor  # also with maximize, because torch negates the gradient before the moments

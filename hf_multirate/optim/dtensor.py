@@ -14,7 +14,7 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def total(sums: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
+def full_sums(sums: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
     """Sums over full parameters from sums over their local shards; a collective call.
 
     Args:
@@ -37,7 +37,7 @@ def total(sums: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
     return result
 
 
-def whole(shard: Tensor, like: Tensor) -> Tensor:
+def full_tensor(shard: Tensor, like: Tensor) -> Tensor:
     """The full tensor of the shards of all processes, laid out as ``like``; a collective call."""
     if not isinstance(like, DTensor):
         return shard

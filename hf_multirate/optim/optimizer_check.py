@@ -157,7 +157,7 @@ def _same(one: Tensor, other: Tensor) -> bool:
 def _check_changes(trial: Trial, name: str) -> None:
     trial.set("lr", 1e-3)
     trial.set("weight_decay", 0.0)
-    live = [parameter for alike in trial.samples() for parameter in alike]
+    live = [parameter for parameters in trial.samples() for parameter in parameters]
     with torch.no_grad():
         for parameter in live:
             parameter.add_(CHANGE)

@@ -91,13 +91,13 @@ class Trial:
             }
             for parameter in parameters:
                 kinds.setdefault((repr(settings), parameter.dim()), []).append(parameter)
-        return [alike[:SAMPLES_PER_KIND] for alike in kinds.values()]
+        return [parameters_of_kind[:SAMPLES_PER_KIND] for parameters_of_kind in kinds.values()]
 
     def rounds(self) -> Iterator[list[nn.Parameter]]:
         """For each trial step the live parameters: the even and the odd samples alternately."""
         samples = self.samples()
-        for turn in range(ROUNDS):
-            yield [p for alike in samples for p in alike[turn % 2 :: 2]]
+        for step in range(ROUNDS):
+            yield [p for parameters in samples for p in parameters[step % 2 :: 2]]
 
 
 def run_trial(optimizer: Optimizer, closure: Callable[[], Tensor] | None = None) -> Trial:

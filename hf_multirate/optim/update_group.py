@@ -12,7 +12,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from hf_multirate.config.rate_group import RateGroup
 from hf_multirate.optim.adam_drift import AdamDrift
 from hf_multirate.optim.drift import Basis, DisplacementDrift, DriftRule, SGDDrift
-from hf_multirate.optim.dtensor import total
+from hf_multirate.optim.dtensor import full_sums
 
 
 @dataclass
@@ -70,7 +70,7 @@ class UpdateGroup:
         with_update = [(p, product) for p, product in zip(stepped, products, strict=True) if product is not None]
         if not with_update:
             return {}
-        sums = total([product for _, product in with_update], [p for p, _ in with_update]).tolist()
+        sums = full_sums([product for _, product in with_update], [p for p, _ in with_update]).tolist()
         return {p: product / scale for (p, _), product in zip(with_update, sums, strict=True)}
 
 

@@ -15,7 +15,7 @@ from hf_multirate.config.rate_group import RateGroup
 from hf_multirate.config.schedule import Step
 from hf_multirate.model.step_part import StepPart
 from hf_multirate.optim.drift import DisplacementDrift, DriftRule, SGDDrift, scale_last_step_
-from hf_multirate.optim.dtensor import local, shard_of, whole
+from hf_multirate.optim.dtensor import full_tensor, local, shard_of
 from hf_multirate.optim.loss_decrease import LossDecreaseAverages, LossDecreaseTracker
 from hf_multirate.optim.state_check import check_drift
 from hf_multirate.optim.update_group import DriftFactors, UpdateGroup, choose_rule
@@ -203,7 +203,7 @@ class ParameterUpdater(StepPart):
         Tensors are saved unsharded, so that a run with another number of processes can load them.
         """
         velocity = self._displacement.velocity
-        return {"displacement": {self._names[p]: whole(v, p) for p, v in velocity.items()}, "level": self.levels}
+        return {"displacement": {self._names[p]: full_tensor(v, p) for p, v in velocity.items()}, "level": self.levels}
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:

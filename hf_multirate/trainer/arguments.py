@@ -139,7 +139,7 @@ class MultirateTrainingArguments(TrainingArguments):
         },
     )
     multirate_config: str | None = field(
-        default=None, metadata={"help": "JSON file with a whole MultirateConfig, instead of the fields above."}
+        default=None, metadata={"help": "JSON file with a complete MultirateConfig, instead of the fields above."}
     )
     multirate_record: bool | None = field(
         default=None,

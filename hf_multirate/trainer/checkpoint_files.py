@@ -177,8 +177,8 @@ def require_complete(checkpoint: Path) -> None:
     """
     if not checkpoint.is_dir() or _has_state(checkpoint):
         return
-    others = checkpoint.parent.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
-    steps = {int(number): other for other in others if (number := other.name.rpartition("-")[2]).isdecimal()}
+    checkpoints = checkpoint.parent.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+    steps = {int(number): path for path in checkpoints if (number := path.name.rpartition("-")[2]).isdecimal()}
     complete = next((str(steps[step]) for step in sorted(steps, reverse=True) if _has_state(steps[step])), None)
     remedy = "train from the start, because there is no complete checkpoint"
     raise ValueError(

@@ -68,7 +68,7 @@ class StepController(Protocol):
         """Begin optimizer step ``step``."""
 
     def micro_batch(self, last: bool = False) -> AbstractContextManager[None]:
-        """A context for forward and backward of one micro-batch; ``last`` tells whether it is the last of the step."""
+        """A context for forward and backward of one micro-batch, with ``last`` for the last one of a step."""
 
     def state_dict(self) -> Any:
         """State for a checkpoint besides model and optimizer."""

@@ -223,7 +223,7 @@ def phase_text(multirate: Multirate) -> str:
     The speed-up is shown once enough steps of each kind were taken.
     """
     kind = "full" if multirate.is_full_step else "fast"
-    # With drawn turns, the position in the cycle does not tell the kind of step.
+    # With drawn turns, the position in the cycle does not determine the kind of step.
     place = f" {multirate.phase + 1}/{multirate.cycle}" if multirate.config.turns == "fixed" else ""
     timing = multirate.timing
     realised = timing.speedup_of_run(timing.elapsed) if has_enough_steps(timing) else None
