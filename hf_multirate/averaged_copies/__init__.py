@@ -1,1 +1,1 @@
-"""Averaged copies of one network on several time scales."""
+"""Averaged copies: train copies of one network with different step sizes and average them."""

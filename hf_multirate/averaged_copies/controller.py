@@ -1,8 +1,8 @@
-"""Copies of one network on different time scales, averaged where their times meet.
+"""The controller of averaged copies: train copies of one network with different step sizes and average them.
 
-The copies are tensors, not modules: the model itself takes the values of the copy whose turn it is, and
-has those of the fastest one whenever no step is going on. So hooks, wrappers, modes and whatever a
-module holds besides tensors exist once, and nothing has to be deep-copied.
+The copies are tensors, not modules. During a step the model contains the values of the copy that takes
+the step, between steps those of the fastest copy. So hooks, wrappers, modes and other attributes of
+modules exist only once, and no module has to be deep-copied.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from hf_multirate.optim.step_hooks import StepHooks
 
 
 class AveragedCopies:
-    """Train copies of a model with different step sizes, and average them.
+    """Trains copies of a model with different step sizes, and averages them at common times.
 
-    In a loop of your own::
+    In a custom training loop::
 
         with AveragedCopies(CopiesConfig((1, 25))).attach(model, optimizer) as copies:
             for step, batch in enumerate(batches):
@@ -41,11 +41,11 @@ class AveragedCopies:
                 optimizer.step()
                 optimizer.zero_grad()
 
-    Between steps, and whenever it is saved or evaluated without gradients, the model holds the fastest copy, which is
-    the average after each common time.
+    Between steps, and when it is saved or evaluated without gradients, the model contains the fastest copy. After each
+    common time, that copy is the average.
 
     Args:
-        config: Periods of the copies, and what an average takes in.
+        config: Settings of the copies.
     """
 
     def __init__(self, config: CopiesConfig) -> None:
@@ -53,65 +53,70 @@ class AveragedCopies:
             wrong_type("config of AveragedCopies", "a CopiesConfig", config)
         self.config = config
         self.applied_steps = 0
-        """Steps that the optimizer has applied since `attach`."""
+        """Number of steps that the optimizer has applied since `attach`."""
         self.step: int | None = None
-        """Index of the step that was begun last."""
+        """Index of the last step that has begun; None before the first step."""
         self._begun = self._inside = False
         self._optimizer: Optimizer | None = None
         self._store: CopyStore | None = None
         self._hooks: list[Any] = []
         self._steps: StepHooks | None = None
-        self._looks: list[Any] = []
+        self._save_hooks: list[Any] = []
         self._rates: list[Any] = []
 
     def attach(self, model: nn.Module, optimizer: Optimizer) -> AveragedCopies:
-        """Take over ``model`` and ``optimizer`` until `detach`; all copies begin as the model is.
+        """Attach to ``model`` and ``optimizer`` until `detach`. All copies start with the values of the model.
+
+        Returns:
+            The controller itself.
 
         Raises:
-            ValueError: a parameter has no values to copy, nothing is trainable, or the optimizer has no learning rate
-                that could be made longer.
-            RuntimeError: this controller or another one is attached to the optimizer already.
+            ValueError: a parameter has no values, no parameter is trainable, or the optimizer has no learning rate.
+            RuntimeError: a controller is attached to the model or the optimizer already.
         """
         require_model("attach()", model)
         optimizer = unwrap_optimizer(optimizer)
         if self.attached:
-            raise RuntimeError("these copies are attached already: call detach() first.")
+            raise RuntimeError("these copies are attached already. Call detach() first.")
         check_unattached(optimizer, model)
-        require_rates(optimizer, "a copy cannot take longer ones")
+        require_rates(optimizer, "slow copies cannot take longer steps")
         check_optimizer(optimizer, idles=False, changes=True, exchanges=True)
         self._store = CopyStore(model, optimizer, len(self.config.periods))
         self._optimizer = optimizer
         self.applied_steps, self.step, self._begun = 0, None, False
         self._steps = StepHooks(optimizer, self._before_optimizer_step, self._after_optimizer_step)
         self._hooks = [self._steps]
-        self._looks = before_save_or_eval(model, self._show_fastest, self._show_begun)
+        self._save_hooks = before_save_or_eval(model, self._show_fastest, self._show_begun)
         mark_attached(optimizer, model)
         self._model = model
         return self
 
     def detach(self) -> None:
-        """Leave the model with the fastest copy and the optimizer with its state; does nothing when not attached."""
+        """Detach: the model keeps the values of the fastest copy, the optimizer its state.
+
+        Does nothing if the controller is not attached.
+        """
         if self._optimizer is None or self._store is None:
             return
         self._store.show(0)
         self._restore_rates()
-        for hook in [*self._hooks, *self._looks]:
+        for hook in [*self._hooks, *self._save_hooks]:
             hook.remove()
         mark_detached(self._optimizer, self._model)
-        self._hooks, self._looks, self._optimizer, self._store = [], [], None, None
+        self._hooks, self._save_hooks, self._optimizer, self._store = [], [], None, None
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy or a pickle is that of a controller that has let go of its model and optimizer."""
-        kept = {name: value for name, value in vars(self).items() if name != "_model"}
-        free: dict[str, Any] = {
+        """State for copies and pickles, which are detached."""
+        attributes = {name: value for name, value in vars(self).items() if name != "_model"}
+        detached: dict[str, Any] = {
             "_optimizer": None,
             "_store": None,
             "_hooks": [],
-            "_looks": [],
+            "_save_hooks": [],
             "_steps": None,
             "_rates": [],
         }
-        return kept | free | {"_begun": False, "_inside": False}
+        return attributes | detached | {"_begun": False, "_inside": False}
 
     def __enter__(self) -> AveragedCopies:
         return self
@@ -121,7 +126,7 @@ class AveragedCopies:
 
     @property
     def begun(self) -> bool:
-        """Whether a step was begun, and the optimizer has not taken it yet."""
+        """Whether a step has begun that the optimizer has not taken yet."""
         return self._begun
 
     @property
@@ -131,34 +136,34 @@ class AveragedCopies:
 
     @property
     def attached(self) -> bool:
-        """Whether there are copies of a model."""
+        """Whether the controller is attached to a model and an optimizer."""
         return self._optimizer is not None
 
     def controls(self, optimizer: Optimizer) -> bool:
-        """Whether ``optimizer``, or what Accelerate has wrapped in it, is the one that is attached."""
+        """Whether the controller is attached to ``optimizer``, which may be wrapped by Accelerate."""
         return self._optimizer is not None and unwrap_optimizer(optimizer) is self._optimizer
 
     @property
     def changes_training(self) -> bool:
-        """Always: copies train otherwise than one network does."""
+        """Whether training differs from standard training: always true."""
         return True
 
     @property
     def phase(self) -> int:
-        """Position of the step begun last in the cycle that ends with an average of all copies."""
+        """Position of the present step in the cycle, which ends with an average of all copies."""
         return 0 if self.step is None else self.step % self.config.cycle
 
     def begin_step(self, step: int) -> None:
-        """Give the model the values of the copy that takes optimizer step ``step``.
+        """Put the values of the copy that takes optimizer step ``step`` into the model.
 
         Args:
-            step: Index of the optimizer step, counted from 0 and going on where it was when a run resumes.
-                Micro-batches that are accumulated have the same one.
+            step: Index of the optimizer step from 0, the same for all accumulated micro-batches. A resumed run
+                continues the count.
 
         Raises:
-            RuntimeError: nothing is attached.
-            ValueError: the step is negative.
-            TypeError: the step is no integer.
+            RuntimeError: the controller is not attached.
+            ValueError: ``step`` is negative.
+            TypeError: ``step`` is not an integer.
         """
         store = self._attached_store("begin_step()")
         step = require_step(step)
@@ -166,16 +171,16 @@ class AveragedCopies:
         store.show(self.config.turn(step)[0])
 
     def set_step(self, step: int) -> None:
-        """Choose the copy of ``step`` without showing it: see `micro_batch`."""
+        """Set the copy of ``step``. Its values are put into the model within `micro_batch` only."""
         self._attached_store("begin_step()")
         self.step, self._begun = require_step(step), True
         if self._steps is not None:
             self._steps.reset()
-        if not self._looks:
-            self._looks = before_save_or_eval(self._model, self._show_fastest, self._show_begun)
+        if not self._save_hooks:
+            self._save_hooks = before_save_or_eval(self._model, self._show_fastest, self._show_begun)
 
     def _show_fastest(self) -> None:
-        # Trainer asks for a copy by a context, and may look at it there: a reference model does.
+        # Within micro_batch the model keeps the copy of the step, also for a forward pass without gradients.
         if self._store is not None and not self._inside:
             self._store.show(0)
 
@@ -185,7 +190,10 @@ class AveragedCopies:
 
     @contextmanager
     def micro_batch(self, last: bool = False) -> Iterator[None]:
-        """A context for forward and backward of one micro-batch; the model has the fastest copy again on exit."""
+        """A context for forward and backward of one micro-batch with the copy of the step.
+
+        On exit, the model contains the fastest copy.
+        """
         del last
         store = self._attached_store("micro_batch()")
         self._inside = True
@@ -201,8 +209,11 @@ class AveragedCopies:
         del args, kwargs
         if self.step is None or not self._begun:
             if all(parameter.grad is None for group in optimizer.param_groups for parameter in group["params"]):
-                return  # of a batch that was given up: nothing moves
-            raise RuntimeError("optimizer.step() without begin_step(step): which copy it is for is not known.")
+                return  # the training step skipped its batch, so nothing moves
+            raise RuntimeError(
+                "optimizer.step() was called without begin_step(step), so the copy of the step is unknown. Call "
+                "begin_step(step) before the first forward pass of each step."
+            )
         copy, _ = self.config.turn(self.step)
         self._attached_store("step()").show(copy)
         self._rates = [group["lr"] for group in optimizer.param_groups]
@@ -216,10 +227,10 @@ class AveragedCopies:
             return
         store, self._begun = self._attached_store("step()"), False
         store.show(0)
-        for look in self._looks:
-            look.remove()
-        self._looks = []
-        # A gradient scaler leaves this note for optimizers that skip a step by themselves, such as fused AdamW.
+        for hook in self._save_hooks:
+            hook.remove()
+        self._save_hooks = []
+        # A gradient scaler sets this attribute for optimizers that skip a step themselves, such as fused AdamW.
         overflow = vars(optimizer).get("found_inf")
         if overflow is not None and overflow.item():
             return
@@ -236,18 +247,21 @@ class AveragedCopies:
         self._rates = []
 
     def state_dict(self) -> dict[str, Any]:
-        """Values and optimizer states of all copies but the fastest, which the model and its optimizer hold."""
+        """State for a checkpoint: values and optimizer states of all copies except the fastest one.
+
+        The model and its optimizer contain those of the fastest copy.
+        """
         return self._attached_store("state_dict()").state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a `state_dict`; call it after `attach`.
+        """Load a `state_dict`. Call it after `attach`.
 
         Raises:
-            ValueError: it has another number of copies, or copies of another model.
+            ValueError: ``state`` has another number of copies, or belongs to another model.
         """
         self._attached_store("load_state_dict()").load_state_dict(state)
 
     def _attached_store(self, caller: str) -> CopyStore:
         if self._store is None:
-            raise RuntimeError(f"{caller} needs a model and an optimizer: call attach(model, optimizer) first.")
+            raise RuntimeError(f"{caller} needs a model and an optimizer. Call attach(model, optimizer) first.")
         return self._store

@@ -1,4 +1,4 @@
-"""Values and optimizer states of several copies of one model, one of which is in the model at a time."""
+"""Values and optimizer states of several copies of one model. The model contains one copy at a time."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from hf_multirate.averaged_copies.state_check import check_copies, check_copy_st
 
 
 State = dict[str, Any]
-"""What an optimizer keeps about one parameter."""
+"""Optimizer state of one parameter."""
 
 
 class CopyStore:
-    """The tensors of the copies that are not in the model, and their way into it and out.
+    """Stores the tensors of the copies, and exchanges the copy that the model contains.
 
     Args:
-        model: The model; all copies begin as it is, and copy 0 is in it.
-        optimizer: Its optimizer.
+        model: The model. All copies start with its values, and it contains copy 0.
+        optimizer: The optimizer of the model.
         count: Number of copies.
 
     Raises:
-        ValueError: a parameter has no values to copy, or nothing is trainable.
+        ValueError: a parameter has no values, or no parameter is trainable.
     """
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, count: int) -> None:
@@ -38,11 +38,11 @@ class CopyStore:
         self._values = [{name: t.detach().clone() for name, t in self._tensors.items()} for _ in range(count)]
         self._states: list[dict[nn.Parameter, State]] = [{} for _ in range(count)]
         self.shown = 0
-        """The copy whose values the model has, and whose state the optimizer."""
+        """Index of the copy whose values the model contains, and whose state the optimizer holds."""
 
     @torch.no_grad()
     def show(self, copy: int) -> None:
-        """Exchange values and state of the copy in the model for those of ``copy``."""
+        """Put the values and the optimizer state of ``copy`` into the model and its optimizer."""
         if copy == self.shown:
             return
         for name, tensor in self._tensors.items():
@@ -58,10 +58,12 @@ class CopyStore:
 
     @torch.no_grad()
     def average(self, merged: Sequence[int], *, momenta: str, buffers: str) -> None:
-        """Give all copies in ``merged``, of which the one in the model is the first, their mean.
+        """Replace copies by their mean. Integer buffers, such as numbers of batches, do not change.
 
-        Buffers of integers, such as numbers of batches, stay as they are. For ``momenta`` and ``buffers`` see
-        `hf_multirate.CopiesConfig`.
+        Args:
+            merged: Indices of the copies. The first is the one that the model contains.
+            momenta: See `hf_multirate.CopiesConfig`.
+            buffers: See `hf_multirate.CopiesConfig`.
         """
         for name, tensor in self._tensors.items():
             if name in self._buffers and (buffers == "keep" or not _is_continuous(tensor)):
@@ -86,7 +88,7 @@ class CopyStore:
         return state
 
     def state_dict(self) -> dict[str, Any]:
-        """Values and states of all copies but the first, by parameter name; that one is in the model."""
+        """Values and optimizer states of all copies except the first one, which the model contains."""
         names = {parameter: name for name, parameter in self._parameters.items()}
         return {
             "values": self._values[1:],
@@ -95,25 +97,25 @@ class CopyStore:
 
     @torch.no_grad()
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Take over a `state_dict`.
+        """Load a `state_dict`.
 
         Raises:
-            ValueError: it has another number of copies, or copies of another model.
+            ValueError: ``saved`` has another number of copies, or belongs to another model.
         """
         check_copies(saved, self._tensors, self._parameters, len(self._values))
-        known = {name: self._optimizer.state.get(p, {}) for name, p in self._parameters.items()}
-        check_copy_states(saved["states"], known)
-        for mine, values in zip(self._values[1:], saved["values"], strict=True):
-            for name, tensor in mine.items():
+        present_states = {name: self._optimizer.state.get(p, {}) for name, p in self._parameters.items()}
+        check_copy_states(saved["states"], present_states)
+        for tensors, values in zip(self._values[1:], saved["values"], strict=True):
+            for name, tensor in tensors.items():
                 tensor.copy_(values[name])
         self._states[1:] = [
-            {self._parameters[name]: _moved(state, self._parameters[name]) for name, state in states.items()}
+            {self._parameters[name]: _on_device(state, self._parameters[name]) for name, state in states.items()}
             for states in saved["states"]
         ]
 
 
-def _moved(state: Mapping[str, Any], parameter: Tensor) -> State:
-    """A copy of ``state`` with tensors on the device of ``parameter``; step counts stay where they are."""
+def _on_device(state: Mapping[str, Any], parameter: Tensor) -> State:
+    """A copy of ``state`` with tensors on the device of ``parameter``; step counts stay on their device."""
     return {
         key: value.to(parameter.device if value.dim() else value.device, copy=True)
         if isinstance(value, Tensor)
@@ -128,9 +130,9 @@ def _is_continuous(tensor: Tensor) -> bool:
 
 def _average_states(states: Sequence[State], parameter: Tensor) -> None:
     for key, value in states[0].items():
-        # A count of steps has the shape of a parameter that is a scalar.
-        alike = key != "step" and isinstance(value, Tensor) and value.shape == parameter.shape
-        if alike and _is_continuous(value) and all(key in state for state in states):
+        # A step count has the same shape as a scalar parameter, so it is excluded by its name.
+        is_moment = key != "step" and isinstance(value, Tensor) and value.shape == parameter.shape
+        if is_moment and _is_continuous(value) and all(key in state for state in states):
             mean = torch.stack([state[key] for state in states]).mean(0)
             for state in states:
                 state[key].copy_(mean)
@@ -138,10 +140,13 @@ def _average_states(states: Sequence[State], parameter: Tensor) -> None:
 
 def _check_copyable(parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> None:
     if not parameters:
-        raise ValueError("the model has no trainable parameter, so its copies would all stay the same.")
+        raise ValueError(
+            "the model has no trainable parameter, so its copies would not differ. Set requires_grad=True for the "
+            "parameters to train."
+        )
     for name, tensor in {**parameters, **buffers}.items():
         if is_lazy(tensor) or tensor.is_meta:
             raise ValueError(
-                f"{name!r} cannot be copied: it has no values yet (a lazy module, or device 'meta'). Run a batch "
-                "through the model, or load its weights, before it is trained."
+                f"{name!r} cannot be copied, because it has no values yet (a lazy module, or device 'meta'). Run a "
+                "batch through the model, or load its weights, before training."
             )

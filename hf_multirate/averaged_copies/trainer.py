@@ -1,4 +1,4 @@
-"""The Trainer of transformers with averaged copies on different time scales."""
+"""`AveragedCopiesTrainer` and the mixin for other subclasses of `transformers.Trainer`."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from hf_multirate.trainer.lifecycle import TrainerLifecycleMixin
 class AveragedCopiesMixin(TrainerLifecycleMixin):
     """Averaged copies for any subclass of `transformers.Trainer`: ``class Mine(AveragedCopiesMixin, TheirTrainer)``.
 
-    Every optimizer step is that of one copy, so ``max_steps`` counts the steps of all copies together. The model that
-    is evaluated and saved is the fastest copy: the average, if the step is a multiple of ``copies.config.cycle``.
+    Every optimizer step is a step of one copy, so ``max_steps`` counts the steps of all copies together. The evaluated
+    and saved model is the fastest copy. At multiples of ``copies.config.cycle`` steps, it is the average.
 
     Args:
-        *args: What the other class takes.
-        copies: Step sizes of the copies, and what an average takes in.
-        **kwargs: What the other class takes.
+        *args: Arguments of the other class.
+        copies: Settings of the copies.
+        **kwargs: Keyword arguments of the other class.
 
     Raises:
-        TypeError: ``copies`` is no `CopiesConfig`.
-        NotImplementedError: the run is sharded (DeepSpeed, FSDP) or replicated within a process.
+        TypeError: ``copies`` is not a `CopiesConfig`.
+        NotImplementedError: the run is sharded (DeepSpeed, FSDP) or uses DataParallel.
     """
 
     _files = "averaged_copies"
@@ -38,10 +38,10 @@ class AveragedCopiesMixin(TrainerLifecycleMixin):
         super().__init__(*args, **kwargs)
         if self.is_deepspeed_enabled or self.is_fsdp_enabled or self.args.n_gpu > 1:
             raise NotImplementedError(
-                f"averaged copies need whole parameters, one device per process, got {self.args.n_gpu} devices, or "
-                "DeepSpeed or FSDP, which shard them. Use one process per device, without sharding."
+                "averaged copies need unsharded parameters and one device per process, got "
+                f"{self.args.n_gpu} devices, DeepSpeed or FSDP. Use one process per device, without sharding."
             )
 
 
 class AveragedCopiesTrainer(AveragedCopiesMixin, Trainer):
-    """`transformers.Trainer` with averaged copies; takes all its arguments, and ``copies``."""
+    """`transformers.Trainer` with averaged copies: see `AveragedCopiesMixin` for the additional argument."""

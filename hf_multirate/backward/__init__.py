@@ -1,1 +1,1 @@
-"""How a fast step skips the backward pass below the live parameters."""
+"""Partial backward: a fast step skips the backward pass below the live parameters."""

@@ -1,4 +1,4 @@
-"""Whether a fast step costs what the cost model predicts: seen once for each set of live groups."""
+"""Compare the cost of a fast step with its prediction, once for each set of live groups."""
 
 from __future__ import annotations
 
@@ -21,37 +21,37 @@ from hf_multirate.model.unwrap import canonical_name
 
 logger = logging.getLogger(__name__)
 
-MATERIAL = 0.1
-"""Share of a full step by which a prediction has to be off before it is corrected."""
+TOLERANCE = 0.1
+"""Largest error of a prediction that is not corrected, as a share of a full step."""
 
 
 @dataclass
-class Passage:
-    """What ran in one forward pass.
+class ForwardRecord:
+    """The modules with direct parameters that ran in one forward pass.
 
     Attributes:
-        turns: Module with parameters of its own -> number of its first pass among those of all of them.
-        needing: Those of which an input required a gradient.
-        last: As ``turns``, for its last pass: blocks may run several times.
-        without: Those that ran while autograd was off.
-        passes: Passes so far.
+        first_call: Module -> position of its first call among the calls of all recorded modules.
+        last_call: Module -> position of its last call. A block may run several times.
+        with_input_gradient: Modules with an input that required a gradient.
+        without_autograd: Modules that ran while autograd was off.
+        calls: Number of calls so far.
     """
 
-    turns: dict[nn.Module, int] = field(default_factory=dict)
-    needing: set[nn.Module] = field(default_factory=set)
-    last: dict[nn.Module, int] = field(default_factory=dict)
-    without: set[nn.Module] = field(default_factory=set)
-    passes: int = 0
+    first_call: dict[nn.Module, int] = field(default_factory=dict)
+    last_call: dict[nn.Module, int] = field(default_factory=dict)
+    with_input_gradient: set[nn.Module] = field(default_factory=set)
+    without_autograd: set[nn.Module] = field(default_factory=set)
+    calls: int = 0
 
 
 class CostCheck:
-    """Predicted costs of steps, corrected by what is seen of them.
+    """Corrects the predicted costs of steps by the forward passes that it records.
 
     Args:
         model: The model that owns the parameters.
         groups: Rate group name -> parameter name -> parameter.
-        costs: Predicted costs, which are corrected.
-        schedule: For the speed-up of a whole cycle; None where periods may change, or for single steps.
+        costs: The predicted costs, corrected in place.
+        schedule: The schedule for the speed-up of a whole cycle; None for single steps.
     """
 
     def __init__(
@@ -67,27 +67,27 @@ class CostCheck:
         self._schedule = schedule
 
     @contextmanager
-    def watched(self) -> Iterator[Passage]:
-        """While it is open, forward passes with gradients are noted."""
-        passage = Passage()
+    def record_forward(self) -> Iterator[ForwardRecord]:
+        """A context that records the forward passes of the model."""
+        record = ForwardRecord()
         handles = [
-            module.register_forward_pre_hook(OwnHook(_noting(passage), module), with_kwargs=True)
+            module.register_forward_pre_hook(OwnHook(_recording_hook(record), module), with_kwargs=True)
             for module in self._model.modules()
             if any(True for _ in module.parameters(recurse=False))
         ]
         try:
-            yield passage
+            yield record
         finally:
             for handle in handles:
                 handle.remove()
 
-    def check(self, live: tuple[int, ...], recorded: Sequence[str], passage: Passage) -> None:
-        """Compare a fast step with its prediction, and log one line if they differ.
+    def check(self, live: tuple[int, ...], recorded: Sequence[str], record: ForwardRecord) -> None:
+        """Compare a fast step with its prediction, and log one warning if they differ.
 
         Args:
             live: Indices of the live groups.
-            recorded: Names of idle modules that autograd has recorded.
-            passage: What was seen of the step.
+            recorded: Names of inactive modules that autograd has recorded.
+            record: The forward pass of the step.
         """
         layers = layers_of(self._model)
         groups = [name for i, name in enumerate(self._groups) if i in live]
@@ -95,26 +95,26 @@ class CostCheck:
         everything = {key for members in self._groups.values() for key in members}
         full = step_cost(layers, everything)
         predicted = step_cost(layers, names) / full if full else 1.0
-        seen = seen_cost(layers, passage, names, everything)
-        material = abs(seen - predicted) > MATERIAL
-        figures = f"predicted cost of this step {predicted:.2f} of a full one"
-        if material:
+        actual = recorded_cost(layers, record, names, everything)
+        differs = abs(actual - predicted) > TOLERANCE
+        costs_text = f"predicted cost of this step {predicted:.2f} of a full one"
+        if differs:
             before = self._speedup()
-            self._costs.correct(live, seen)
-            figures += f", corrected {seen:.2f}{self._change(before)}"
-        if not material:  # a norm that runs after the fast part costs nothing
+            self._costs.correct(live, actual)
+            costs_text += f", corrected {actual:.2f}{self._change(before)}"
+        if not differs:  # a norm that runs after the fast part costs nothing
             recorded = [name for name in recorded if self._has_matrix(name)]
         if recorded:
-            lowest, above = self._lowest(layers, passage, names, recorded)
-            logger.warning(not_a_suffix(recorded, above, lowest, figures))
-        elif material:
-            lowest, _ = self._lowest(layers, passage, names, ())
-            cause = "from the order in which modules were registered, but they run in another order"
-            if passage.without - passage.turns.keys():
-                cause = "for modules that ran without gradients too, such as a teacher"
+            lowest, above = self._lowest_live_module(layers, record, names, recorded)
+            logger.warning(not_a_suffix(recorded, above, lowest, costs_text))
+        elif differs:
+            lowest, _ = self._lowest_live_module(layers, record, names, ())
+            cause = "modules run in another order than the one in which they were registered"
+            if record.without_autograd - record.first_call.keys():
+                cause = "some modules, such as a teacher, run without gradients"
             logger.warning(
-                "backward was predicted %s: with %s live it stops at %r. %s.",
-                cause, sorted(groups), lowest, figures.capitalize(),
+                "the predicted cost of a fast step was wrong because %s. With the groups %s live, backward stops at "
+                "%r. %s.", cause, sorted(groups), lowest, costs_text.capitalize(),
             )  # fmt: skip
 
     def _has_matrix(self, name: str) -> bool:
@@ -127,67 +127,70 @@ class CostCheck:
         after = self._speedup()
         return "" if before is None else f"; predicted speed-up {before:.2f}x, corrected {after:.2f}x"
 
-    def _lowest(
-        self, layers: Sequence[Layer], passage: Passage, live: set[str], recorded: Sequence[str]
+    def _lowest_live_module(
+        self, layers: Sequence[Layer], record: ForwardRecord, live: set[str], recorded: Sequence[str]
     ) -> tuple[str | None, list[str]]:
-        """The live module that runs first, and those of ``recorded`` that run after it."""
-        turns = {
-            layer.module: passage.turns[layer.module]
+        """Name of the live module that runs first, and the modules of ``recorded`` that run after it."""
+        calls = {
+            layer.module: record.first_call[layer.module]
             for layer in layers
-            if layer.module in passage.turns and not live.isdisjoint(layer.parameters)
+            if layer.module in record.first_call and not live.isdisjoint(layer.parameters)
         }
-        if not turns:
+        if not calls:
             return None, []
-        first = min(turns, key=lambda module: turns[module])
+        first = min(calls, key=lambda module: calls[module])
         above = []
         for name in recorded:
             parts = self._model.get_submodule(name).modules()
-            if any(passage.last.get(part, -1) > turns[first] for part in parts):
+            if any(record.last_call.get(part, -1) > calls[first] for part in parts):
                 above.append(name)
         return next(canonical_name(path) for path, module in self._model.named_modules() if module is first), above
 
 
-def _noting(passage: Passage) -> Any:
+def _recording_hook(record: ForwardRecord) -> Any:
     def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
         if not torch.is_grad_enabled():
-            passage.without.add(module)
+            record.without_autograd.add(module)
             return
-        passage.turns.setdefault(module, passage.passes)
-        passage.last[module] = passage.passes
-        passage.passes += 1
+        record.first_call.setdefault(module, record.calls)
+        record.last_call[module] = record.calls
+        record.calls += 1
         if any(tensor.requires_grad for tensor in tensors_in((args, kwargs))):
-            passage.needing.add(module)
+            record.with_input_gradient.add(module)
 
     return hook
 
 
-def seen_cost(layers: Sequence[Layer], passage: Passage, live: set[str], trained: set[str]) -> float:
-    """Cost of a step as a share of a full one, from the inputs that required a gradient.
+def recorded_cost(layers: Sequence[Layer], record: ForwardRecord, live: set[str], trained: set[str]) -> float:
+    """Cost of a recorded step as a share of a full step, from the inputs that required a gradient.
 
-    A layer that never ran, or ran outside of its module, counts as predicted; one that ran only while autograd was off
-    has no backward at any step. At a full step the input of a layer
-    requires a gradient if a trained layer is before it both in the order of the step and as predicted.
+    A layer without a recorded call counts as predicted. A layer that ran only while autograd was off has no backward
+    at any step. At a full step, the input of a layer requires a gradient if a trained layer precedes it. It has to
+    precede it both in the recorded and in the predicted order.
 
     Args:
-        layers: Those of the model, in the predicted order.
-        passage: What was seen of a step with ``live`` parameters.
-        live: Names of parameters that got a gradient.
-        trained: Names of parameters that get one at a full step.
+        layers: The layers of the model, in the predicted order.
+        record: The forward pass of a step with ``live`` parameters.
+        live: Names of the parameters that got a gradient.
+        trained: Names of the parameters that get a gradient at a full step.
+
+    Returns:
+        The share; 1.0 for a model without layers.
     """
     part = full = 0.0
     live_before = trained_before = False
-    first = math.inf  # turn of the first trained layer so far
+    first = math.inf  # first call of a trained layer so far
     for layer in layers:
-        turn = passage.turns.get(layer.module)
-        if turn is None and layer.module in passage.without:  # such as a teacher
+        call = record.first_call.get(layer.module)
+        if call is None and layer.module in record.without_autograd:  # such as a teacher
             part += layer.forward
             full += layer.forward
             continue
-        needs = live_before if turn is None else layer.module in passage.needing
-        fed = needs or (trained_before if turn is None else first < turn)
-        part += layer.forward * (1 + (not layer.matrices.isdisjoint(live)) + needs)
-        full += layer.forward * (1 + (not layer.matrices.isdisjoint(trained)) + fed)
+        input_gradient = live_before if call is None else layer.module in record.with_input_gradient
+        input_gradient_if_full = input_gradient or (trained_before if call is None else first < call)
+        part += layer.forward * (1 + (not layer.matrices.isdisjoint(live)) + input_gradient)
+        full += layer.forward * (1 + (not layer.matrices.isdisjoint(trained)) + input_gradient_if_full)
         live_before = live_before or not live.isdisjoint(layer.parameters)
         if not trained.isdisjoint(layer.parameters):
-            trained_before, first = True, min(first, math.inf if turn is None else turn)
+            trained_before, first = True, min(first, math.inf if call is None else call)
     return part / full if full else 1.0

@@ -1,4 +1,4 @@
-"""Run inactive modules forward at fast steps: their mode, their buffers and their precision."""
+"""Forward pass of inactive modules at fast steps: their mode, their buffers and their precision."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from hf_multirate.model.step_part import StepPart
 
 
 class InactiveForward(StepPart):
-    """Mode, buffers and precision of inactive modules, which have idle parameters and no live ones.
+    """Sets mode, buffers and precision of inactive modules: modules with idle parameters and without live ones.
 
     Args:
-        config: The settings that begin with ``inactive_``.
-        optimizer: Class of the optimizer, on which the default of ``inactive_forward`` depends.
+        config: The configuration; its settings ``inactive_*`` are used.
+        optimizer: Class of the optimizer, which determines the default of ``inactive_forward``.
         compiled: Whether ``torch.compile`` traces the model.
-        sharded: Whether a process holds a part of each parameter only.
-        moved: The parameters that a step moves.
+        sharded: Whether each process holds only a shard of each parameter.
+        moved: Returns the parameters that a step changes.
 
     Raises:
-        ValueError: a lower precision is asked for in a model that is compiled as a whole.
-        NotImplementedError: a lower precision is asked for with sharded parameters.
+        ValueError: ``inactive_dtype`` is set for a compiled model.
+        NotImplementedError: ``inactive_dtype`` is set for sharded parameters.
     """
 
     def __init__(
@@ -47,20 +47,20 @@ class InactiveForward(StepPart):
         self._freezes = config.inactive_buffers == "freeze"
         self._precision = None if config.inactive_dtype is None else LowPrecisionForward(DTYPES[config.inactive_dtype])
         self._noisy: dict[nn.Module, list[nn.Module]] = {}
-        asked = config.inactive_dtype
-        if asked and compiled:
+        dtype = config.inactive_dtype
+        if dtype and compiled:
             raise ValueError(
-                f"inactive_dtype={asked!r} changes modules from step to step, but torch.compile traces the whole "
-                "model: leave one of the two out (torch_compile=True with Trainer)."
+                f"inactive_dtype={dtype!r} does not work with torch.compile, which traces the whole model: the "
+                "setting changes modules between steps. Remove inactive_dtype, or set torch_compile=False."
             )
-        if asked and sharded:
+        if dtype and sharded:
             raise NotImplementedError(
-                f"inactive_dtype={asked!r} is untested with sharded parameters (FSDP2): leave it out, or use "
-                "bf16=True."
+                f"inactive_dtype={dtype!r} is not supported with sharded parameters (FSDP2). Remove it, or train in "
+                "bfloat16 with bf16=True."
             )
 
     def begin(self, step: Step) -> None:
-        """At a full step, forget the modules and the weights of the cycle before."""
+        """At a full step, clear the cached modules and low-precision weights of the last cycle."""
         if not step.full:
             return
         self._noisy.clear()  # the parts of a module may change in training
@@ -68,27 +68,27 @@ class InactiveForward(StepPart):
             self._precision.forget_all()
 
     def after_step(self, step: Step) -> None:
-        """Forget the low-precision weights of the parameters that ``step`` has moved."""
+        """Mark the low-precision weights of the parameters that ``step`` has changed as outdated."""
         if self._precision is not None:
             self._precision.forget(self._moved(step))
 
     def close(self) -> None:
-        """Keep nothing of the model."""
+        """Release all references to the model."""
         self._noisy.clear()
         if self._precision is not None:
             self._precision.close()
 
     @contextmanager
     def running(self, modules: Sequence[nn.Module], *, cuts: bool) -> Iterator[None]:
-        """While it is open, ``modules`` run so.
+        """A context in which ``modules`` run with the mode, buffers and precision of inactive modules.
 
         Args:
-            modules: The outermost modules that are idle as a whole.
-            cuts: Whether autograd records nothing of them; else precision and code are those of plain training.
+            modules: The outermost inactive modules.
+            cuts: Whether autograd does not record the modules. Otherwise they keep the precision of standard training.
         """
         with ExitStack() as stack:
             if self._evaluates:
-                stack.enter_context(evaluating(modules, self._noisy))
+                stack.enter_context(noise_off(modules, self._noisy))
             if self._freezes:
                 stack.enter_context(frozen_buffers(modules))
             if self._precision is not None and cuts:
@@ -96,28 +96,28 @@ class InactiveForward(StepPart):
             yield
 
 
-def evaluating(
-    modules: Iterable[nn.Module], known: dict[nn.Module, list[nn.Module]] | None = None
+def noise_off(
+    modules: Iterable[nn.Module], cache: dict[nn.Module, list[nn.Module]] | None = None
 ) -> AbstractContextManager[None]:
-    """Take dropout, and noise like it, away from ``modules`` and all inside them during their own forward passes.
+    """A context in which ``modules`` and their submodules run forward without dropout and similar noise.
 
-    Parts of which the mode decides about noise alone are in eval mode then. All others stay in training mode: those
-    with running statistics, so that they see every batch as in standard training, and those with other outputs.
+    Submodules whose mode controls only noise are in eval mode during the forward pass. All others stay in training
+    mode. Modules with running statistics therefore see every batch, as in standard training.
 
-    Modes are set around each forward pass, so that a loop may call ``model.train()`` while the context is open, as
-    Trainer does. The flags are set one by one and given back exactly, because modules of a user may be in eval mode
-    for good, or override ``train()``.
+    The mode is set around each forward pass, because a loop may call ``model.train()`` inside the context, as Trainer
+    does. Each ``training`` flag is restored by itself, because a submodule may be in eval mode permanently or override
+    ``train()``.
 
     Args:
         modules: The modules.
-        known: Keeps the parts of each module that are switched, for the next call.
+        cache: Module -> its submodules that add noise, filled here and reused by the next call.
     """
-    known = {} if known is None else known
+    cache = {} if cache is None else cache
     noisy: dict[nn.Module, list[nn.Module]] = {}
     for module in modules:
-        if module not in known:
-            known[module] = [part for part in module.modules() if only_noise(part)]
-        noisy[module] = [part for part in known[module] if "forward" not in vars(part)]  # put there since
+        if module not in cache:
+            cache[module] = [part for part in module.modules() if only_noise(part)]
+        noisy[module] = [part for part in cache[module] if "forward" not in vars(part)]  # assigned after caching
 
     def evaluate(module: nn.Module, inputs: Any) -> Callable[[], None]:
         del inputs
@@ -125,22 +125,22 @@ def evaluating(
         for part in switched:
             part.training = False
 
-        def take_back() -> None:
+        def restore() -> None:
             for part in switched:
                 part.training = True
 
-        return take_back
+        return restore
 
     return around_forward(noisy, evaluate)
 
 
 @contextmanager
 def frozen_buffers(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Put the buffers of ``modules`` back on exit, such as the running statistics of batch norm."""
-    kept = [(buffer, buffer.detach().clone()) for module in modules for buffer in module.buffers()]
+    """A context that restores the buffers of ``modules`` on exit, such as the running statistics of batch norm."""
+    values = [(buffer, buffer.detach().clone()) for module in modules for buffer in module.buffers()]
     try:
         yield
     finally:
         with torch.no_grad():
-            for buffer, value in kept:
+            for buffer, value in values:
                 buffer.copy_(value)

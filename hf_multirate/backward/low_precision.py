@@ -1,4 +1,4 @@
-"""Run idle modules in a lower precision than the rest: their weights are cast once, and again when they have moved."""
+"""Run inactive modules in lower precision; their weights are cast once, and again after they have changed."""
 
 from __future__ import annotations
 
@@ -20,16 +20,17 @@ logger = logging.get_logger(__name__)
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
-LOWERED = (nn.Linear, _ConvNd, Conv1D)
-"""Modules whose weight autocast would cast at each forward pass."""
+CAST_MODULES = (nn.Linear, _ConvNd, Conv1D)
+"""Modules whose weight autocast casts at each forward pass."""
 
 
 class LowPrecisionForward:
-    """Autocast of single modules, with copies of their weights in ``dtype`` that last as long as the weights stay.
+    """Runs single modules under autocast with cached copies of their weights in ``dtype``.
 
-    Autocast keeps no copy of a weight that requires no gradient. Here a weight is cast again only when something was
-    written into it since: once a refresh where idle groups hold, and all weights of a module in one call where they
-    drift. What writes without a mark, as the fused optimizers of torch do, has to be told of by `forget`.
+    Autocast does not cache a weight that requires no gradient. Here a weight is cast again only after a write to it.
+    That is once per refresh if idle groups are frozen in between, and at every step if they drift. All outdated
+    weights of a module are cast in one call. Writes that do not change the version of a tensor, as in the fused
+    optimizers of torch, have to be reported by `forget`.
 
     Args:
         dtype: ``torch.bfloat16`` or ``torch.float16``.
@@ -38,26 +39,26 @@ class LowPrecisionForward:
     def __init__(self, dtype: torch.dtype) -> None:
         self._dtype = dtype
         self._copies: dict[nn.Parameter, nn.Parameter] = {}
-        self._marks: dict[nn.Parameter, tuple[int, int]] = {}
-        self._taken: dict[nn.Module, bool] = {}
+        self._versions: dict[nn.Parameter, tuple[int, int]] = {}
+        self._is_supported: dict[nn.Module, bool] = {}
 
     def forget(self, weights: Iterable[nn.Parameter]) -> None:
-        """Cast ``weights`` anew, whatever was written into them."""
+        """Cast ``weights`` again at their next use."""
         for weight in weights:
-            self._marks.pop(weight, None)
+            self._versions.pop(weight, None)
 
     def forget_all(self) -> None:
-        """Cast every weight anew: a write of others through ``.data`` leaves no mark."""
-        self._marks.clear()
+        """Cast every weight again at its next use, because a write through ``.data`` does not change the version."""
+        self._versions.clear()
 
     def close(self) -> None:
-        """Keep nothing."""
-        self._taken.clear()
-        self._marks.clear()
+        """Release all copies."""
+        self._is_supported.clear()
+        self._versions.clear()
         self._copies.clear()
 
     def _cast(self, weights: Iterable[nn.Parameter]) -> None:
-        stale = [weight for weight in weights if self._marks.get(weight) != _mark(weight)]
+        stale = [weight for weight in weights if self._versions.get(weight) != _version(weight)]
         for weight in stale:
             if weight not in self._copies:
                 self._copies[weight] = nn.Parameter(weight.detach().to(self._dtype), requires_grad=False)
@@ -66,27 +67,29 @@ class LowPrecisionForward:
                 torch._foreach_copy_(
                     [self._copies[weight].data for weight in stale], [weight.data for weight in stale]
                 )
-        self._marks |= {weight: _mark(weight) for weight in stale}
+        self._versions |= {weight: _version(weight) for weight in stale}
 
     def casting(self, modules: Iterable[nn.Module]) -> AbstractContextManager[None]:
-        """Run the forward pass of each of ``modules`` in ``dtype``, float32 going in and out, while it is open.
+        """A context in which ``modules`` run forward in ``dtype``, with inputs and outputs in float32.
 
-        One with weights of another precision stays as it is, and so does one whose input requires a gradient, which
-        would be rounded on its way to what is live below.
+        Modules with weights of another precision than float32 are not changed. A module whose input requires a
+        gradient is not changed either: that gradient would be rounded on its way to the live parameters below.
         """
-        return around_forward([module for module in modules if self._takes(module)], self._lower, convert_to_fp32)
+        return around_forward(
+            [module for module in modules if self._supports(module)], self._enter_low_precision, convert_to_fp32
+        )
 
-    def _takes(self, module: nn.Module) -> bool:
-        if module not in self._taken:
-            others = {p.dtype for p in module.parameters() if p.is_floating_point()} - {torch.float32}
-            self._taken[module] = not others
-            if others:
+    def _supports(self, module: nn.Module) -> bool:
+        if module not in self._is_supported:
+            other_dtypes = {p.dtype for p in module.parameters() if p.is_floating_point()} - {torch.float32}
+            self._is_supported[module] = not other_dtypes
+            if other_dtypes:
                 logger.warning_once(
-                    f"inactive_dtype is for weights in float32, and leaves those in {others} as they are."
+                    f"inactive_dtype applies only to weights in float32; weights in {other_dtypes} keep their dtype."
                 )
-        return self._taken[module]
+        return self._is_supported[module]
 
-    def _lower(self, module: nn.Module, inputs: Any) -> Callable[[], None] | None:
+    def _enter_low_precision(self, module: nn.Module, inputs: Any) -> Callable[[], None] | None:
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors_in(inputs)):
             return None
         weights = _weights(module)
@@ -96,25 +99,25 @@ class LowPrecisionForward:
         for part, weight in weights.items():
             part._parameters["weight"] = self._copies[weight]
 
-        def take_back() -> None:
+        def restore() -> None:
             for part, weight in weights.items():
                 part._parameters["weight"] = weight
             context.close()
 
-        return take_back
+        return restore
 
 
 def _weights(module: nn.Module) -> Mapping[nn.Module, nn.Parameter]:
-    """Weights in float32 of the parts that are worth casting."""
-    parts = [part for part in module.modules() if isinstance(part, LOWERED)]
-    weights = {part: part._parameters.get("weight") for part in parts}  # none where it is computed from others
-    return {part: w for part, w in weights.items() if w is not None and _is_single(w)}
+    """Submodule -> its float32 weight, for the submodules of `CAST_MODULES` in ``module``."""
+    parts = [part for part in module.modules() if isinstance(part, CAST_MODULES)]
+    weights = {part: part._parameters.get("weight") for part in parts}  # None if computed from other parameters
+    return {part: w for part, w in weights.items() if w is not None and _is_float32_parameter(w)}
 
 
-def _mark(weight: Tensor) -> tuple[int, int]:
-    """Changes with most writes into ``weight``, and where it gets other data."""
+def _version(weight: Tensor) -> tuple[int, int]:
+    """A value that changes with most writes to ``weight``, and with its memory address."""
     return weight._version, weight.data_ptr()
 
 
-def _is_single(weight: Tensor) -> bool:
+def _is_float32_parameter(weight: Tensor) -> bool:
     return isinstance(weight, nn.Parameter) and weight.dtype == torch.float32

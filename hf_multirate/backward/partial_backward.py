@@ -1,4 +1,4 @@
-"""Prune forward and backward of a micro-batch for a given set of live rate groups."""
+"""Partial backward: run a micro-batch so that backward stops above the idle rate groups."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch import nn
 from hf_multirate.backward.cost_check import CostCheck
 from hf_multirate.backward.gradient_checkpointing import (
     checkpointing_modules,
-    markable,
+    input_embeddings,
+    marked_inputs_detached,
     non_reentrant,
-    without_marks,
 )
 from hf_multirate.backward.idle_forward import InactiveForward
 from hf_multirate.config.schedule import Step
@@ -24,13 +24,21 @@ from hf_multirate.model.step_part import StepPart
 
 
 @dataclass
-class _Idle:
-    """What is idle while one set of rate groups is live."""
+class _IdleParts:
+    """Idle parameters and inactive modules for one set of live rate groups.
+
+    Attributes:
+        parameters: The idle parameters.
+        trained: Whether each of them is trainable.
+        modules: Name and module of the outermost inactive modules with trainable parameters.
+        embeddings: Input embeddings that activation checkpointing may mark.
+        inspected: Whether the cost of a fast step was compared with its prediction.
+    """
 
     parameters: list[nn.Parameter]
     trained: list[bool]
     modules: list[tuple[str, nn.Module]]
-    markable: list[nn.Module]
+    embeddings: list[nn.Module]
     inspected: bool = False
 
 
@@ -41,9 +49,9 @@ class PartialBackward(StepPart):
         model: The model that owns the parameters.
         groups: Rate group name -> parameter name -> parameter.
         inactive: Runs inactive modules forward.
-        compiled: Whether ``torch.compile`` traces the model: then nothing is watched.
-        forecast: Compares what is seen of a step with its prediction; None makes one for single steps.
-        cuts: Whether backward may be cut short at the step that begins.
+        compiled: Whether ``torch.compile`` traces the model. Then the cost of steps is not checked.
+        cost_check: Compares the cost of a step with its prediction; None creates a check for single steps.
+        cuts: Returns whether backward may be partial at the present step.
     """
 
     def __init__(
@@ -53,7 +61,7 @@ class PartialBackward(StepPart):
         inactive: InactiveForward,
         *,
         compiled: bool = False,
-        forecast: CostCheck | None = None,
+        cost_check: CostCheck | None = None,
         cuts: Callable[[], bool] = lambda: True,
     ) -> None:
         self._model = model
@@ -62,88 +70,90 @@ class PartialBackward(StepPart):
         self._groups = groups
         self._names = tuple(groups)
         self._cuts = cuts
-        self._idle: dict[tuple[int, ...], _Idle] = {}
+        self._idle: dict[tuple[int, ...], _IdleParts] = {}
         self._checkpointing = checkpointing_modules(model)
-        if forecast is None:
-            forecast = CostCheck(model, groups, StepCosts(list(groups), groups, layers_of(model)))
-        self._forecast = forecast
+        if cost_check is None:
+            cost_check = CostCheck(model, groups, StepCosts(list(groups), groups, layers_of(model)))
+        self._cost_check = cost_check
 
     @contextmanager
     def micro_batch(self, step: Step, *, last: bool = False) -> Iterator[None]:
         """A context in which only the live groups of ``step`` require a gradient.
 
-        The first micro-batch of each set of live groups is watched: if backward does not stop at the predicted place,
-        a warning says so once.
+        At the first micro-batch of each set of live groups, the cost is compared with its prediction. If backward does
+        not stop at the predicted place, one warning is logged.
 
         Raises:
-            RuntimeError: all live parameters were frozen.
+            RuntimeError: all live parameters were frozen during training.
         """
         del last
         if step.full:
             yield
             return
-        found, cuts = self._what_idles(step.live), self._cuts()
+        idle, cuts = self._idle_parts(step.live), self._cuts()
         if not any(parameter.requires_grad for parameter in self._parameters(step.live)):
             names = sorted(self._names[i] for i in step.live)
             raise RuntimeError(
-                f"no parameter of the live rate groups {names} requires a gradient: all were frozen since "
-                "training began. Freeze slow parameters only, or train on in a run of its own."
+                f"no parameter of the live rate groups {names} requires a gradient: all of them were frozen during "
+                "training. Freeze only slow parameters, or train the remaining parameters in a new run."
             )
         with ExitStack() as stack:
             if cuts:
-                stack.enter_context(self._cut(step.live, found))
-            stack.enter_context(self._inactive.running([module for _, module in found.modules], cuts=cuts))
+                stack.enter_context(self._partial(step.live, idle))
+            stack.enter_context(self._inactive.running([module for _, module in idle.modules], cuts=cuts))
             yield
 
     @contextmanager
-    def _cut(self, live: tuple[int, ...], found: _Idle) -> Iterator[None]:
+    def _partial(self, live: tuple[int, ...], idle: _IdleParts) -> Iterator[None]:
         with ExitStack() as stack:
-            stack.enter_context(requires_grad_off(found.parameters))
+            stack.enter_context(requires_grad_off(idle.parameters))
             stack.enter_context(non_reentrant(self._model, self._checkpointing, hooked=not self._compiled))
-            stack.enter_context(without_marks(self._model, found.markable, renewed=not self._compiled))
-            if not self._compiled:  # a graph cannot change flags
-                trained = [p for p, flag in zip(found.parameters, found.trained, strict=True) if flag]
+            stack.enter_context(marked_inputs_detached(self._model, idle.embeddings, renewed=not self._compiled))
+            if not self._compiled:  # a compiled graph cannot change requires_grad
+                trained = [p for p, flag in zip(idle.parameters, idle.trained, strict=True) if flag]
                 stack.enter_context(keep_requires_grad_off(self._model, trained))
-            # Hooks that come and go would have a compiled model compiled once more.
-            if not found.inspected and not self._compiled:
-                stack.enter_context(self._inspected(live, found))
+            # Adding and removing hooks would recompile a compiled model.
+            if not idle.inspected and not self._compiled:
+                stack.enter_context(self._cost_checked(live, idle))
             yield
 
     def _parameters(self, groups: Iterable[int]) -> list[nn.Parameter]:
         return [p for index in groups for p in self._groups[self._names[index]].values()]
 
-    def _what_idles(self, live: tuple[int, ...]) -> _Idle:
-        """As `_find` says, found once, and again when a parameter was frozen or unfrozen since."""
-        found = self._idle.get(live)
-        if found is None or found.trained != [parameter.requires_grad for parameter in found.parameters]:
-            inspected = found is not None and found.inspected
-            found = self._idle[live] = self._find(live)
-            found.inspected = inspected
-        return found
+    def _idle_parts(self, live: tuple[int, ...]) -> _IdleParts:
+        """The idle parts for ``live`` groups, cached until a parameter is frozen or unfrozen."""
+        idle = self._idle.get(live)
+        if idle is None or idle.trained != [parameter.requires_grad for parameter in idle.parameters]:
+            inspected = idle is not None and idle.inspected
+            idle = self._idle[live] = self._find_idle_parts(live)
+            idle.inspected = inspected
+        return idle
 
-    def _find(self, live: tuple[int, ...]) -> _Idle:
+    def _find_idle_parts(self, live: tuple[int, ...]) -> _IdleParts:
         live_parameters = self._parameters(live)
         parameters = self._parameters(index for index in range(len(self._names)) if index not in live)
-        found = inactive_modules(self._model, live_parameters)
-        # What is frozen may lie between live modules, as the base of an adapter does: it stays as it is.
+        inactive = inactive_modules(self._model, live_parameters)
+        # Frozen modules may lie between live modules, as the base layers of an adapter do. They are not changed.
         trained = [parameter.requires_grad for parameter in parameters]
         identities = {id(parameter) for parameter, flag in zip(parameters, trained, strict=True) if flag}
-        modules = [(name, part) for name, part in found if any(id(p) in identities for p in part.parameters())]
-        return _Idle(parameters, trained, modules, markable(self._model, (module for _, module in found)))
+        modules = [(name, part) for name, part in inactive if any(id(p) in identities for p in part.parameters())]
+        embeddings = input_embeddings(self._model, (module for _, module in inactive))
+        return _IdleParts(parameters, trained, modules, embeddings)
 
     @contextmanager
-    def _inspected(self, live: tuple[int, ...], found: _Idle) -> Iterator[None]:
-        """Watch the forward pass of a micro-batch; one that fails is not counted."""
-        with modules_recorded_by_autograd(self._model, found.modules) as names, self._forecast.watched() as passage:
+    def _cost_checked(self, live: tuple[int, ...], idle: _IdleParts) -> Iterator[None]:
+        """Check the cost of a micro-batch; a failed forward pass does not count."""
+        inactive = modules_recorded_by_autograd(self._model, idle.modules)
+        with inactive as names, self._cost_check.record_forward() as record:
             yield
-        if passage.turns:
+        if record.first_call:
             self._idle[live].inspected = True
-            self._forecast.check(live, names, passage)
+            self._cost_check.check(live, names, record)
 
 
 @contextmanager
 def requires_grad_off(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Switch ``requires_grad`` off for ``parameters``, and give each its flag back on exit, also after an error."""
+    """A context with ``requires_grad`` off for ``parameters``; the flags are restored on exit, also after an error."""
     flags = [parameter.requires_grad for parameter in parameters]
     try:
         for parameter in parameters:
@@ -156,18 +166,18 @@ def requires_grad_off(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
 
 @contextmanager
 def keep_requires_grad_off(model: nn.Module, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Switch ``requires_grad`` off again before each forward pass of ``model``.
+    """A context that switches ``requires_grad`` off again before each forward pass of ``model``.
 
-    PEFT switches it on for all adapters whenever it leaves ``disable_adapter()``, as trainers of TRL do for the
-    log-probabilities of a reference within a step. It is on, too, in a copy of the model that is made between passes.
+    PEFT switches it on for all adapters at the end of ``disable_adapter()``. Trainers of TRL use that within a step
+    for the log-probabilities of a reference. In copies of the model made between forward passes it is on.
     """
-    kept = list(parameters)
+    switched = list(parameters)
     inside = False
 
     def switch_off(*_: Any) -> None:
         nonlocal inside
         inside = True
-        for parameter in kept:
+        for parameter in switched:
             if parameter.requires_grad:
                 parameter.requires_grad_(False)
 
@@ -177,7 +187,7 @@ def keep_requires_grad_off(model: nn.Module, parameters: Sequence[nn.Parameter])
 
     def switch_on() -> None:
         if not inside:
-            for parameter in kept:
+            for parameter in switched:
                 parameter.requires_grad_(True)
 
     before, after = OwnHook(switch_off, model, copied=switch_on), OwnHook(leave, model)
@@ -185,16 +195,21 @@ def keep_requires_grad_off(model: nn.Module, parameters: Sequence[nn.Parameter])
     try:
         yield
     finally:
-        kept.clear()  # a hook before this one may close the context, and torch runs this one all the same
+        switched.clear()  # torch still runs these hooks if an earlier hook has closed the context
         for handle in handles:
             handle.remove()
 
 
 @contextmanager
 def modules_recorded_by_autograd(model: nn.Module, modules: Iterable[tuple[str, nn.Module]]) -> Iterator[list[str]]:
-    """Collect the names of those ``modules`` of ``model`` whose output autograd has recorded.
+    """A context that collects the names of the ``modules`` whose output autograd records.
 
-    The list is filled while the context is open, in the order of the forward pass.
+    Args:
+        model: The model that contains the modules.
+        modules: Name and module of each.
+
+    Yields:
+        A list that is filled in the order of the forward pass while the context is open.
     """
     names: list[str] = []
 
@@ -211,24 +226,27 @@ def modules_recorded_by_autograd(model: nn.Module, modules: Iterable[tuple[str, 
 
 
 def inactive_modules(model: nn.Module, live: Sequence[nn.Parameter]) -> list[tuple[str, nn.Module]]:
-    """The outermost modules that own parameters and none of the ``live`` ones, in order of registration."""
+    """Name and module of the outermost modules without ``live`` parameters, in the order of registration.
+
+    Modules without any parameter are left out.
+    """
     identities = {id(parameter) for parameter in live}
     embeddings = [part for part in model.modules() if isinstance(part, nn.Embedding)]
     embedded = {id(parameter) for part in embeddings for parameter in part.parameters()}
-    found: list[tuple[str, nn.Module]] = []
+    inactive: list[tuple[str, nn.Module]] = []
 
     def walk(name: str, module: nn.Module) -> None:
         owned = {id(parameter) for parameter in module.parameters()}
-        # A head tied to an embedding is recorded although the live part is a suffix.
+        # Autograd records a head that is tied to an embedding even if the live parameters are a suffix of the model.
         if not owned or (owned <= embedded and not any(part in embeddings for part in module.modules())):
             return
-        # A container such as ModuleList has no forward of its own for a hook to see.
+        # A container such as ModuleList has no forward pass that a hook could observe.
         if not owned & identities and not isinstance(module, (nn.ModuleList, nn.ModuleDict)):
-            if all(module is not known for _, known in found):  # one that two towers share is one
-                found.append((name, module))
+            if all(module is not other for _, other in inactive):  # two towers may share a module
+                inactive.append((name, module))
             return
         for child_name, child in module.named_children():
             walk(f"{name}.{child_name}" if name else child_name, child)
 
     walk("", model)
-    return found
+    return inactive

@@ -1,1 +1,1 @@
-"""The object that holds a model and an optimizer, and calls the parts of a step in their order."""
+"""The controller: attaches to a model and an optimizer and calls the parts of each step in order."""

@@ -1,4 +1,4 @@
-"""An optimizer, and a model, is in the hands of one controller at a time: two would both move what is idle."""
+"""Allow one controller per model and optimizer, and hooks that run before a model is saved or evaluated."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from hf_multirate.config.validation import wrong_type
 from hf_multirate.model.hooks import OwnHook
 
 
-_leased: WeakSet[Optimizer | nn.Module] = WeakSet()
+_attached: WeakSet[Optimizer | nn.Module] = WeakSet()
+"""Models and optimizers with a controller; two controllers would both move idle parameters."""
 
 
 def unwrap_optimizer(optimizer: Optimizer) -> Optimizer:
-    """The optimizer itself, without the wrapper of Accelerate; any other that holds optimizers is one by itself.
+    """The optimizer without the wrapper of Accelerate. Other wrappers count as optimizers themselves.
 
     Raises:
-        TypeError: it is no torch optimizer.
-        ValueError: its class has not called ``Optimizer.__init__``, and a scheduler has replaced its ``step``.
+        TypeError: ``optimizer`` is not a torch optimizer.
+        ValueError: its class does not call ``Optimizer.__init__``, and a scheduler has replaced its ``step``.
     """
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"attach() takes one torch optimizer, got {type(optimizer).__name__}.")
@@ -35,12 +36,12 @@ def unwrap_optimizer(optimizer: Optimizer) -> Optimizer:
 
 
 def _add_hooks(optimizer: Optimizer) -> None:
-    """Make room for step hooks, as ``Optimizer.__init__`` does: some wrappers of optimizers do not call it."""
+    """Create the attributes for step hooks, because some wrappers of optimizers do not call ``Optimizer.__init__``."""
     if "step" in vars(optimizer):
         name = type(optimizer).__name__
         raise ValueError(
-            f"optimizer {name} has no step hooks, since {name}.__init__ does not call Optimizer.__init__. Call "
-            "super().__init__(params, defaults) in it, or make its scheduler after attach()."
+            f"optimizer {name} has no step hooks, because {name}.__init__ does not call Optimizer.__init__. Call "
+            "super().__init__(params, defaults) in it, or create its scheduler after attach()."
         )
     try:
         _ = optimizer.defaults
@@ -50,60 +51,60 @@ def _add_hooks(optimizer: Optimizer) -> None:
 
 
 def check_unattached(optimizer: Optimizer, model: nn.Module) -> None:
-    """Raise `RuntimeError` if a controller has one of the two already."""
-    for name, thing in (("optimizer", optimizer), ("model", model)):
-        if thing in _leased:
-            raise RuntimeError(f"the {name} is attached already, to this or another controller: call detach() first.")
+    """Raise `RuntimeError` if a controller is attached to ``optimizer`` or ``model`` already."""
+    for name, value in (("optimizer", optimizer), ("model", model)):
+        if value in _attached:
+            raise RuntimeError(f"the {name} is attached already, to this or another controller. Call detach() first.")
 
 
-def is_leased(optimizer: Optimizer) -> bool:
-    """Whether a controller has ``optimizer``."""
-    return optimizer in _leased
+def is_attached(optimizer: Optimizer) -> bool:
+    """Whether a controller is attached to ``optimizer``."""
+    return optimizer in _attached
 
 
 def mark_attached(optimizer: Optimizer, model: nn.Module) -> None:
-    """Note that a controller has taken both."""
-    _leased.update((optimizer, model))
+    """Record that a controller is attached to ``optimizer`` and ``model``."""
+    _attached.update((optimizer, model))
 
 
 def mark_detached(optimizer: Optimizer, model: nn.Module) -> None:
-    """Note that it has let go of them."""
-    _leased.difference_update((optimizer, model))
+    """Record that no controller is attached to ``optimizer`` and ``model`` any more."""
+    _attached.difference_update((optimizer, model))
 
 
 def before_save_or_eval(
-    model: nn.Module, look: Callable[[], None], train: Callable[[], None] | None = None
+    model: nn.Module, callback: Callable[[], None], train: Callable[[], None] | None = None
 ) -> list[Any]:
-    """Call ``look`` before ``model`` gives its state_dict, is copied or pickled, or runs without gradients.
+    """Call ``callback`` before ``state_dict()``, copies and pickles of a model, and forward passes without gradients.
 
     Args:
         model: The model.
-        look: What to do then. It may remove forward hooks, but not those for a state_dict.
-        train: What to do before a forward pass with gradients.
+        callback: The function to call. It may remove forward hooks, but no state_dict hooks.
+        train: A function to call before a forward pass with gradients.
 
     Returns:
-        Handles whose ``remove()`` ends that.
+        Handles of the hooks, each with a method ``remove()``.
     """
 
     def before_state_dict(module: nn.Module, *args: Any) -> None:
         del module, args
-        look()
+        callback()
 
     def before_forward(module: nn.Module, *args: Any) -> None:
         del module, args
         if not torch.is_grad_enabled():
-            look()
+            callback()
         elif train is not None:
             train()
 
-    # A module is copied in the order of its attributes: these hooks come before all modules inside of it, and behind
-    # its own forward hooks, which may be removed then.
-    saving = OwnHook(before_state_dict, model, copied=look)
-    handle = model.register_state_dict_pre_hook(saving)  # type: ignore[no-untyped-call]
+    # Copying a module copies its attributes in order: state_dict hooks before the submodules and after the forward
+    # hooks of the module itself. So the callback may remove forward hooks while the module is copied.
+    hook = OwnHook(before_state_dict, model, copied=callback)
+    handle = model.register_state_dict_pre_hook(hook)  # type: ignore[no-untyped-call]
     return [handle, model.register_forward_pre_hook(OwnHook(before_forward, model))]
 
 
 def require_model(caller: str, value: Any) -> None:
-    """Raise `TypeError` if ``value`` is no model of torch."""
+    """Raise `TypeError` if ``value`` is not a torch module."""
     if not isinstance(value, nn.Module):
         wrong_type(f"the model of {caller}", "a torch.nn.Module", value)

@@ -1,4 +1,4 @@
-"""The controller: takes over a model and an optimizer for a training run, and gives both back."""
+"""`Multirate`, the controller: attaches to a model and an optimizer for a training run."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ logger = logging.getLogger(__name__)
 
 
 class Multirate:
-    """Multirate training of one model by one optimizer.
+    """Multirate training of one model with one optimizer.
 
-    In a loop of your own, name each step before its first forward pass::
+    In a custom training loop, call `begin_step` before the first forward pass of each step::
 
         with Multirate(MultirateConfig()).attach(model, optimizer) as multirate:
             for step, batch in enumerate(batches):
@@ -56,9 +56,9 @@ class Multirate:
             wrong_type("config of Multirate", "a MultirateConfig, as MultirateConfig.two_rate() makes one", config)
         self.config = config
         self.timing = StepTimer()
-        """Seconds of steps by kind, and the speed-up that follows."""
+        """Seconds of full and fast steps, and the resulting speed-up."""
         self.applied_steps = 0
-        """Steps that the optimizer has applied since `attach`, without those that a gradient scaler skipped."""
+        """Number of steps applied since `attach`, without the steps that a gradient scaler skipped."""
         self._settled = config
         self._step: Step | None = None
         self._model: nn.Module | None = None
@@ -69,11 +69,14 @@ class Multirate:
         self._warned: set[str] = set()
 
     def assign(self, model: nn.Module) -> Multirate:
-        """Sort the parameters of ``model`` into rate groups, without changing either.
+        """Sort the parameters of ``model`` into rate groups. The model is not changed.
+
+        Returns:
+            The controller itself.
 
         Raises:
-            ValueError: a group matches nothing, or a trainable parameter is in no group.
-            FrozenError: that is so because parameters are frozen. It is a `ValueError` too.
+            ValueError: a group matches no parameter, or a trainable parameter is in no group.
+            FrozenError: a subclass of `ValueError`, if frozen parameters are the reason.
         """
         require_model("assign()", model)
         first = self._partition is None
@@ -86,23 +89,26 @@ class Multirate:
         return self
 
     def attach(self, model: nn.Module, optimizer: Optimizer) -> Multirate:
-        """Take over ``model`` and ``optimizer`` until `detach`, or until the end of a ``with`` block.
+        """Attach to ``model`` and ``optimizer`` until `detach`, or until the end of a ``with`` block.
 
         Args:
-            model: The model, or what DistributedDataParallel, ``fully_shard`` or ``torch.compile`` made of it.
-            optimizer: One torch optimizer that holds every trainable parameter, or Accelerate's wrapper of it.
+            model: The model, possibly wrapped by DistributedDataParallel, ``fully_shard`` or ``torch.compile``.
+            optimizer: One torch optimizer with every trainable parameter, possibly wrapped by Accelerate.
+
+        Returns:
+            The controller itself.
 
         Raises:
             ValueError: the groups do not fit the model, the optimizer lacks a parameter, or it moves parameters
-                that have no gradient.
-            RuntimeError: this controller or another one is attached to the optimizer or the model already, or the
-                processes of the run have different configurations or models.
-            NotImplementedError: this package does not work with the wrapper of the model, or with its adapter.
+                without a gradient.
+            RuntimeError: a controller is attached to the model or the optimizer already, or the processes of the run
+                have different configurations or models.
+            NotImplementedError: the wrapper or an adapter of the model is not supported.
         """
         require_model("attach()", model)
         optimizer = unwrap_optimizer(optimizer)
         if self.attached:
-            raise RuntimeError("this controller is attached already: call detach() first.")
+            raise RuntimeError("this controller is attached already. Call detach() first.")
         check_unattached(optimizer, unwrap_model(model))
         self.assign(unwrap_model(model))
         self._warn(left_out(self.config, self._settled))
@@ -123,14 +129,14 @@ class Multirate:
             logger.warning("%s", text)
 
     def detach(self) -> None:
-        """Leave model and optimizer as they were found; does nothing when not attached."""
+        """Remove all hooks from model and optimizer. Does nothing if the controller is not attached."""
         if self._pipeline is not None and self._model is not None:
             self._pipeline.close()
             mark_detached(self._pipeline.optimizer, self._model)
         self._pipeline = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy or a pickle is that of a detached controller."""
+        """State for copies and pickles, which are detached."""
         return vars(self) | {"_pipeline": None}
 
     def __enter__(self) -> Multirate:
@@ -141,12 +147,12 @@ class Multirate:
 
     @property
     def attached(self) -> bool:
-        """Whether the controller has a model and an optimizer."""
+        """Whether the controller is attached to a model and an optimizer."""
         return self._pipeline is not None
 
     @property
     def begun(self) -> bool:
-        """Whether a step was begun, and the optimizer has not taken it yet."""
+        """Whether a step has begun that the optimizer has not taken yet."""
         return self._pipeline is not None and self._pipeline.step is not None
 
     @property
@@ -155,23 +161,23 @@ class Multirate:
         return self._pipeline is not None and self._pipeline.stepping
 
     def controls(self, optimizer: Optimizer) -> bool:
-        """Whether ``optimizer``, or what Accelerate has wrapped in it, is the one that is attached."""
+        """Whether the controller is attached to ``optimizer``, which may be wrapped by Accelerate."""
         return self._pipeline is not None and unwrap_optimizer(optimizer) is self._pipeline.optimizer
 
     def begin_step(self, step: int) -> None:
         """Skip the backward pass below the live groups of ``step``, until `synchronize` or ``optimizer.step()``.
 
         Call it before the first forward pass of a step. With gradient accumulation it may be called before each
-        micro-batch, always with the same number. Saving the model, or evaluating it without gradients, ends the
-        partial backward of the step: both see the parameters as they are.
+        micro-batch with the same index. Saving the model, or evaluating it without gradients, restores
+        ``requires_grad`` and ends the partial backward of the step.
 
         Args:
-            step: Index of the optimizer step, counted from 0 and going on when a run resumes.
+            step: Index of the optimizer step from 0. A resumed run continues the count.
 
         Raises:
             RuntimeError: the controller is not attached.
-            ValueError: the step is negative.
-            TypeError: the step is no integer.
+            ValueError: ``step`` is negative.
+            TypeError: ``step`` is not an integer.
         """
         pipeline = self._attached("begin_step()")
         begun = self._settled.schedule.at(require_step(step))
@@ -183,27 +189,27 @@ class Multirate:
         pipeline.open(begun)
 
     def set_step(self, step: int) -> None:
-        """Choose the live groups of ``step``; backward is skipped within `micro_batch` only."""
+        """Set the live groups of ``step``. Unlike with `begin_step`, backward is partial within `micro_batch` only."""
         pipeline = self._attached("begin_step()")
         self._step = self._settled.schedule.at(step)
         pipeline.begin(self._step)
         self.timing.start()
 
     def micro_batch(self, last: bool = False) -> AbstractContextManager[None]:
-        """A context for forward and backward of one micro-batch; parameters have flags and values back on exit.
+        """A context for forward and backward of one micro-batch; ``requires_grad`` and values are restored on exit.
 
-        It ends early when the optimizer takes its step inside it.
+        The context ends early if the optimizer takes its step inside it.
 
         Args:
-            last: Whether to `synchronize` on exit: nothing is accumulated after this micro-batch.
+            last: Whether this is the last micro-batch of the step, so that gradients are averaged on exit.
         """
         return self._attached("micro_batch()").micro_batch(last=last)
 
     def synchronize(self) -> None:
         """Average the gradients of a fast step over all processes, after its last backward pass.
 
-        Needed in a loop of your own with DistributedDataParallel: call it at every step, after the last backward pass
-        and before gradients are clipped. At full steps the wrapper has averaged them already.
+        A custom training loop with DistributedDataParallel has to call it at every step, after the last backward pass
+        and before gradients are clipped. At full steps it does nothing, because DDP has averaged the gradients.
         """
         self._attached("synchronize()").synchronize()
 
@@ -215,21 +221,25 @@ class Multirate:
         self.timing.stop(full=step.full, predicted_cost=self.relative_cost)
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
-        """What a checkpoint needs besides model and optimizer, by parameter name; call it while attached."""
+        """State for a checkpoint besides model and optimizer, by parameter name. Call it while attached."""
         return self._attached("state_dict()").state_dict()
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
-        """Take over a `state_dict`; call it after `attach`."""
+        """Load a `state_dict`. Call it after `attach`.
+
+        Raises:
+            ValueError: ``state`` is damaged, or belongs to another model.
+        """
         self._attached("load_state_dict()").load_state_dict(state)
 
     def _attached(self, caller: str) -> StepPipeline:
         if self._pipeline is None:
-            raise RuntimeError(f"{caller} needs a model and an optimizer: call attach(model, optimizer) first.")
+            raise RuntimeError(f"{caller} needs a model and an optimizer. Call attach(model, optimizer) first.")
         return self._pipeline
 
     @property
     def changes_training(self) -> bool:
-        """Whether training differs from standard training at all."""
+        """Whether training differs from standard training."""
         return not self._settled.is_standard_training
 
     @property
@@ -239,7 +249,7 @@ class Multirate:
 
     @property
     def settled(self) -> MultirateConfig:
-        """The configuration as it is used: with chosen periods, and without groups that are frozen as a whole."""
+        """The configuration in use: with automatic periods chosen, and without fully frozen groups."""
         return self._settled
 
     @property
@@ -249,51 +259,51 @@ class Multirate:
 
     @property
     def schedule(self) -> Schedule:
-        """Steps at which groups get a gradient."""
+        """The schedule: steps at which each group gets a gradient."""
         return self._settled.schedule
 
     @property
     def partition(self) -> Partition:
         """Rate group name -> names of its parameters."""
         if self._partition is None:
-            raise RuntimeError("there is no model yet: call assign(model) or attach(model, optimizer) first.")
+            raise RuntimeError("there is no model yet. Call assign(model) or attach(model, optimizer) first.")
         return self._partition
 
     @property
     def step(self) -> int | None:
-        """Index of the step that was begun last."""
+        """Index of the last step that has begun; None before the first step."""
         return None if self._step is None else self._step.index
 
     @property
     def phase(self) -> int:
-        """Position in the cycle of the step begun last: see `hf_multirate.config.schedule.Schedule.phase`."""
+        """Position of the present step in the cycle: see `hf_multirate.config.schedule.Schedule.phase`."""
         return 0 if self._step is None else self._settled.cycles.phase(self._step.index)
 
     @property
     def cycle(self) -> int:
-        """Steps after which the refreshes of groups repeat."""
+        """Number of steps after which the refreshes of all groups repeat."""
         return self._settled.cycles.cycle
 
     @property
     def is_full_step(self) -> bool:
-        """Whether all trainable parameters get a gradient at the step begun last.
+        """Whether the present step is a full step, at which all trainable parameters get a gradient.
 
-        At fast steps ``grad`` of idle parameters is None, although their ``requires_grad`` is True.
+        At fast steps, ``grad`` of idle parameters is None although their ``requires_grad`` is True.
         """
         return self._step is None or self._step.full
 
     @property
     def relative_cost(self) -> float:
-        """Predicted cost of the step begun last, as a share of a full step."""
+        """Predicted cost of the present step, as a share of a full step."""
         return 1.0 if self._step is None or self._costs is None else self._costs.of(self._step.live)
 
     @property
     def loss_decrease(self) -> LossDecreaseAverages:
-        """First-order decrease of the loss by the last updates, while attached."""
+        """First-order decrease of the loss by the last updates. Available while attached."""
         return self._attached("loss_decrease").updater.loss_decrease
 
     def describe(self) -> str:
-        """A table of the rate groups, the boundary below which backward is skipped, and the predicted cost."""
+        """A text table of the rate groups, the boundary below which backward is skipped, and the predicted cost."""
         partition = self.partition
         assert self._model is not None  # assigned together with the partition
         return describe(self._settled, partition, self._model)

@@ -1,4 +1,4 @@
-"""The parts of a step in their order, for one model and one optimizer. It exists only while these are attached."""
+"""The parts of a step in their order. A pipeline exists only while a model and an optimizer are attached."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from hf_multirate.backward.partial_backward import PartialBackward
 from hf_multirate.config.config import MultirateConfig
 from hf_multirate.config.schedule import Step
 from hf_multirate.controller.guards import before_save_or_eval
-from hf_multirate.distributed import GradSync, choose
+from hf_multirate.distributed import GradSync, sync_for
 from hf_multirate.distributed.synced_step import SyncedStep, require_wrapper
 from hf_multirate.model.cost_model import StepCosts, layers_of
 from hf_multirate.model.step_part import StepPart
 from hf_multirate.model.unwrap import canonical_parameters, is_compiled, unwrap_model
-from hf_multirate.optim.adalora import SensitivityOfLive, allocators_of
+from hf_multirate.optim.adalora import AdaLoraUpdate, rank_allocators
 from hf_multirate.optim.optimizer_check import check_optimizer
 from hf_multirate.optim.random_subsets import RandomSubsets
 from hf_multirate.optim.state_check import check_state
@@ -34,16 +34,16 @@ class StepPipeline:
 
     Args:
         config: The rate groups.
-        model: The model that owns the parameters, or what DistributedDataParallel, ``fully_shard`` or
-            ``torch.compile`` made of it. Hooks that come and go would have a compiled model compiled again.
-        optimizer: Their optimizer.
+        model: The model that owns the parameters, possibly wrapped by DistributedDataParallel, ``fully_shard`` or
+            ``torch.compile``.
+        optimizer: The optimizer of the parameters.
         groups: Rate group name -> parameter name -> parameter, in the order of ``config.groups``.
         applied: Called after each step that the optimizer has applied.
 
     Raises:
-        ValueError: the optimizer lacks a parameter, or it moves parameters that have no gradient.
+        ValueError: the optimizer lacks a parameter, or it moves parameters without a gradient.
         RuntimeError: processes have different configurations or parameters.
-        NotImplementedError: this package does not work with the wrapper of the model, or with its adapter.
+        NotImplementedError: the wrapper or an adapter of the model is not supported.
     """
 
     def __init__(
@@ -55,12 +55,12 @@ class StepPipeline:
         applied: Callable[[Step], None],
     ) -> None:
         compiled = is_compiled(model)
-        sync = GradSync() if config.is_standard_training else choose(model)
+        sync = GradSync() if config.is_standard_training else sync_for(model)
         model = unwrap_model(model)
         self._config, self._model, self._sync = config, model, sync
         self.optimizer = optimizer
         self.step: Step | None = None
-        """The step that was begun and that the optimizer has not taken yet."""
+        """The step that has begun and that the optimizer has not taken yet."""
         self._applied = applied
         self._parameters = {name: parameter for members in groups.values() for name, parameter in members.items()}
         if not config.is_standard_training:
@@ -72,26 +72,26 @@ class StepPipeline:
         self._check = self._missing_gradients(groups, compiled=compiled)
         self.updater = ParameterUpdater(config, optimizer, groups, self._missed)
         self._parts = self._configured(groups, compiled=compiled)
-        # A part is called only where it has something to do.
+        # Each list holds only the parts that override the method.
         self._begins = [p.begin for p in self._parts if type(p).begin is not StepPart.begin]
         self._contexts = [p.micro_batch for p in self._parts if type(p).micro_batch is not StepPart.micro_batch]
         self._befores = [p.before_step for p in self._parts if type(p).before_step is not StepPart.before_step]
         self._afters = [p.after_step for p in self._parts if type(p).after_step is not StepPart.after_step]
         self._ends = [p.end for p in self._parts if type(p).end is not StepPart.end]
-        self._inside = self._moves = False
+        self._inside = self._has_gradients = False
         self._open, self._within = ExitStack(), ExitStack()
         self._hooks = StepHooks(optimizer, self._before_step, self._after_step)
-        self._looks = before_save_or_eval(model, self._open.close)
+        self._save_hooks = before_save_or_eval(model, self._open.close)
 
     def _configured(self, groups: Mapping[str, Mapping[str, nn.Parameter]], *, compiled: bool) -> list[StepPart]:
-        """The parts that the configuration asks for, in the order of their calls."""
+        """The parts that the configuration needs, in the order of their calls."""
         config, model = self._config, self._model
         sharded, moved = self._sync.shards, self.updater.moved
         inactive = InactiveForward(config, type(self.optimizer), compiled=compiled, sharded=sharded, moved=moved)
         parts: list[StepPart] = [] if self._check is None else [self._check]
         if config.skips_backward:
-            forecast = CostCheck(model, groups, self.costs, config.schedule)
-            backward = PartialBackward(model, groups, inactive, compiled=compiled, forecast=forecast, cuts=self._cuts)
+            check = CostCheck(model, groups, self.costs, config.schedule)
+            backward = PartialBackward(model, groups, inactive, compiled=compiled, cost_check=check, cuts=self._cuts)
             parts += [inactive, backward]
         if self._synced is not None:
             parts.append(self._synced)
@@ -99,15 +99,15 @@ class StepPipeline:
         if any(group.random_subset is not None for group in config.groups):
             parts.append(RandomSubsets(config, self.optimizer, groups))
         if config.skips_backward:
-            parts += [SensitivityOfLive(allocator) for allocator in allocators_of(model)]
+            parts += [AdaLoraUpdate(allocator) for allocator in rank_allocators(model)]
         return parts
 
     def _missing_gradients(
         self, groups: Mapping[str, Mapping[str, nn.Parameter]], *, compiled: bool
     ) -> MissingGradientCheck | None:
-        known = set(self._parameters.values())
-        others = {name: p for name, p in canonical_parameters(self._model).items() if p not in known}
-        self._others = frozenset(others)
+        grouped = set(self._parameters.values())
+        others = {name: p for name, p in canonical_parameters(self._model).items() if p not in grouped}
+        self._ungrouped = frozenset(others)
         if not self._config.skips_backward:
             return None
         return MissingGradientCheck(
@@ -115,7 +115,7 @@ class StepPipeline:
             model=self._model,
             strict=self._config.on_missing_gradient == "error",
             cuts=lambda: self._cuts() and not compiled,
-            had=[parameter for parameter in known if self.optimizer.state.get(parameter)],
+            had=[parameter for parameter in grouped if self.optimizer.state.get(parameter)],
             others=others,
         )
 
@@ -134,26 +134,30 @@ class StepPipeline:
         return self._hooks.inside
 
     def begin(self, step: Step) -> None:
-        """``step`` begins; nothing of the model changes before `micro_batch`."""
-        self._stop_watching()  # nothing is open outside a micro-batch
+        """Begin ``step``. The model does not change before `micro_batch`."""
+        self._remove_save_hooks()  # no context is open outside of a micro-batch
         self.step = step
         for begin in self._begins:
             begin(step)
 
     def open(self, step: Step) -> None:
-        """As `begin` and `micro_batch` for a loop that does not close the context: the optimizer does."""
+        """Begin ``step`` and open its micro-batch context, which the step of the optimizer closes."""
         if self.step is None or step.index != self.step.index:
             require_wrapper(self._config, self._sync)
             self._open.close()
             self.begin(step)
-        if not self._looks:
-            self._looks = before_save_or_eval(self._model, self._open.close)
+        if not self._save_hooks:
+            self._save_hooks = before_save_or_eval(self._model, self._open.close)
         if not self._inside:
             self._open.enter_context(self.micro_batch(last=False))
 
     @contextmanager
     def micro_batch(self, *, last: bool) -> Iterator[None]:
-        """A context for forward and backward of one micro-batch, the ``last`` of its step if that is known."""
+        """A context for forward and backward of one micro-batch.
+
+        Args:
+            last: Whether this is the last micro-batch of the step; False if that is unknown.
+        """
         if self.step is None:
             yield
             return
@@ -177,21 +181,24 @@ class StepPipeline:
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         del optimizer
         self._end_pass()
-        self._moves = False
+        self._has_gradients = False
         if self.step is None:
             if all(parameter.grad is None for parameter in self._parameters.values()):
-                return  # of a batch that was given up: nothing moves
-            raise RuntimeError("optimizer.step() without begin_step(step): which groups were live is not known.")
-        self._stop_watching()
+                return  # the training step skipped its batch, so nothing moves
+            raise RuntimeError(
+                "optimizer.step() was called without begin_step(step), so the live groups are unknown. Call "
+                "begin_step(step) before the first forward pass of each step."
+            )
+        self._remove_save_hooks()
         values = (*args[1:], *kwargs.values())
         if not self._config.is_standard_training and any(callable(value) for value in values):
             raise ValueError(
-                "optimizer.step(closure) runs backward inside the step, where nothing is skipped: call "
-                "backward first, then optimizer.step(). Optimizers that need a closure (LBFGS) work with standard "
-                "training only."
+                "optimizer.step(closure) runs backward inside of the step, where backward cannot be skipped. Call "
+                "backward first, then optimizer.step(). Optimizers that need a closure (LBFGS) work only with "
+                "standard training."
             )
         step = self.step
-        self._moves = all(before(step) for before in self._befores)
+        self._has_gradients = all(before(step) for before in self._befores)
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         del args, kwargs
@@ -199,12 +206,13 @@ class StepPipeline:
         if step is None:
             return
         self.step = None
-        if not self._moves and step.full:
-            return  # no group had its turn: the next step is the full one
-        # A gradient scaler leaves this note for optimizers that skip a step by themselves, such as fused AdamW.
+        if not self._has_gradients and step.full:
+            return  # without gradients a full step does not count: the next step is a full step
+
+        # A gradient scaler sets this attribute for optimizers that skip a step themselves, such as fused AdamW.
         overflow = vars(optimizer).get("found_inf")
         if overflow is None or not overflow.item():
-            if self._moves:
+            if self._has_gradients:
                 for after in self._afters:
                     after(step)
             self._applied(step)
@@ -212,34 +220,34 @@ class StepPipeline:
             end()
 
     def _end_pass(self) -> None:
-        """Give parameters their flags and values back, wherever the pass was begun."""
+        """Close the micro-batch contexts, which restores ``requires_grad`` and values of parameters."""
         self._open.close()
         self._within.close()
 
-    def _stop_watching(self) -> None:
-        """Remove the hooks for saving and evaluation: nothing of the model is changed that these could see."""
-        for look in self._looks:
-            look.remove()
-        self._looks = []
+    def _remove_save_hooks(self) -> None:
+        """Remove the hooks for saving and evaluation, which have nothing to restore outside of a micro-batch."""
+        for hook in self._save_hooks:
+            hook.remove()
+        self._save_hooks = []
 
     def close(self) -> None:
-        """Leave model and optimizer as they were found."""
+        """Remove all hooks from model and optimizer, and close all parts."""
         self._open.close()
-        self._stop_watching()
+        self._remove_save_hooks()
         self._hooks.remove()
         for part in self._parts:
             part.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint needs besides model and optimizer."""
+        """State for a checkpoint besides model and optimizer."""
         missed = {} if self._check is None else dict.fromkeys(self._check.missed, 1)
         return {**self.updater.state_dict(), **({"missed": missed} if missed else {})}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a `state_dict`, except for parameters that were frozen since.
+        """Load a `state_dict`, without the entries of parameters that are frozen now.
 
         Raises:
-            ValueError: it is no such state, or one of another model.
+            ValueError: ``state`` is damaged, or belongs to another model.
         """
         check_state(state)
         if self._check is not None:
@@ -247,7 +255,7 @@ class StepPipeline:
             self._check.missed = {name: self._parameters[name] for name in missed if name in self._parameters}
         self.updater.load_state_dict(
             {
-                key: {name: value for name, value in entries.items() if name not in self._others}
+                key: {name: value for name, value in entries.items() if name not in self._ungrouped}
                 for key, entries in state.items()
                 if key != "missed"
             }

@@ -1,4 +1,4 @@
-"""How long full and fast-only steps take, and the speed-up that follows."""
+"""Time of full and fast steps, and the speed-up that follows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,14 @@ from dataclasses import dataclass
 
 @dataclass
 class _Kind:
-    """Sums over the steps of one kind."""
+    """Sums over the steps of one kind.
+
+    Attributes:
+        number: Number of steps.
+        first: Seconds of the first step.
+        seconds: Seconds of all steps.
+        predicted_cost: Sum of the predicted costs, as shares of a full step.
+    """
 
     number: int = 0
     first: float = 0.0
@@ -26,14 +33,14 @@ class _Kind:
 
 
 class StepTimer:
-    """Wall-clock seconds of every step that was really applied, apart for full and fast-only steps.
+    """Wall-clock seconds of applied steps, separately for full and fast steps.
 
-    A step is timed from the start of its first micro-batch to the end of ``optimizer.step()``. On an
-    accelerator the clock does not wait for the device: single times mean little there, the mean over many
-    steps is right as long as the host waits for the device once a step, as Trainer does to look at the loss.
+    A step is timed from the start of its first micro-batch to the end of ``optimizer.step()``. The clock
+    does not wait for an accelerator, so single times are not reliable there. Means over many steps are
+    correct if the host waits for the device once per step, as Trainer does when it reads the loss.
 
     Args:
-        speedup_predicted: What the cost model promises; repeated in the summary beside what was measured.
+        speedup_predicted: Speed-up predicted by the cost model, repeated in the summary.
         clock: Returns seconds.
     """
 
@@ -44,10 +51,10 @@ class StepTimer:
     ) -> None:
         self.speedup_predicted = speedup_predicted
         self.seconds, self.full = array("d"), bytearray()
-        """Seconds of each step, and whether it was a full one: nine bytes a step, which the record of a run needs."""
-        self._aside: dict[str, float] = {}
+        """Seconds of each step, and whether it was a full step: nine bytes per step, for the record of the run."""
+        self._outside: dict[str, float] = {}
         self._since: dict[str, float] = {}
-        """What goes on right now, and when it began: one thing at a time."""
+        """Start time of the present activity outside of steps, by purpose; at most one entry."""
         self._clock = clock
         self._begun: float | None = None
         self._started = 0.0
@@ -55,14 +62,16 @@ class StepTimer:
         self._kinds = {True: _Kind(), False: _Kind()}
 
     def start(self) -> None:
-        """The first micro-batch of a step begins."""
+        """Start timing a step, at its first micro-batch."""
         self._started = self._clock()
         self._begun = self._started if self._begun is None else self._begun
 
     def stop(self, *, full: bool, predicted_cost: float = 1.0) -> None:
-        """The optimizer has applied a step at which every group was live (``full``), or not.
+        """Stop timing a step, after the optimizer has applied it.
 
-        ``predicted_cost`` is its share of a full step.
+        Args:
+            full: Whether it was a full step.
+            predicted_cost: Predicted cost as a share of a full step.
         """
         seconds = self._clock() - self._started
         self.seconds.append(seconds)
@@ -71,67 +80,71 @@ class StepTimer:
 
     @contextmanager
     def outside_step(self, purpose: str) -> Iterator[None]:
-        """A context for what is no part of a step: ``"data"``, ``"evaluation"``. Before the first step it is free."""
+        """A context for activities outside of steps. Time before the first step is not counted.
+
+        Args:
+            purpose: ``"data"`` or ``"evaluation"``.
+        """
         if self._begun is not None:
             self._since[purpose] = self._clock()
         try:
             yield
         finally:
-            self._aside = self.outside_seconds
+            self._outside = self.outside_seconds
             self._since.clear()
 
     @property
     def outside_seconds(self) -> dict[str, float]:
-        """Seconds that went into something else, by what it was, up to now."""
-        return self._aside | {
-            purpose: self._aside.get(purpose, 0.0) + self._clock() - start for purpose, start in self._since.items()
+        """Purpose -> seconds outside of steps, the present activity included."""
+        return self._outside | {
+            purpose: self._outside.get(purpose, 0.0) + self._clock() - start for purpose, start in self._since.items()
         }
 
     @property
     def elapsed(self) -> float:
-        """Seconds since the first step began, until `finish`."""
+        """Seconds from the start of the first step until now, or until `finish`."""
         if self._elapsed is not None:
             return self._elapsed
         return 0.0 if self._begun is None else self._clock() - self._begun
 
     def finish(self) -> None:
-        """Stop the clock of `elapsed`: training is over."""
+        """Stop the clock of `elapsed` at the end of training."""
         self._elapsed = self.elapsed
 
     @property
     def in_steps(self) -> float:
-        """Seconds of all steps together."""
+        """Total seconds of all steps."""
         return sum(kind.seconds for kind in self._kinds.values())
 
     def mean(self, *, full: bool) -> float | None:
-        """Mean seconds of a step of this kind, or None."""
+        """Mean seconds of full or fast steps; None without such a step."""
         kind = self._kinds[full]
         if kind.number <= 1:
             return kind.first if kind.number else None
-        # The first step of a kind allocates memory and compiles.
+        # The first step of a kind is left out, because it allocates memory and compiles.
         return (kind.seconds - kind.first) / (kind.number - 1)
 
     def counted(self, *, full: bool) -> int:
-        """Number of steps of this kind."""
+        """Number of full or fast steps."""
         return self._kinds[full].number
 
     def predicted_cost(self, *, full: bool) -> float:
-        """Mean predicted cost of the steps of this kind that were taken, as a share of a full step."""
+        """Mean predicted cost of full or fast steps so far, as a share of a full step."""
         kind = self._kinds[full]
         return kind.predicted_cost / kind.number if kind.number else 1.0
 
     @property
     def predicted_so_far(self) -> float:
-        """Speed-up that the cost model promises for the steps taken so far."""
+        """Speed-up that the cost model predicts for the steps taken so far."""
         cost = sum(kind.predicted_cost for kind in self._kinds.values())
         return sum(kind.number for kind in self._kinds.values()) / cost if cost else 1.0
 
     def summary(self) -> dict[str, float | int | None]:
-        """Numbers of steps, mean seconds of a step by kind, and the speed-up over full steps only.
+        """Numbers of steps, mean seconds per step by kind, and speed-ups relative to full steps.
 
-        ``speedup`` is that of the whole run so far, data loading and evaluation included, and ``speedup_of_steps``
-        that of steps: the time that the same number of full steps would have taken, over the time they took. Both
-        are 1.0 without fast steps, and None before the first full step.
+        ``speedup_of_steps`` is the time of the same number of full steps divided by the time of the steps. ``speedup``
+        is the same ratio for the whole run so far, with data loading and evaluation. Both are 1.0 without fast steps,
+        and None before the first full step.
         """
         full_steps, fast_steps = self.counted(full=True), self.counted(full=False)
         full, fast = self.mean(full=True), self.mean(full=False)
@@ -150,7 +163,7 @@ class StepTimer:
         }
 
     def speedup_of_run(self, elapsed: float) -> float | None:
-        """As ``speedup_of_steps``, for ``elapsed`` seconds in which other things were done too; None as there."""
+        """Speed-up of ``elapsed`` seconds, activities outside of steps included; None before the first full step."""
         full, fast = self.mean(full=True), self.mean(full=False)
         if full is None or not elapsed:
             return None
@@ -158,68 +171,69 @@ class StepTimer:
         return (elapsed + saved) / elapsed
 
 
-ENOUGH = 0.9
-"""Share of the predicted speed-up below which there is something to say."""
+TOLERANCE = 0.9
+"""Share of the predicted speed-up below which a run counts as too slow."""
 
-LEAST_OF_EACH = 5
-"""Full steps, and fast steps, from which on a speed-up means something: the first of each kind is no measure."""
+MIN_STEPS = 5
+"""Number of full steps, and of fast steps, that a reliable speed-up needs."""
 
-LEAST_SECONDS = 30.0
-"""Of a run, before a shortfall is worth a message."""
+MIN_SECONDS = 30.0
+"""Length of a run before the speed-up is compared with its prediction."""
 
-NOTICED = 0.05
-"""Share of the time from which on something else counts as a cause."""
+MIN_SHARE = 0.05
+"""Share of the time from which an activity outside of steps counts as a cause."""
 
 REMEDIES = {
-    "data": "data loading (more dataloader_num_workers, or data prepared beforehand)",
-    "evaluation": "evaluation (fewer of them, or fewer rows)",
-    "other": "what is done between steps: saving, logging, callbacks",
+    "data": "data loading (set dataloader_num_workers, or prepare the data beforehand)",
+    "evaluation": "evaluation (evaluate less often, or on fewer rows)",
+    "other": "work between steps: saving, logging, callbacks",
 }
 
 
-def enough(timer: StepTimer) -> bool:
-    """Whether there are enough steps of both kinds for a speed-up to mean something."""
-    return all(timer.counted(full=full) >= LEAST_OF_EACH for full in (True, False))
+def has_enough_steps(timer: StepTimer) -> bool:
+    """Whether there are enough full and fast steps for a reliable speed-up."""
+    return all(timer.counted(full=full) >= MIN_STEPS for full in (True, False))
 
 
-def shortfall(timer: StepTimer) -> str | None:
-    """A message if the run realises less than nine tenths of the predicted speed-up and the cause is known, else None.
+def slow_run_message(timer: StepTimer) -> str | None:
+    """A message on why a run has less than 90 % of its predicted speed-up.
 
-    It takes at least 5 steps of each kind and 30 seconds.
+    Returns:
+        The message. None if the run is fast enough or no cause is known, and before 5 steps of each kind and 30 s.
     """
     elapsed = timer.elapsed
-    if not enough(timer) or elapsed < LEAST_SECONDS:
+    if not has_enough_steps(timer) or elapsed < MIN_SECONDS:
         return None
     predicted, realised = timer.predicted_so_far, timer.speedup_of_run(elapsed)
-    if realised is None or realised >= ENOUGH * predicted:
+    if realised is None or realised >= TOLERANCE * predicted:
         return None
-    causes = _of_steps(timer) + _of_the_rest(timer, elapsed)
+    causes = _causes_in_steps(timer) + _causes_outside_steps(timer, elapsed)
     if not causes:
-        return None  # nothing that a user could change
-    return f"the speed-up so far is {realised:.2f}, predicted {predicted:.2f}. Found: {'; '.join(causes)}."
+        return None  # the user could not change anything
+    return f"the speed-up so far is {realised:.2f}, predicted {predicted:.2f}. Causes: {'; '.join(causes)}."
 
 
-def _of_steps(timer: StepTimer) -> list[str]:
+def _causes_in_steps(timer: StepTimer) -> list[str]:
     full, fast = timer.mean(full=True), timer.mean(full=False)
     assert full  # there are steps of both kinds
     assert fast
     share, predicted = fast / full, timer.predicted_cost(full=False)
-    told = f"a fast-only step takes {share:.2f} of a full one, predicted {predicted:.2f}"
-    if share > ENOUGH and predicted < ENOUGH * share:
+    comparison = f"a fast step takes {share:.2f} of a full step, predicted {predicted:.2f}"
+    if share > TOLERANCE and predicted < TOLERANCE * share:
         return [
-            f"boundary not reached: {told}, so backward seems to run below the fast groups (see "
+            f"boundary not reached: {comparison}, so backward seems to run below the fast groups (see "
             "trainer.multirate.describe())"
         ]
-    if share * ENOUGH > predicted:
+    if share * TOLERANCE > predicted:
         return [
-            f"small batch: {told}, since the optimizer, drift and Python take as long as at a full step (try a larger "
-            "batch, or fewer drift_steps)"
+            f"small batch: {comparison}, because the optimizer, drift and Python take as long as at a full step (try "
+            "a larger batch, or fewer drift_steps)"
         ]
     return []
 
 
-def _of_the_rest(timer: StepTimer, elapsed: float) -> list[str]:
+def _causes_outside_steps(timer: StepTimer, elapsed: float) -> list[str]:
     seconds = dict(timer.outside_seconds)
     seconds["other"] = elapsed - sum(seconds.values()) - timer.in_steps
-    shares = sorted(((value / elapsed, what) for what, value in seconds.items()), reverse=True)
-    return [f"{share:.0%} of the time goes into {REMEDIES[what]}" for share, what in shares if share >= NOTICED]
+    shares = sorted(((value / elapsed, purpose) for purpose, value in seconds.items()), reverse=True)
+    return [f"{share:.0%} of the time goes into {REMEDIES[name]}" for share, name in shares if share >= MIN_SHARE]

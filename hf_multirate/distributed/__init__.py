@@ -1,4 +1,4 @@
-"""Several processes: which wrapper a model has, and what that asks for at fast-only steps."""
+"""Training with several processes: gradient synchronisation at fast steps for each wrapper of a model."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from hf_multirate.distributed.grad_sync import GradSync
 from hf_multirate.distributed.unsupported import FSDP1, REPLICAS, raise_unsupported
 
 
-__all__ = ["GradSync", "choose"]
+__all__ = ["GradSync", "sync_for"]
 
 
-def choose(model: nn.Module) -> GradSync:
-    """How gradients of ``model`` are synchronised, by what it is wrapped in.
+def sync_for(model: nn.Module) -> GradSync:
+    """Return the gradient synchronisation for the wrapper of ``model``.
 
-    The model is asked and not the settings: on a CPU Accelerate wraps in DDP what is to be sharded.
+    The wrapper itself decides, not the settings: on a CPU, Accelerate uses DDP although FSDP was requested.
 
     Raises:
-        NotImplementedError: the wrapper is DataParallel or FSDP1, or there are several of DDP.
+        NotImplementedError: the wrapper is DataParallel or FSDP1, or the model contains several DDP wrappers.
     """
     wrappers = [module for module in model.modules() if isinstance(module, DistributedDataParallel)]
     if len(wrappers) > 1:
         raise_unsupported(
-            f"{len(wrappers)} modules wrapped in DistributedDataParallel within one model: wrap the whole model."
+            f"{len(wrappers)} modules wrapped in DistributedDataParallel within one model. Wrap only the outer model."
         )
     for module in model.modules():
         if isinstance(module, DistributedDataParallel):

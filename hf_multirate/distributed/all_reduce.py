@@ -1,4 +1,4 @@
-"""Average gradients over processes in flat buckets, each as soon as backward has finished it."""
+"""Average gradients over processes in flat buckets, while backward runs."""
 
 from __future__ import annotations
 
@@ -16,16 +16,15 @@ BUCKET_BYTES = 25 << 20
 
 
 class GradientAllReduce:
-    """The gradients of one step on their way to their mean over the processes of a group.
+    """Replaces the gradients of one step by their mean over the processes of a group.
 
-    A process without a gradient that others have counts as zero, as in DDP with ``find_unused_parameters``. All
-    processes name the same parameters, in the same order.
+    A missing gradient counts as zero if another process has one, as in DDP with ``find_unused_parameters``. All
+    processes have to pass the same parameters in the same order.
 
     Args:
-        parameters: Parameters, with or without a gradient of their own shape. Backward is expected to reach the last
-            ones first.
-        group: Who takes part.
-        wire: dtype in which gradients travel; None is their own.
+        parameters: The parameters, with or without a gradient. Backward should reach the last ones first.
+        group: The process group.
+        wire: dtype in which gradients are sent; None is the dtype of each gradient.
     """
 
     def __init__(
@@ -37,13 +36,13 @@ class GradientAllReduce:
         self._waiting = [set(bucket) for bucket in self._buckets]
         self._sent: list[_BucketInFlight] = []
         self.counts: Counter[nn.Parameter] = Counter()
-        """How often backward has reached each parameter that was watched."""
+        """Number of gradients that each parameter has received within `watching`."""
 
     @contextmanager
     def watching(self, *, sends: bool) -> Iterator[None]:
-        """See which gradients backward finishes, and with ``sends`` start buckets in turn once they are complete.
+        """A context for backward that counts gradients, and with ``sends`` sends each bucket once it is complete.
 
-        Then backward may reach each parameter once: what came later would be missing from the mean.
+        With ``sends``, each parameter may receive only one gradient, because later ones would not be in the mean.
         """
 
         def reached(parameter: nn.Parameter) -> None:
@@ -66,16 +65,17 @@ class GradientAllReduce:
         self._sent.append(_BucketInFlight(self._buckets[len(self._sent)], self._group, self._wire))
 
     def finish(self) -> None:
-        """Start what is left, wait for all of it, and replace gradients by their mean.
+        """Send the remaining buckets, wait for all buckets, and replace the gradients by their mean.
 
         Raises:
             ValueError: a gradient is sparse.
-            RuntimeError: backward has reached a parameter again whose gradient was on its way.
+            RuntimeError: a parameter received another gradient after its bucket was sent.
         """
         if self._sent and any(count > 1 for count in self.counts.values()):
             raise RuntimeError(
-                "backward reached a parameter twice in one step, which it did not in the first steps: part of its "
-                "gradient is not in the mean over processes. DistributedDataParallel does not allow that either."
+                "a parameter received two gradients in one backward pass, but only one in the first steps, so part of "
+                "its gradient is not in the mean over processes. Let backward reach each parameter once, as "
+                "DistributedDataParallel requires, or several times from the first step on."
             )
         while len(self._sent) < len(self._buckets):
             self._send()
@@ -84,41 +84,41 @@ class GradientAllReduce:
 
 
 class _BucketInFlight:
-    """Gradients of one dtype and device side by side, and behind them for each whether this process has it."""
+    """The gradients of a bucket in one flat tensor, followed by one flag per gradient: 1 if this process has it."""
 
     @torch.no_grad()
     def __init__(self, parameters: Sequence[nn.Parameter], group: dist.ProcessGroup, wire: torch.dtype | None) -> None:
-        _refuse_sparse(parameters)
+        _check_dense(parameters)
         self._parameters = parameters
         pieces = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         present = torch.tensor([p.grad is not None for p in parameters], device=pieces[0].device)
         flat = torch.cat([*(piece.reshape(-1) for piece in pieces), present.to(pieces[0].dtype)])
-        # Divided first, as in DDP: a sum of many half-precision gradients could overflow.
+        # Divided before the sum, as in DDP, because a sum of half-precision gradients could overflow.
         self._flat = flat.to(flat.dtype if wire is None or flat.is_complex() else wire).div_(group.size())
         self._work = dist.all_reduce(self._flat, group=group, async_op=True)
 
     @torch.no_grad()
     def receive(self) -> None:
-        """Wait for the sum and hand it back; what no process has a gradient for stays without one."""
-        assert self._work is not None  # asynchronous calls return their handle
+        """Wait for the mean and write it to the gradients; without a gradient in any process there is none."""
+        assert self._work is not None  # asynchronous calls return a handle
         self._work.wait()
         sizes = [p.numel() for p in self._parameters]
         *averages, present = torch.split(self._flat, [*sizes, len(sizes)])
-        # To look at them makes a GPU wait, so only where it matters.
-        found = present.tolist() if any(p.grad is None for p in self._parameters) else [1.0] * len(sizes)
-        for p, average, has_it in zip(self._parameters, averages, found, strict=True):
+        # Reading the flags waits for the GPU, so they are read only if a gradient is missing.
+        flags = present.tolist() if any(p.grad is None for p in self._parameters) else [1.0] * len(sizes)
+        for p, average, is_present in zip(self._parameters, averages, flags, strict=True):
             if p.grad is not None:
                 p.grad.copy_(average.view_as(p))
-            elif has_it:
+            elif is_present:
                 p.grad = average.view_as(p).to(p.dtype, copy=True)
 
 
-def _refuse_sparse(parameters: Sequence[nn.Parameter]) -> None:
+def _check_dense(parameters: Sequence[nn.Parameter]) -> None:
     for p in parameters:
         if p.grad is not None and p.grad.layout != torch.strided:
             raise ValueError(
-                f"a live parameter of shape {tuple(p.shape)} has a sparse gradient, which is not averaged over "
-                "processes at fast-only steps: build its embedding with sparse=False, or put it into a slow group."
+                f"a live parameter of shape {tuple(p.shape)} has a sparse gradient, which cannot be averaged over "
+                "processes at fast steps. Create its embedding with sparse=False, or put it into a slow group."
             )
 
 

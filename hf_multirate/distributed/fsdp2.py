@@ -1,4 +1,4 @@
-"""FSDP2 (``fully_shard``): gradients that are not there are not reduced, so what is idle costs no communication."""
+"""FSDP2 (``fully_shard``): missing gradients are not reduced, so idle parameters need no communication."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from hf_multirate.distributed.grad_sync import GradSync
 
 
 class FSDP2Sync(GradSync):
-    """See `hf_multirate.distributed.grad_sync.GradSync`.
+    """Gradient synchronisation for FSDP2: see `hf_multirate.distributed.grad_sync.GradSync`.
 
-    Rate groups need not match the units that are sharded together.
+    Rate groups need not match the units of ``fully_shard``.
 
     Args:
-        model: A model that `torch.distributed.fsdp.fully_shard` was applied to, itself or modules inside.
+        model: A model with ``torch.distributed.fsdp.fully_shard`` applied to it or to modules inside.
     """
 
-    # A unit without a trainable parameter at the first forward pass would reduce in the wrong dtype ever after.
+    # A unit without a trainable parameter at its first forward pass would reduce in the wrong dtype from then on.
     records_first = shards = True
 
     def __init__(self, model: nn.Module) -> None:
@@ -29,17 +29,17 @@ class FSDP2Sync(GradSync):
         self.group = dist.group.WORLD
 
     @contextmanager
-    def pruned(self, live: Sequence[nn.Parameter], *, last: bool) -> Iterator[None]:
+    def partial_backward(self, live: Sequence[nn.Parameter], *, last: bool) -> Iterator[None]:
         """See `hf_multirate.distributed.grad_sync.GradSync`.
 
-        A unit takes over ``requires_grad`` of its shards when it gathers them, so those that were kept whole since an
-        evaluation let go first. The deepest live unit gathers nothing ahead: below it backward does not come. (A list
-        of its own, `FSDPModule.set_modules_to_backward_prefetch`, is not kept.)
+        A unit reads ``requires_grad`` of its shards when it gathers them. Units that are still gathered after an
+        evaluation are therefore resharded first. The deepest live unit prefetches nothing, because backward stops
+        there. A list set with ``FSDPModule.set_modules_to_backward_prefetch`` is overwritten.
         """
         del last
         for unit, _ in self._units:
             unit.reshard()
-        deepest = next((unit for unit, own in self._units if not own.isdisjoint(live)), None)
+        deepest = next((unit for unit, parameters in self._units if not parameters.isdisjoint(live)), None)
         if deepest is not None:
             deepest.set_modules_to_backward_prefetch([deepest])
         try:
@@ -50,11 +50,11 @@ class FSDP2Sync(GradSync):
 
 
 def _units(module: nn.Module) -> Iterator[tuple[FSDPModule, set[nn.Parameter]]]:
-    """Units and the parameters that are their own, in the order in which a sequential model ends their forward."""
+    """FSDP units with their direct parameters, in the order in which a sequential model finishes their forward."""
     inner: set[nn.Parameter] = set()
     for child in module.children():
-        for unit, own in _units(child):
-            inner |= own
-            yield unit, own
+        for unit, parameters in _units(child):
+            inner |= parameters
+            yield unit, parameters
     if isinstance(module, FSDPModule):
         yield module, set(module.parameters()) - inner

@@ -1,4 +1,4 @@
-"""How the gradients of the live parameters become the same in all processes."""
+"""Interface for the synchronisation of live gradients between processes."""
 
 from __future__ import annotations
 
@@ -10,33 +10,32 @@ from torch import nn
 
 
 class GradSync:
-    """What a wrapper of the model needs at steps that leave some parameters without a gradient.
+    """Gradient synchronisation at fast steps; this class is for a model without wrapper and does nothing.
 
-    At full steps the wrapper does all there is to do by itself. This class is for a model without one, in a single
-    process: there is nothing to do.
+    At full steps the wrapper of the model synchronises the gradients itself.
     """
 
     group: dist.ProcessGroup | None = None
-    """Processes that train this model together; None for one process."""
+    """Processes that train the model together; None for one process."""
 
     averages: bool = False
-    """Whether gradients of a fast-only step differ between processes until `average` was called."""
+    """Whether gradients of a fast step differ between processes until `average` is called."""
 
     records_first: bool = False
-    """Whether the wrapper has to see one backward pass through all parameters before any that is cut short."""
+    """Whether the wrapper needs one backward pass through all parameters before the first partial one."""
 
     shards: bool = False
-    """Whether a process holds a part of each parameter only."""
+    """Whether each process holds only a shard of each parameter."""
 
-    def pruned(self, live: Sequence[nn.Parameter], *, last: bool) -> AbstractContextManager[None]:
-        """A context for forward and backward of one micro-batch in which only ``live`` get a gradient.
+    def partial_backward(self, live: Sequence[nn.Parameter], *, last: bool) -> AbstractContextManager[None]:
+        """A context for forward and backward of one micro-batch with a partial backward.
 
         Args:
-            live: The parameters.
-            last: Whether nothing is accumulated after it, as far as is known.
+            live: The parameters that get a gradient.
+            last: Whether this is the last micro-batch of the step; False if that is unknown.
         """
         del live, last
         return nullcontext()
 
     def average(self, live: Sequence[nn.Parameter]) -> None:
-        """Average the gradients of ``live``, once all micro-batches of a step have been accumulated."""
+        """Average the gradients of the ``live`` parameters after the last micro-batch of a step."""

@@ -1,4 +1,4 @@
-"""One optimizer step as the processes of a run take it together."""
+"""Synchronisation of an optimizer step between the processes of a run, and checks that they agree."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from hf_multirate.model.step_part import StepPart
 
 
 class SyncedStep(StepPart):
-    """Keeps account of whether the gradients of the present step are the same everywhere.
+    """Averages the gradients of fast steps, and checks that this happens before each optimizer step.
 
     Args:
         config: The rate groups.
-        sync: How the wrapper of the model synchronises gradients.
+        sync: Gradient synchronisation for the wrapper of the model.
         groups: Rate group name -> parameter name -> parameter.
-        fingerprint: Values, in words, that have to be the same in all processes.
+        fingerprint: Returns description -> value, for values that have to be the same in all processes.
 
     Raises:
-        NotImplementedError: random subsets are to be drawn in sharded parameters.
+        NotImplementedError: the configuration has random subsets, but the parameters are sharded.
         RuntimeError: processes have different configurations or parameters.
     """
 
@@ -52,18 +52,18 @@ class SyncedStep(StepPart):
             check_ranks_agree({"the configuration": config.to_json(), "the rate groups": str(members)}, sync.group)
 
     def begin(self, step: Step) -> None:
-        """Compare the processes, if it is time at ``step``."""
+        """Start ``step``, and compare the processes if a comparison is due."""
         self._live = None if step.full else step.live
         self._averaged = False
         if self._compares(step):
             self._compare(step)
 
     def end(self) -> None:
-        """The optimizer has stepped."""
+        """End the step: the optimizer has taken or skipped it."""
         self._live, self._records = None, False
 
     def cuts(self) -> bool:
-        """Whether backward may be cut short: not while the wrapper records its first pass."""
+        """Whether backward may be partial: not while the wrapper records its first backward pass."""
         return not self._records
 
     @contextmanager
@@ -81,11 +81,11 @@ class SyncedStep(StepPart):
             return
         if self._averaged and self._sync.averages:
             raise RuntimeError(
-                "synchronize() was called before the last micro-batch of a step: what is accumulated after it would "
-                "stay in one process. Call it once, after the last backward pass (if accelerator.sync_gradients)."
+                "synchronize() was called before the last micro-batch of a step. Gradients that are accumulated later "
+                "would not be averaged. Call it once, after the last backward pass (if accelerator.sync_gradients)."
             )
         if self.cuts():
-            with self._sync.pruned(self._parameters(live=True), last=last):
+            with self._sync.partial_backward(self._parameters(live=True), last=last):
                 yield
             return
         yield
@@ -93,29 +93,33 @@ class SyncedStep(StepPart):
             parameter.grad = None
 
     def synchronize(self) -> None:
-        """Average the gradients, unless the wrapper has; does nothing when called again."""
+        """Average the gradients unless the wrapper does. Further calls in the same step do nothing."""
         if self._live is not None and self.cuts() and not self._averaged:
             self._sync.average(self._parameters(live=True))
         self._averaged = True
 
     def before_step(self, step: Step) -> bool:
-        """Raise `RuntimeError` if `synchronize` was needed and not called."""
+        """Check that the gradients were averaged.
+
+        Raises:
+            RuntimeError: `synchronize` was necessary and was not called.
+        """
         if self._live is not None and self._sync.averages and not self._averaged:
             raise RuntimeError(
-                f"the gradients of step {step.index} were not averaged over the processes: call synchronize() of the "
+                f"the gradients of step {step.index} were not averaged over the processes. Call synchronize() of the "
                 "controller at every step, after the last backward pass and before gradients are clipped."
             )
         return True
 
     def _compares(self, step: Step) -> bool:
-        """Whether processes are compared before ``step``: the first, and every ``check_ranks_every``-th cycle's."""
+        """Whether processes are compared before ``step``: the first step, and every ``check_ranks_every`` cycles."""
         if not self._compared:
             return self._sync.group is not None
         every = self._config.check_ranks_every * self._config.cycles.cycle
         return every > 0 and step.index % every == 0
 
     def _compare(self, step: Step) -> None:
-        """Raise `RuntimeError` if processes differ in step, fingerprint or, if that is checked, weights."""
+        """Raise `RuntimeError` if processes differ in step, fingerprint or, with ``check_ranks_every``, weights."""
         group = self._sync.group
         if group is None:
             return
@@ -136,66 +140,91 @@ class SyncedStep(StepPart):
 
 
 def require_wrapper(config: MultirateConfig, sync: GradSync) -> None:
-    """Raise `RuntimeError` if there are several processes and the model is not wrapped for them."""
-    many = dist.is_initialized() and dist.get_world_size() > 1
-    if many and sync.group is None and config.skips_backward:
+    """Check that the model is wrapped if there are several processes.
+
+    Raises:
+        RuntimeError: there are several processes and the model has no wrapper.
+    """
+    several = dist.is_initialized() and dist.get_world_size() > 1
+    if several and sync.group is None and config.skips_backward:
         raise RuntimeError(
-            f"there are {dist.get_world_size()} processes, but the model that was attached is wrapped for one: "
-            "gradients of fast steps would differ between processes. Attach what DistributedDataParallel, "
-            "fully_shard() or Accelerator.prepare() returned, not the model inside."
+            f"there are {dist.get_world_size()} processes, but the attached model has no distributed wrapper, so the "
+            "gradients of fast steps would differ between processes. Attach the model returned by "
+            "DistributedDataParallel, fully_shard() or Accelerator.prepare(), not the inner model."
         )
 
 
 CHUNK = 1 << 20
-"""Elements that are hashed together, to bound what the debug check needs of memory."""
+"""Number of elements that are hashed at once, which bounds the memory of the debug check."""
 
-SHOWN = 160
-"""Characters of a text in an error."""
+MAX_CHARACTERS = 160
+"""Largest number of characters of a value in an error."""
 
 
-def check_ranks_agree(facts: Mapping[str, str], group: dist.ProcessGroup) -> None:
-    """Raise `RuntimeError` if processes of ``group`` differ in one of ``facts``, which have the same keys in all."""
+def check_ranks_agree(fingerprint: Mapping[str, str], group: dist.ProcessGroup) -> None:
+    """Compare values between the processes of a group; a collective call.
+
+    Args:
+        fingerprint: Description -> value; all processes have the same keys.
+        group: The process group.
+
+    Raises:
+        RuntimeError: processes have different values.
+    """
     gathered: list[dict[str, str]] = [{} for _ in range(group.size())]
-    dist.all_gather_object(gathered, dict(facts), group=group)
-    for key in facts:
-        values = [theirs[key] for theirs in gathered]
+    dist.all_gather_object(gathered, dict(fingerprint), group=group)
+    for key in fingerprint:
+        values = [of_rank[key] for of_rank in gathered]
         if len(set(values)) > 1:
-            other = next(rank for rank, value in enumerate(values) if value != values[0])
-            first, second = _difference(values[0], values[other])
+            other_rank = next(rank for rank, value in enumerate(values) if value != values[0])
+            first, second = _difference(values[0], values[other_rank])
             raise RuntimeError(
-                f"processes disagree about {key}: process 0 has {first}, process {other} has {second}. "
+                f"processes disagree about {key}: process 0 has {first}, process {other_rank} has {second}. "
                 "Give every process the same configuration, model and checkpoint."
             )
 
 
-def _difference(one: str, other: str) -> list[str]:
-    """Both texts, of long ones the part in which they begin to differ."""
-    alike = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
-    start = max(0, alike - SHOWN // 2)
-    return [("..." if start else "") + shorten(text[start:], SHOWN, placeholder="...") for text in (one, other)]
+def _difference(first: str, second: str) -> list[str]:
+    """Both texts, long ones shortened to the part around their first difference."""
+    position = next(
+        (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
+    )
+    start = max(0, position - MAX_CHARACTERS // 2)
+    return [
+        ("..." if start else "") + shorten(text[start:], MAX_CHARACTERS, placeholder="...") for text in (first, second)
+    ]
 
 
 def check_weights(parameters: Mapping[str, Tensor], group: dist.ProcessGroup, step: int) -> None:
-    """Raise `RuntimeError` if processes of ``group`` differ in a bit of ``parameters``, which each holds whole."""
+    """Compare unsharded parameters bit by bit between the processes of a group; a collective call.
+
+    Args:
+        parameters: Name -> parameter.
+        group: The process group.
+        step: Index of the step, for the error.
+
+    Raises:
+        RuntimeError: a parameter differs between processes.
+    """
     hashes = torch.stack([_hash(parameter) for parameter in parameters.values()])
     extremes = torch.stack([hashes, -hashes])
     dist.all_reduce(extremes, op=dist.ReduceOp.MAX, group=group)
     differ = [name for name, (high, low) in zip(parameters, extremes.T.tolist(), strict=True) if high != -low]
     if differ:
         raise RuntimeError(
-            f"before step {step} the weights differ between processes: {differ[0]!r} is the first of {len(differ)} of "
-            f"{len(parameters)} parameters. Something changes weights or gradients in one process alone, such as a "
-            "callback on rank 0, or a parameter that DistributedDataParallel does not own."
+            f"before step {step} the weights differ between processes: {differ[0]!r} is the first of {len(differ)} "
+            f"differing parameters (of {len(parameters)}). Look for code that changes weights or gradients in one "
+            "process only, such as a callback on rank 0, or for a parameter that DistributedDataParallel ignores."
         )
 
 
 @torch.no_grad()
 def _hash(parameter: Tensor) -> Tensor:
-    """Sum of the bits of the elements, each times its place, modulo 2**64."""
+    """Sum of the bit patterns of all elements, each multiplied by its position, modulo 2**64."""
     integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     bits = parameter.detach().contiguous().view(integers[parameter.element_size()]).view(-1)
-    found = torch.zeros((), dtype=torch.int64, device=parameter.device)
+    result = torch.zeros((), dtype=torch.int64, device=parameter.device)
     for start in range(0, bits.numel(), CHUNK):
         part = bits[start : start + CHUNK].to(torch.int64)
-        found += (part * torch.arange(start + 1, start + 1 + part.numel(), device=part.device)).sum()
-    return found
+        result += (part * torch.arange(start + 1, start + 1 + part.numel(), device=part.device)).sum()
+    return result

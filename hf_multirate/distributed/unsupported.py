@@ -1,4 +1,4 @@
-"""What is not known to train right is refused before anything is trained, with what to use instead."""
+"""Errors for unsupported and untested distributed set-ups, raised before training, with the alternative."""
 
 from __future__ import annotations
 
@@ -13,21 +13,24 @@ if TYPE_CHECKING:
     from transformers import Trainer
 
 PROCESSES = "Use one process for each device with DistributedDataParallel or FSDP2 (accelerate launch, or torchrun)."
-REPLICAS = f"whose replicas have no parameters to switch off. {PROCESSES}"
+REPLICAS = f"because its replicas have no parameters whose requires_grad could be switched off. {PROCESSES}"
 FSDP1 = (
-    "FSDP1 (FullyShardedDataParallel), which is deprecated, goes wrong where a flat parameter mixes rate groups, and "
-    "was never tried. Use FSDP2: version 2 in fsdp_config, fsdp_version 2 in the file of accelerate config, or "
-    "fully_shard()."
+    "FSDP1 (FullyShardedDataParallel): it is deprecated, its flat parameters may mix rate groups, and it is untested. "
+    "Use FSDP2: version 2 in fsdp_config, fsdp_version 2 in the file of accelerate config, or fully_shard()."
 )
 
 
 def raise_unsupported(reason: str) -> NoReturn:
-    """Raise `NotImplementedError`."""
+    """Raise `NotImplementedError` with the unsupported set-up and the alternative in ``reason``."""
     raise NotImplementedError(f"multirate training does not work with {reason}")
 
 
 def check_supported(trainer: Trainer, config: MultirateConfig) -> None:
-    """Raise `NotImplementedError` if the run of ``trainer`` is distributed in a way that is not known to be right."""
+    """Check that the distributed set-up of ``trainer`` is supported.
+
+    Raises:
+        NotImplementedError: the set-up is unsupported or untested; the error names an alternative.
+    """
     reason = _devices(trainer) or _model(trainer)
     if reason is not None:
         raise_unsupported(reason)
@@ -38,39 +41,39 @@ def check_supported(trainer: Trainer, config: MultirateConfig) -> None:
 
 
 def raise_if_random_subsets(config: MultirateConfig) -> None:
-    """Raise `NotImplementedError` if ``config`` cannot train sharded parameters."""
+    """Raise `NotImplementedError` if ``config`` has random subsets, which need unsharded parameters."""
     if any(group.random_subset is not None for group in config.groups):
         raise_unsupported(
-            "FSDP and random_subset together: random subsets are drawn in whole parameters, and FSDP shards them. Use "
-            "DistributedDataParallel, or rate groups without a random subset."
+            "FSDP and random_subset together: random subsets are drawn in full parameters, but FSDP shards them. Use "
+            "DistributedDataParallel, or rate groups without random_subset."
         )
 
 
 def _devices(trainer: Trainer) -> str | None:
     if trainer.is_deepspeed_enabled:
         return (
-            "DeepSpeed, whose ZeRO optimizers take a missing gradient for zero and step and decay what is idle. Use "
-            "FSDP2 (fsdp_version 2), which shards the same, or DistributedDataParallel."
+            "DeepSpeed: its ZeRO optimizers treat a missing gradient as zero, so they would update and decay idle "
+            "parameters. Use FSDP2 (fsdp_version 2), which shards the same states, or DistributedDataParallel."
         )
     if trainer.args.n_gpu > 1:
         return (
-            f"DataParallel on {trainer.args.n_gpu} devices of one process, {REPLICAS} For one device of several, set "
+            f"DataParallel on {trainer.args.n_gpu} devices of one process, {REPLICAS} To use one device only, set "
             "CUDA_VISIBLE_DEVICES=0."
         )
     kind = trainer.accelerator.distributed_type
     tested = kind in (DistributedType.NO, DistributedType.FSDP) or kind.value.startswith("MULTI_")
-    return None if tested else f"distributed_type {kind.value}, which was never tried. {PROCESSES}"
+    return None if tested else f"distributed_type {kind.value}, which is untested. {PROCESSES}"
 
 
 def _model(trainer: Trainer) -> str | None:
     if trainer.is_model_parallel:
-        return f"a model that is spread over devices by its device_map, which was never tried. {PROCESSES}"
-    # Since transformers 5: tensor, expert and sharded data parallelism that from_pretrained() sets up.
+        return f"a model that is spread over devices by its device_map, which is untested. {PROCESSES}"
+    # transformers 5 only: from_pretrained() can set up tensor, expert and sharded data parallelism.
     if vars(trainer).get("is_distributed_loading_by_transformers", False):
-        return f"a model that was sharded when it was loaded (distributed_config), which was never tried. {PROCESSES}"
+        return f"a model that was sharded when it was loaded (distributed_config), which is untested. {PROCESSES}"
     if (vars(trainer.model).get("_tp_size") or 1) > 1:
-        return f"tensor parallelism, which was never tried. {PROCESSES}"
+        return f"tensor parallelism, which is untested. {PROCESSES}"
     parallelism = trainer.accelerator.parallelism_config
     if parallelism is not None and parallelism.non_data_parallel_size > 1:
-        return f"tensor, context or sequence parallelism ({parallelism}), which was never tried. {PROCESSES}"
+        return f"tensor, context or sequence parallelism ({parallelism}), which is untested. {PROCESSES}"
     return None

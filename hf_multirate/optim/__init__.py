@@ -1,1 +1,1 @@
-"""What happens around ``optimizer.step()``: drift, long steps, random subsets."""
+"""Parameter updates around ``optimizer.step()``: drift, long steps and random subsets."""

@@ -1,4 +1,4 @@
-"""Let AdaLoRA allocate ranks at fast steps, where idle adapters have no gradient."""
+"""Rank allocation of AdaLoRA at fast steps, where idle adapters have no gradient."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch import nn
 from hf_multirate.model.step_part import StepPart
 
 
-class SensitivityOfLive(StepPart):
-    """``RankAllocator.update_ipt`` of PEFT for parameters with a gradient; others keep the importance that they had.
+class AdaLoraUpdate(StepPart):
+    """Replaces ``RankAllocator.update_ipt`` of PEFT by a version for the parameters with a gradient.
 
-    A copy or a pickle of the allocator has the method that it had before.
+    Parameters without a gradient keep their importance. Copies and pickles of the allocator have the original method.
 
     Args:
-        allocator: The rank allocator, which has this as its own ``update_ipt`` until `close`.
+        allocator: The rank allocator. This object is its ``update_ipt`` until `close`.
     """
 
     def __init__(self, allocator: Any) -> None:
@@ -27,8 +27,8 @@ class SensitivityOfLive(StepPart):
         vars(allocator)["update_ipt"] = self
 
     def __call__(self, model: nn.Module) -> None:
-        """Update the importance of parameters of ``model``."""
-        self._update(_WithGradient(model))
+        """Update the importance of the parameters of ``model`` that have a gradient."""
+        self._update(_ParametersWithGradient(model))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """See `object.__reduce__`."""
@@ -37,18 +37,18 @@ class SensitivityOfLive(StepPart):
         return operator.getitem, ([self._before], 0)
 
     def close(self) -> None:
-        """Leave the allocator as it was."""
-        own = vars(self._allocator)
-        if own.get("update_ipt") is not self:
+        """Restore the original method of the allocator."""
+        attributes = vars(self._allocator)
+        if attributes.get("update_ipt") is not self:
             return
         if self._before is None:
-            del own["update_ipt"]
+            del attributes["update_ipt"]
         else:
-            own["update_ipt"] = self._before
+            attributes["update_ipt"] = self._before
 
 
-class _WithGradient:
-    """A view of the parameters that have a gradient."""
+class _ParametersWithGradient:
+    """A view of a model that lists only the parameters with a gradient."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
@@ -59,9 +59,9 @@ class _WithGradient:
                 yield name, parameter
 
 
-def allocators_of(model: nn.Module) -> list[Any]:
-    """Rank allocators of AdaLoRA in ``model``."""
+def rank_allocators(model: nn.Module) -> list[Any]:
+    """The rank allocators of the AdaLoRA adapters in ``model``."""
     from peft import AdaLoraModel
 
-    found = (vars(part).get("rankallocator") for part in model.modules() if isinstance(part, AdaLoraModel))
-    return [allocator for allocator in found if allocator is not None]
+    allocators = (vars(part).get("rankallocator") for part in model.modules() if isinstance(part, AdaLoraModel))
+    return [allocator for allocator in allocators if allocator is not None]

@@ -17,26 +17,26 @@ from hf_multirate.optim.dtensor import local
 
 @dataclass(frozen=True)
 class _Batch:
-    """Parameters that one call moves: alike in step count, factor and dtype."""
+    """Parameters with the same step count, drift factor and dtype, moved in one call."""
 
     targets: list[Tensor]
     first: list[Tensor]
     second: list[Tensor]
     epsilon: float
     length: float
-    """Factor on the ratio of the moments, for a learning rate of 1."""
+    """Factor on the ratio of the moments at a learning rate of 1."""
     decay: float
     counts: list[Tensor] | None
-    """Step counts for the fused step of a CPU, which then is in use."""
+    """Step counts for the fused CPU step; None if it cannot be used."""
 
 
 class AdamDrift:
-    """Along u = m_hat / (sqrt(v_hat) + eps), each parameter at the step count of its own last gradient.
+    """Drift along u = m_hat / (sqrt(v_hat) + eps), with the step count of the last gradient of each parameter.
 
-    Decoupled weight decay acts at every drift step, at the current learning rate. Nothing is kept. On a CPU the
-    fused step of torch moves a parameter in one pass over memory; elsewhere the root of the second moment is a
-    temporary the size of the parameters. Of complex numbers, real and imaginary part are parameters of their own, as
-    in the optimizer.
+    Decoupled weight decay acts at every drift step, at the current learning rate. The rule stores nothing. On a CPU,
+    the fused step of torch moves a parameter in one pass over memory. On other devices, the root of the second moment
+    is a temporary tensor of the size of the parameters. The real and imaginary parts of complex parameters are treated
+    as separate parameters, as in the optimizer.
     """
 
     needs_snapshot = False
@@ -45,17 +45,18 @@ class AdamDrift:
         self._optimizer = optimizer
 
     def _by_count(self, parameters: Sequence[Tensor]) -> dict[float, list[Tensor]]:
-        """Parameters that have been stepped, by their step count."""
+        """Step count -> parameters, for the parameters with optimizer state."""
         by_count: dict[float, list[Tensor]] = defaultdict(list)
-        known = [parameter for parameter in parameters if self._optimizer.state.get(parameter)]
-        for parameter, count in zip(known, _fetched([self._optimizer.state[p]["step"] for p in known]), strict=True):
-            if count > 0:  # 0 where a gradient scaler skipped all steps so far
+        with_state = [parameter for parameter in parameters if self._optimizer.state.get(parameter)]
+        counts = _values([self._optimizer.state[p]["step"] for p in with_state])
+        for parameter, count in zip(with_state, counts, strict=True):
+            if count > 0:  # 0 if a gradient scaler skipped all steps so far
                 by_count[count].append(parameter)
         return by_count
 
     def _moments(self, parameter: Tensor, group: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         state = self._optimizer.state[parameter]
-        # There is no maximum yet where amsgrad was turned on since the last gradient.
+        # The maximum is missing if amsgrad was switched on after the last gradient.
         largest = state.get("max_exp_avg_sq") if group["amsgrad"] else None
         return local(state["exp_avg"]), local(state["exp_avg_sq"] if largest is None else largest)
 
@@ -73,7 +74,7 @@ class AdamDrift:
             if state := self._optimizer.state.get(parameter):
                 count = state["step"]
                 objects += (state["exp_avg"], state["exp_avg_sq"], state.get(second), count)
-                # To fetch it from elsewhere would wait for the device: only whether it was written to is known.
+                # Reading a count from a device would wait for it, so only its version is compared there.
                 values.append(count.item() if count.is_cpu else count._version)
             else:
                 objects.append(None)
@@ -87,15 +88,15 @@ class AdamDrift:
         batches = []
         for count, members in self._by_count(parameters).items():
             epsilon, c = _corrections(count, group)
-            alike: dict[tuple[float, torch.dtype, bool], list[Tensor]] = defaultdict(list)
+            by_kind: dict[tuple[float, torch.dtype, bool], list[Tensor]] = defaultdict(list)
             for p in members:
                 fuses = factors[p] > 0 and _fusible(group, local(p), *self._moments(p, group))
-                alike[factors[p], p.dtype, fuses].append(p)
-            for (factor, _, fuses), some in alike.items():
-                first, second = map(list, zip(*(self._moments(p, group) for p in some), strict=True))
-                counts = [torch.tensor(1e30)] * len(some) if fuses else None
-                length = -c * factor  # with maximize too: torch turns the gradient round before it goes into a moment
-                batches.append(_Batch([local(p) for p in some], first, second, epsilon, length, decay, counts))
+                by_kind[factors[p], p.dtype, fuses].append(p)
+            for (factor, _, fuses), batch in by_kind.items():
+                first, second = map(list, zip(*(self._moments(p, group) for p in batch), strict=True))
+                counts = [torch.tensor(1e30)] * len(batch) if fuses else None
+                length = -c * factor  # also with maximize, because torch negates the gradient before the moments
+                batches.append(_Batch([local(p) for p in batch], first, second, epsilon, length, decay, counts))
 
         def advance(rate: float) -> None:
             for batch in batches:
@@ -104,8 +105,8 @@ class AdamDrift:
         return advance
 
     def gradient_update_products(self, parameters: Sequence[Tensor], group: Mapping[str, Any]) -> list[Tensor | None]:
-        """See `hf_multirate.optim.drift.DriftRule`; of a large parameter it is an estimate from a sample."""
-        found: dict[Tensor, Tensor] = {}
+        """See `hf_multirate.optim.drift.DriftRule`; for large parameters an estimate from a sample."""
+        products: dict[Tensor, Tensor] = {}
         stepped = [parameter for parameter in parameters if parameter.grad is not None]
         for count, members in self._by_count(stepped).items():
             epsilon, c = _corrections(count, group)
@@ -118,18 +119,18 @@ class AdamDrift:
             torch._foreach_add_(updates, epsilon)
             updates = list(torch._foreach_div(first, updates))
             torch._foreach_mul_(updates, gradients)
-            found |= {
+            products |= {
                 p: -sign(group) * c * extrapolation(p) * u.sum(dtype=torch.float32)
                 for p, u in zip(members, updates, strict=True)
             }
-        return [found.get(parameter) for parameter in parameters]
+        return [products.get(parameter) for parameter in parameters]
 
     def record_step(self, parameters: Sequence[Tensor], before: Sequence[Tensor], group: Mapping[str, Any]) -> None:
-        """See `hf_multirate.optim.drift.DriftRule`: the optimizer keeps all that is needed."""
+        """See `hf_multirate.optim.drift.DriftRule`; the state of the optimizer is sufficient."""
 
 
-def _fetched(scalars: Sequence[Tensor]) -> list[float]:
-    """Their values, from each device at once: a fused optimizer keeps its step counts beside the parameters."""
+def _values(scalars: Sequence[Tensor]) -> list[float]:
+    """Values of ``scalars``, read from each device in one call; fused optimizers keep step counts on the device."""
     by_device: dict[torch.device, list[int]] = defaultdict(list)
     for i, scalar in enumerate(scalars):
         by_device[scalar.device].append(i)
@@ -141,21 +142,21 @@ def _fetched(scalars: Sequence[Tensor]) -> list[float]:
 
 
 def _corrections(count: float, group: Mapping[str, Any]) -> tuple[float, float]:
-    """Terms e and c such that u = c m / (sqrt(v) + e): the corrections of bias, taken out of the tensors."""
+    """Scalars e and c with u = c m / (sqrt(v) + e), which contain the bias corrections."""
     beta1, beta2 = (float(beta) for beta in group["betas"])
     root = (1.0 - beta2**count) ** 0.5
     return group["eps"] * root, root / (1.0 - beta1**count)
 
 
 def _fusible(group: Mapping[str, Any], *tensors: Tensor) -> bool:
-    """Whether the fused step of a CPU takes these tensors, and leaves the moments as they are."""
+    """Whether the fused CPU step supports these tensors and leaves the moments unchanged: see `_advance`."""
     beta1, beta2 = (float(beta) for beta in group["betas"])
-    return beta1**2 < 0.99 * beta2 and all(_plain(tensor) for tensor in tensors)
+    return beta1**2 < 0.99 * beta2 and all(_is_fusible(tensor) for tensor in tensors)
 
 
-def _plain(tensor: Tensor) -> bool:
-    simple = tensor.device.type == "cpu" and tensor.is_contiguous() and not tensor.is_complex()
-    return simple and tensor.dtype != torch.float64  # whose rounding is as fine as what the moment gains
+def _is_fusible(tensor: Tensor) -> bool:
+    dense_real = tensor.device.type == "cpu" and tensor.is_contiguous() and not tensor.is_complex()
+    return dense_real and tensor.dtype != torch.float64  # float64 would not round off the change of the moment
 
 
 def _as_real(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -163,12 +164,12 @@ def _as_real(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _advance(batch: _Batch, rate: float) -> None:
-    """Shrink by ``1 - rate decay`` and add ``rate length first / (sqrt(second) + epsilon)``.
+    """Multiply by ``1 - rate decay`` and add ``rate length first / (sqrt(second) + epsilon)``.
 
-    The fused step leaves both moments as they are: with the first moment as gradient and beta1 = 0 that moment becomes
-    0 m + 1 m. The second gains 2**-53 m^2, which is lost in rounding: m^2 is at most
-    (1 - beta1)^2 / (1 - beta2) / (1 - beta1^2 / beta2) times as large, 53 by default. At so high a step count both
-    corrections of bias are 1. Its weight decay is in units of the learning rate that it is given.
+    The fused step leaves both moments unchanged. With the first moment as gradient and beta1 = 0, that moment becomes
+    0 m + 1 m. The second moment v grows by 2**-53 m^2, which is lost in rounding. The reason: m^2 / v is at most
+    (1 - beta1)^2 / (1 - beta2) / (1 - beta1^2 / beta2), which is 53 for the default betas. At the step count 1e30
+    both bias corrections are 1. The weight decay is relative to the learning rate of the call.
     """
     if batch.counts is not None:
         torch._fused_adamw_(

@@ -1,10 +1,10 @@
-"""How an idle parameter moves: along the last update that its optimizer made.
+"""Drift: an idle parameter repeats the last update of its optimizer.
 
-For SGD with momentum this is the linear drift of Algorithm 1 of Vlaar & Leimkuhler, *Multirate
-Training of Neural Networks* (ICML 2022): the parameter follows its frozen momentum. For Adam and
-AdamW it follows the frozen ratio of the two moments. Both directions are read from the optimizer's
-state. Any other optimizer repeats the displacement of its last step, which costs one buffer the
-size of the parameter. No rule changes the optimizer's state.
+For SGD with momentum this is the linear drift of Algorithm 1 in Vlaar & Leimkuhler, *Multirate
+Training of Neural Networks* (ICML 2022): the parameter moves along its frozen momentum. For Adam and
+AdamW it moves along the frozen ratio of the two moments. Both directions are read from the state of
+the optimizer. With any other optimizer, the parameter repeats the displacement of its last step. That
+needs one buffer of the size of the parameter. No rule changes the state of the optimizer.
 """
 
 from __future__ import annotations
@@ -23,39 +23,49 @@ from hf_multirate.optim.dtensor import local
 
 
 class DriftRule(Protocol):
-    """Moves idle parameters of one torch parameter group; values ``before`` and all it keeps are those of shards."""
+    """Moves the idle parameters of one torch parameter group; all stored tensors are local shards."""
 
     needs_snapshot: bool
-    """Whether `record_step` has to be called around every step that gives the parameters a gradient."""
+    """Whether `record_step` has to be called after every step at which the parameters have a gradient."""
 
     def prepare_drift(
         self, parameters: Sequence[Tensor], group: Mapping[str, Any], factors: Mapping[Tensor, float]
     ) -> Callable[[float], None]:
-        """What moves each of ``parameters`` by its factor times its last update, at a given learning rate.
+        """Prepare drift steps of ``parameters``.
 
-        It holds until the parameters take their next step or their `basis` changes, and does not ask the device for
-        anything. A parameter without an update stays.
+        Args:
+            parameters: The idle parameters.
+            group: Their parameter group in the optimizer.
+            factors: Parameter -> drift factor, a multiple of the last update.
+
+        Returns:
+            A function of the learning rate that moves the parameters by one drift step. It is valid until the next
+            step of the parameters, or until their `basis` changes, and does not wait for the device. A parameter
+            without a last update does not move.
         """
 
     def basis(self, parameters: Sequence[Tensor], group: Mapping[str, Any]) -> Basis:
-        """What a `prepare_drift` is made from: settings may follow a schedule, and state may be replaced."""
+        """The settings and state that `prepare_drift` reads: schedules and checkpoints may change both."""
 
     def gradient_update_products(self, parameters: Sequence[Tensor], group: Mapping[str, Any]) -> list[Tensor | None]:
-        """Inner product of each gradient with the last update: negative where the update still goes downhill.
+        """Inner product of each gradient with the last update: negative while the update reduces the loss.
 
-        The update is that of a learning rate of 1, and of a large parameter it is an estimate from a sample. Of a
-        sharded parameter it is that of the shard, to be summed over processes.
+        The update is scaled to a learning rate of 1. For a large parameter the product is an estimate from a sample.
+        For a sharded parameter it is the product of the local shard, to be summed over processes.
+
+        Returns:
+            A scalar for each parameter; None without a gradient or a last update.
         """
 
     def record_step(self, parameters: Sequence[Tensor], before: Sequence[Tensor], group: Mapping[str, Any]) -> None:
-        """Take note of a step that moved ``parameters`` from the values ``before``."""
+        """Record a step that changed ``parameters`` from the values ``before``."""
 
 
 class SGDDrift:
-    """Along the momentum buffer p: theta <- theta - h p (Algorithm 1, last line).
+    """Drift along the momentum buffer p: theta <- theta - h p (Algorithm 1, last line).
 
-    Coupled weight decay is part of p and frozen with it. Nesterov's look-ahead is a correction to a
-    fresh gradient, so it has no part in a drift.
+    Coupled weight decay is part of p and frozen with it. The Nesterov look-ahead corrects a fresh
+    gradient and is therefore not part of drift.
     """
 
     needs_snapshot = False
@@ -71,7 +81,7 @@ class SGDDrift:
         self, parameters: Sequence[Tensor], group: Mapping[str, Any], factors: Mapping[Tensor, float]
     ) -> Callable[[float], None]:
         """See `DriftRule`."""
-        return _course({p: b for p in parameters if (b := self._buffer(p)) is not None}, factors, -1.0)
+        return _drift_along({p: b for p in parameters if (b := self._buffer(p)) is not None}, factors, -1.0)
 
     def basis(self, parameters: Sequence[Tensor], group: Mapping[str, Any]) -> Basis:
         """See `DriftRule`."""
@@ -83,14 +93,14 @@ class SGDDrift:
         return [_dot(p, self._buffer(p), -sign(group)) for p in parameters]
 
     def record_step(self, parameters: Sequence[Tensor], before: Sequence[Tensor], group: Mapping[str, Any]) -> None:
-        """See `DriftRule`: the optimizer keeps all that is needed."""
+        """See `DriftRule`; the state of the optimizer is sufficient."""
 
 
 class DisplacementDrift:
-    """Along the displacement of the last step, scaled by the ratio of the learning rates now and then.
+    """Drift along the displacement of the last step, scaled by the ratio of the current and the last learning rate.
 
-    Works for any optimizer whose step is proportional to its learning rate, and holds one buffer per
-    parameter, in the parameter's dtype. A step at learning rate zero leaves no displacement.
+    Works with any optimizer whose step is proportional to its learning rate. Stores one buffer per
+    parameter, in the dtype of the parameter. A step at learning rate zero leaves no displacement.
     """
 
     needs_snapshot = True
@@ -103,7 +113,7 @@ class DisplacementDrift:
         self, parameters: Sequence[Tensor], group: Mapping[str, Any], factors: Mapping[Tensor, float]
     ) -> Callable[[float], None]:
         """See `DriftRule`."""
-        return _course({p: self.velocity[p] for p in parameters if p in self.velocity}, factors, 1.0)
+        return _drift_along({p: self.velocity[p] for p in parameters if p in self.velocity}, factors, 1.0)
 
     def basis(self, parameters: Sequence[Tensor], group: Mapping[str, Any]) -> Basis:
         """See `DriftRule`."""
@@ -129,8 +139,10 @@ class DisplacementDrift:
             self.velocity.pop(parameter, None)
 
 
-def _course(updates: Mapping[Tensor, Tensor], factors: Mapping[Tensor, float], sign: float) -> Callable[[float], None]:
-    """Along ``updates``, which are those of a learning rate of ``sign``."""
+def _drift_along(
+    updates: Mapping[Tensor, Tensor], factors: Mapping[Tensor, float], sign: float
+) -> Callable[[float], None]:
+    """A function of the learning rate that moves parameters along ``updates``, multiplied by ``sign``."""
     grouped: dict[float, tuple[list[Tensor], list[Tensor]]] = defaultdict(lambda: ([], []))
     for parameter, update in updates.items():
         targets, directions = grouped[factors[parameter]]
@@ -153,22 +165,22 @@ def _dot(parameter: Tensor, update: Tensor | None, sign: float) -> Tensor | None
 
 
 def scale_last_step_(parameters: Sequence[Tensor], before: Sequence[Tensor], factor: float) -> None:
-    """Make the step from ``before`` to the present values of ``parameters`` ``factor`` times as long."""
+    """Multiply the step from ``before`` to the present values of ``parameters`` by ``factor``, in place."""
     targets = [local(parameter) for parameter in parameters]
     torch._foreach_add_(targets, torch._foreach_sub(targets, list(before)), alpha=factor - 1.0)
 
 
 SAMPLED = 1 << 15
-"""Elements of a parameter that are looked back at, as far as `COLUMNS` allows."""
+"""Number of sampled elements of a large parameter; `COLUMNS` may require more."""
 
 COLUMNS = 16
-"""Least number of columns looked back at: a line of a cache, which is read as a whole anyway."""
+"""Smallest number of sampled columns: a cache line, which is read as a whole anyway."""
 
 
 def width(parameter: Tensor) -> int:
-    """How many columns of ``parameter``, as a matrix of its rows, are looked back at; 0 for all of them.
+    """Number of sampled columns of ``parameter``, seen as a matrix of its rows; 0 for all columns.
 
-    It follows from the whole shape of a sharded parameter.
+    For a sharded parameter it is computed from the full shape.
     """
     if parameter.dim() <= 1 or parameter.numel() <= SAMPLED:
         return 0
@@ -177,41 +189,41 @@ def width(parameter: Tensor) -> int:
 
 
 def sample(tensor: Tensor, width: int) -> Tensor:
-    """The first ``width`` columns, 0 for all: all rows, because those of an embedding are rarely in use."""
+    """The first ``width`` columns of ``tensor`` (0 for all), and all rows, since few rows of an embedding are used."""
     return tensor.flatten(1)[:, :width] if width else tensor
 
 
 def extrapolation(parameter: Tensor) -> float:
-    """Elements of ``parameter`` for each that is looked at."""
+    """Number of elements of ``parameter`` per sampled element."""
     columns = width(parameter)
     return parameter.numel() / (parameter.shape[0] * columns) if columns else 1.0
 
 
 def real(tensor: Tensor) -> Tensor:
-    """A view of ``tensor`` with real and imaginary parts in a dimension of their own, if it is complex."""
+    """``tensor``, or a view of a complex tensor with real and imaginary parts in an additional last dimension."""
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
 @dataclass(frozen=True, eq=False)
 class Basis:
-    """Tensors that have to be the same objects, and values that have to be equal.
+    """The objects and values that a prepared drift depends on.
 
     Attributes:
-        objects: Parameters and what the optimizer keeps for them. They are held, so that no other object gets the
-            address of one.
-        values: Settings of the group, step counts, layouts.
+        objects: Parameters and their optimizer state, compared by identity. The references keep them alive, so that
+            no other object gets the same address.
+        values: Settings of the group, step counts and layouts, compared by value.
     """
 
     objects: Sequence[object]
     values: Sequence[Any]
 
     def same(self, other: Basis | None) -> bool:
-        """Whether nothing has changed since ``other``."""
+        """Whether ``other`` has the same objects and equal values."""
         if other is None or len(self.objects) != len(other.objects) or self.values != other.values:
             return False
         return all(map(operator.is_, self.objects, other.objects))
 
 
 def sign(group: Mapping[str, Any]) -> float:
-    """-1 for an optimizer that maximises."""
+    """-1.0 for an optimizer with ``maximize``, else 1.0."""
     return -1.0 if group.get("maximize") else 1.0

@@ -1,4 +1,4 @@
-"""Parameters of which a process holds a shard: arithmetic goes on the shard, sums go over all of them."""
+"""Sharded parameters (DTensor): arithmetic on the local shard, sums over all processes."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, distribute_ten
 
 
 def local(tensor: Tensor) -> Tensor:
-    """What this process holds of ``tensor``: its memory, not a copy. Call it without gradients enabled."""
+    """The local shard of ``tensor``, which shares its memory. Call it without gradients enabled."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def total(sums: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
-    """Sums over whole parameters from those over what this process holds of each.
+def full_sums(sums: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
+    """Sums over full parameters from sums over their local shards; a collective call.
 
     Args:
-        sums: One number for each of ``parameters``, all in one dtype.
-        parameters: The parameters, some or all of them sharded.
+        sums: One scalar tensor for each parameter, all of the same dtype.
+        parameters: The parameters, of which some or all are sharded.
 
     Returns:
-        A vector with an entry for each parameter, the same in all processes.
+        A tensor of shape ``(len(parameters),)``, equal in all processes.
     """
     result = torch.stack(list(sums))
     kinds: dict[tuple[object, tuple[object, ...]], list[int]] = {}
@@ -31,14 +31,14 @@ def total(sums: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
             kinds.setdefault((parameter.device_mesh, parameter.placements), []).append(i)
     for indices in kinds.values():
         like = parameters[indices[0]]
-        assert isinstance(like, DTensor)  # only those are in kinds
+        assert isinstance(like, DTensor)  # kinds holds only indices of DTensors
         adds = [Partial() if placement.is_shard() else Replicate() for placement in like.placements]
         result[indices] = DTensor.from_local(result[indices], like.device_mesh, adds, run_check=False).full_tensor()
     return result
 
 
-def whole(shard: Tensor, like: Tensor) -> Tensor:
-    """The tensor of which each process has the ``shard`` that it has of ``like``; all processes call it."""
+def full_tensor(shard: Tensor, like: Tensor) -> Tensor:
+    """The full tensor of the shards of all processes, laid out as ``like``; a collective call."""
     if not isinstance(like, DTensor):
         return shard
     sharded = DTensor.from_local(
@@ -48,9 +48,9 @@ def whole(shard: Tensor, like: Tensor) -> Tensor:
 
 
 def shard_of(tensor: Tensor, like: Tensor) -> Tensor:
-    """A copy of what this process holds of ``tensor``, if it is laid out as ``like`` is; on the device of ``like``."""
+    """A copy of the local shard of ``tensor``, with the layout and the device of ``like``."""
     if not isinstance(like, DTensor):
         return tensor.to(like.device, copy=True)
-    # Every process has read the same file: nothing has to be sent.
+    # Every process has read the same file, so no communication is needed.
     sharded = distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
     return sharded.to_local().clone()

@@ -1,4 +1,4 @@
-"""Track the first-order decrease of the loss by the last update of each block, for logs and reports."""
+"""First-order decrease of the loss by the last update of each block, for logs and reports."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from hf_multirate.optim.update_group import UpdateGroup
 
 
 class LossDecreaseTracker:
-    """Inner products of gradients with last updates.
+    """Tracks the inner products of gradients with last updates.
 
     Args:
-        optimizer: The optimizer of the gradients, learning rates and updates.
-        names: Name of each parameter.
-        schedule: Steps at which groups get a gradient.
+        optimizer: The optimizer, for learning rates and last updates.
+        names: Parameter -> name.
+        schedule: The steps at which each group gets a gradient.
     """
 
     def __init__(self, optimizer: Optimizer, names: Mapping[Tensor, str], schedule: Schedule) -> None:
@@ -33,41 +33,49 @@ class LossDecreaseTracker:
     def track(
         self, group: UpdateGroup, stepped: Sequence[nn.Parameter], step: Step, *, counts: bool
     ) -> Mapping[Tensor, float]:
-        """Inner products of the gradients of ``stepped`` with their last updates, by parameter.
+        """Compute the inner products of fresh gradients with last updates.
 
-        The averages take them if ``step`` counts.
+        Args:
+            group: The group of the parameters.
+            stepped: Parameters of the group with a gradient.
+            step: The present step.
+            counts: Whether the products are added to the averages.
+
+        Returns:
+            Parameter -> inner product, at a learning rate of 1.
         """
         if self._scale is None or self._scale[0] != step:
             self._scale = step, self._gradient_scale()
         settings = self._optimizer.param_groups[group.place]
         products = group.gradient_update_products(stepped, settings, self._scale[1])
         rate = settings.get("lr")
-        if counts and rate is not None:  # without a rate the optimizer chooses its own step sizes
+        if counts and rate is not None:  # an optimizer without a learning rate chooses its own step sizes
             rate = float(rate) * group.rate_group.lr_scale
             age = self._schedule.steps_since_refresh(group.index, step.index - 1) + 1
             self.averages.add({self._names[p]: -rate * product for p, product in products.items()}, age)
         return products
 
     def _gradient_scale(self) -> float:
-        """Factor on the gradients: a gradient scaler leaves it to an optimizer that is fused."""
+        """Factor on the gradients, which a gradient scaler leaves to fused optimizers to remove."""
         scale = vars(self._optimizer).get("grad_scale")
         return 1.0 if scale is None else float(scale)
 
 
 @dataclass(frozen=True)
 class BlockLossDecrease:
-    """Of one block: the decrease of the loss, and the steps since the update that brings it."""
+    """The decrease of the loss by the last update of a block, and the age of that update in steps."""
 
     decrease: float
     age: int
 
 
 class LossDecreaseAverages:
-    """Sums over parameters, means over full steps, since they were last taken.
+    """Loss decrease per block: sums over parameters, means over the full steps since the last `take`.
 
-    The decrease is of first order: minus the inner product of the fresh gradient, as the optimizer gets it, with the
-    last update at the present learning rate. For a group that drifts it is what another step of drift in full length
-    would bring; below zero it would do harm. Of parameters with more than some 33,000 elements it is an estimate.
+    The first-order decrease is minus the inner product of the fresh gradient with the last update. The gradient is the
+    one that the optimizer gets, the learning rate the present one. For a group that drifts, it predicts the effect of
+    one more drift step with factor 1: a negative value means that the loss would increase. For parameters with more
+    than 32,768 elements it is an estimate.
     """
 
     def __init__(self) -> None:
@@ -76,16 +84,16 @@ class LossDecreaseAverages:
         self._ages: dict[str, int] = {}
 
     def add(self, decreases: Mapping[str, float], age: int) -> None:
-        """Parameter name -> decrease, for updates that are ``age`` steps old."""
+        """Add decreases (parameter name -> decrease) of updates that are ``age`` steps old."""
         for name, value in decreases.items():
             if not math.isfinite(value):
-                continue  # a step that a gradient scaler is about to skip
+                continue  # a gradient scaler will skip this step
             self._sums[name] += value
             self._counts[name] += 1
             self._ages[name] = age
 
     def take(self, blocks: Mapping[str, str]) -> dict[str, BlockLossDecrease]:
-        """By block, from parameter name -> block; nothing is left behind."""
+        """Return the averages by block and reset them; ``blocks`` is parameter name -> block."""
         sums: dict[str, float] = defaultdict(float)
         ages: dict[str, int] = {}
         for name, value in self._sums.items():

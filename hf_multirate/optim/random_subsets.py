@@ -1,9 +1,9 @@
-"""Hold random subsets of the weights at zero for a while: regularisation by time scales.
+"""Random subsets: regularisation by setting a random subset of the weights to zero for a cycle.
 
-Vlaar & Leimkuhler, *Multirate Training of Neural Networks* (ICML 2022), random subgroups: a subset of
-the weights is zero for the fast steps of a cycle, is then put back, takes one step as long as the
-cycle, and another subset is drawn. The stored values are in the parameters at all times but during
-forward and backward of a micro-batch, so that nobody ever saves or evaluates the zeros.
+The method is "random subgroups" in Vlaar & Leimkuhler, *Multirate Training of Neural Networks* (ICML
+2022). A subset of the weights is zero at the fast steps of a cycle. Then it gets its values back,
+takes one long step, and a new subset is drawn. The parameters contain the zeros only during forward
+and backward of a micro-batch. At all other times, e.g. for a checkpoint, they have their values.
 """
 
 from __future__ import annotations
@@ -27,7 +27,16 @@ from hf_multirate.model.step_part import StepPart
 
 @dataclass
 class _Group:
-    """One rate group with a random subset: the parameters that can be zero, and the last draw."""
+    """One rate group with a random subset.
+
+    Attributes:
+        index: Index of the rate group.
+        rate_group: Its settings.
+        subset: Settings of its random subset.
+        members: Name -> parameter, for the parameters that can be in the subset.
+        drawn: Number of the last draw.
+        masks: Masks of the last draw, True in the subset.
+    """
 
     index: int
     rate_group: RateGroup
@@ -44,16 +53,16 @@ class _Group:
 
 
 class RandomSubsets(StepPart):
-    """The random subsets of all rate groups that have one.
+    """Sets the random subsets of all rate groups that have one to zero, and restores them.
 
     Args:
         config: The rate groups.
-        optimizer: Their optimizer; tensors of its state that have the shape of their parameter are split as the
-            parameter is. A state of another shape, such as the factors of Adafactor, is not.
+        optimizer: Their optimizer. State tensors with the shape of their parameter are masked like the parameter.
+            State of another shape, such as the factors of Adafactor, is not.
         groups: Rate group name -> parameter name -> parameter.
 
     Raises:
-        ValueError: no parameter of such a group can be in its subset.
+        ValueError: no parameter of a group with a random subset can be in the subset.
     """
 
     def __init__(
@@ -70,23 +79,23 @@ class RandomSubsets(StepPart):
         self._long: list[tuple[nn.Parameter, Tensor, Tensor, float]] = []
 
     def _since_refresh(self, group: _Group, step: int) -> tuple[int, int]:
-        """Number of the last refresh of ``group``, and steps since then."""
+        """Number of the last refresh of ``group``, and the steps since that refresh."""
         return self._cycles.last_refresh(group.index, step), self._cycles.steps_since_refresh(group.index, step)
 
     def _held(self, step: int) -> Iterator[tuple[nn.Parameter, Tensor, float]]:
-        """Parameters with a subset that is held at ``step``, its mask, and the factor on all the rest."""
+        """Parameters with weights that are zero at ``step``, their mask, and the factor on the other weights."""
         for group in self._groups:
             index = group.subset.held(*self._since_refresh(group, step))
             if index is not None:
                 for parameter, mask in group.masks_of(index).items():
-                    if parameter.requires_grad:  # it may have been frozen since
+                    if parameter.requires_grad:  # it may have been frozen during training
                         yield parameter, mask, group.subset.scale
 
     @contextmanager
     def micro_batch(self, step: Step, *, last: bool = False) -> Iterator[None]:
-        """Hold the subsets of ``step`` at zero while a micro-batch runs forward and backward.
+        """A context for forward and backward of a micro-batch in which the subsets of ``step`` are zero.
 
-        Their gradients are zero too, before anything clips or reduces them.
+        The gradients of the subsets are zero before they are reduced or clipped.
         """
         del last
         stored: list[tuple[nn.Parameter, Tensor]] = []
@@ -107,7 +116,7 @@ class RandomSubsets(StepPart):
 
     @torch.no_grad()
     def before_step(self, step: Step) -> bool:
-        """Remember what the optimizer must not change at ``step``, and where steps have to be longer."""
+        """Store the weights that the optimizer must not change at ``step``, and those with a long step."""
         self._before = []
         for parameter, mask, _ in self._held(step.index):
             self._before += [(tensor, mask, tensor.clone()) for tensor in [parameter, *self._state_of(parameter)]]
@@ -122,13 +131,13 @@ class RandomSubsets(StepPart):
 
     @torch.no_grad()
     def after_step(self, step: Step) -> None:
-        """Put back what was held, and lengthen the step of what returns. Not called for a step that was skipped."""
-        known = {id(tensor) for tensor, _, _ in self._before}
+        """Restore the weights of subsets, and lengthen the step of weights whose subset ends."""
+        restored = {id(tensor) for tensor, _, _ in self._before}
         for tensor, mask, before in self._before:
             tensor.copy_(torch.where(mask, before, tensor))
         for parameter, mask, _ in self._held(step.index):
             for tensor in self._state_of(parameter):
-                if id(tensor) not in known:  # made by this very step
+                if id(tensor) not in restored:  # created by this step
                     tensor.masked_fill_(mask, 0.0)
         for parameter, mask, before, factor in self._long:
             parameter.copy_(torch.where(mask, before + factor * (parameter - before), parameter))
@@ -145,9 +154,9 @@ def _members(
     members = {name: parameter for name, parameter in parameters.items() if can_hold(subset, parameter)}
     if not members:
         raise ValueError(
-            f"rate group {group.name!r} holds a subset at zero, but none of its {len(parameters)} parameters can be "
-            f"in it: all have one dimension or one row, e.g. {list(parameters)[:3]}. Set biases=True, or give the "
-            "group matrices."
+            f"rate group {group.name!r} has a random subset, but none of its {len(parameters)} parameters can be in "
+            f"it: all have one dimension or one row, e.g. {list(parameters)[:3]}. Set biases=True, or add matrices to "
+            "the group."
         )
     return members
 
@@ -156,8 +165,8 @@ def _masked(mask: Tensor, scale: float) -> Callable[[Tensor], Tensor]:
     def hook(gradient: Tensor) -> Tensor:
         if gradient.layout != torch.strided:
             raise ValueError(
-                f"a parameter of shape {tuple(mask.shape)} has a subset held at zero and a sparse gradient: build its "
-                "embedding with sparse=False, or leave it to another rate group."
+                f"a parameter of shape {tuple(mask.shape)} has a random subset and a sparse gradient, which do not "
+                "work together. Create its embedding with sparse=False, or assign it to another rate group."
             )
         return gradient.masked_fill(mask, 0.0).mul_(scale)
 
@@ -167,26 +176,27 @@ def _masked(mask: Tensor, scale: float) -> Callable[[Tensor], Tensor]:
 def can_hold(subset: RandomSubset, parameter: Tensor) -> bool:
     """Whether ``parameter`` can be in ``subset``: matrices always, vectors with ``biases``, scalars never.
 
-    Nor can the only neuron of a layer: a subset never has all of them.
+    A layer with a single neuron is excluded for unit ``neuron``, because a subset never has all rows.
     """
     rows = 2 if subset.unit == "neuron" else 1
     return (parameter.dim() > 1 or (parameter.dim() == 1 and subset.biases)) and parameter.shape[0] >= rows
 
 
 def draw(subset: RandomSubset, index: int, name: str, parameter: Tensor) -> Tensor:
-    """Draw number ``index`` of the weights of one parameter.
+    """Draw the random subset of one parameter.
 
-    With unit ``element`` each weight is in by itself, with probability ``fraction``. With unit ``neuron`` the
-    nearest whole number of rows is, the same rows in all parameters of a module, and never all of them.
+    With unit ``element``, each weight is drawn independently with probability ``fraction``. With unit ``neuron``,
+    ``fraction`` of the rows are drawn, rounded to at least one row and at most all rows but one. The rows are the same
+    in all parameters of a module.
 
     Args:
-        subset: What to draw.
+        subset: Settings of the subset.
         index: Number of the draw, from 0.
         name: Name of the parameter in the model.
-        parameter: Tensor whose shape and device the mask gets.
+        parameter: The parameter.
 
     Returns:
-        A bool tensor of the parameter's shape, on its device: True in the subset.
+        A bool tensor with the shape and on the device of ``parameter``: True in the subset.
     """
     if subset.unit == "element":
         drawn = torch.rand(parameter.shape, generator=_generator(subset.seed, index, name)) < subset.fraction
@@ -201,6 +211,6 @@ def draw(subset: RandomSubset, index: int, name: str, parameter: Tensor) -> Tens
 
 
 def _generator(seed: int, index: int, key: str) -> torch.Generator:
-    # Neighbouring seeds of a generator may begin alike, and hash() differs from process to process.
+    # Generators with similar seeds may be correlated, and hash() differs between processes.
     digest = hashlib.blake2b(f"{seed}/{index}/{key}".encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)

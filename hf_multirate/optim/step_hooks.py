@@ -1,4 +1,4 @@
-"""Hooks around a step of an optimizer, once for each, however many ``step`` methods of its bases it calls."""
+"""Hooks around ``optimizer.step()`` that run once per step, even if ``step`` calls ``super().step()``."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class StepHooks:
 
     Args:
         optimizer: The optimizer.
-        before: Called before a step.
-        after: Called after it, unless it failed.
+        before: Called before each step.
+        after: Called after each step that raised no error.
     """
 
     def __init__(self, optimizer: Optimizer, before: StepHook, after: StepHook) -> None:
@@ -44,11 +44,11 @@ class StepHooks:
 
     @property
     def inside(self) -> bool:
-        """Whether a step is going on."""
+        """Whether a step is running."""
         return self._depth > 0
 
     def reset(self) -> None:
-        """Forget a step that failed half-way; called outside of steps."""
+        """Reset the count of nested calls after a step that raised an error. Call it outside of steps."""
         self._depth = 0
 
     def remove(self) -> None:

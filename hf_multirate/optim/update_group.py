@@ -1,4 +1,4 @@
-"""Parameters of one rate group in one group of the optimizer, their drift rule and their drift factors."""
+"""Parameters of one rate group in one parameter group of the optimizer, with drift rule and drift factors."""
 
 from __future__ import annotations
 
@@ -12,24 +12,26 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from hf_multirate.config.rate_group import RateGroup
 from hf_multirate.optim.adam_drift import AdamDrift
 from hf_multirate.optim.drift import Basis, DisplacementDrift, DriftRule, SGDDrift
-from hf_multirate.optim.dtensor import total
+from hf_multirate.optim.dtensor import full_sums
 
 
 @dataclass
 class UpdateGroup:
-    """The parameters of one rate group that share a group of the optimizer.
+    """The parameters of one rate group in one parameter group of the optimizer.
 
     Attributes:
         index: Index of the rate group.
-        rate_group: Its settings.
-        place: Index of the group of the optimizer.
+        rate_group: Settings of the rate group.
+        place: Index of the parameter group in the optimizer.
         parameters: The parameters.
-        rule: How they drift.
-        factors: How far they drift.
-        before: Values before the present step, if it is lengthened or recorded.
-        drift: Moves the parameters at a learning rate, until their next step or until its basis changes.
-        basis: What ``drift`` was made from.
-        new_levels: Levels of drift factors that the present step sets.
+        rule: Drift rule.
+        factors: Drift factors.
+        before: Values before the present step, if the step is lengthened or recorded.
+        drift: Function of the learning rate that takes one drift step; see `DriftRule.prepare_drift`.
+        basis: Settings and state from which ``drift`` was prepared.
+        new_levels: Levels of drift factors that follow from the present step.
+        drifts: Whether the rate group drifts.
+        step_factor: Factor on the steps of live parameters.
     """
 
     index: int
@@ -46,7 +48,7 @@ class UpdateGroup:
     step_factor: float = field(init=False)
 
     def __post_init__(self) -> None:
-        """Settings that each step asks for."""
+        """Derive the settings that every step needs."""
         self.drifts = self.rate_group.idle == "drift"
         length = self.rate_group.period if self.rate_group.idle == "long_step" else 1
         self.step_factor = length * self.rate_group.lr_scale
@@ -54,61 +56,70 @@ class UpdateGroup:
     def gradient_update_products(
         self, stepped: Sequence[nn.Parameter], settings: Mapping[str, Any], scale: float
     ) -> dict[Tensor, float]:
-        """Inner products of fresh gradients with last updates, all fetched from the device at once.
+        """Inner products of fresh gradients with last updates, read from the device in one call.
 
         Args:
             stepped: The parameters that have a gradient.
-            settings: The group of the optimizer.
-            scale: Factor on the gradients, which is taken out of the products.
+            settings: The parameter group of the optimizer.
+            scale: Factor on the gradients, by which the products are divided.
+
+        Returns:
+            Parameter -> inner product, for the parameters with a last update.
         """
-        found = self.rule.gradient_update_products(stepped, settings)
-        known = [(p, product) for p, product in zip(stepped, found, strict=True) if product is not None]
-        if not known:
+        products = self.rule.gradient_update_products(stepped, settings)
+        with_update = [(p, product) for p, product in zip(stepped, products, strict=True) if product is not None]
+        if not with_update:
             return {}
-        sums = total([product for _, product in known], [p for p, _ in known]).tolist()
-        return {p: product / scale for (p, _), product in zip(known, sums, strict=True)}
+        sums = full_sums([product for _, product in with_update], [p for p, _ in with_update]).tolist()
+        return {p: product / scale for (p, _), product in zip(with_update, sums, strict=True)}
 
 
-RATIO = 1.5
-START, LEAST = 7, 11
-"""Levels n of the factor RATIO ** -n: 0.06 before anything is known, and at least 0.01."""
+BASE = 1.5
+INITIAL_LEVEL, MAX_LEVEL = 7, 11
+"""Levels n of the drift factor BASE ** -n: initially 0.06, never below 0.01."""
 
 
 class DriftFactors:
-    """Drift factor of every parameter: a constant, or a level that each refresh moves by one.
+    """Drift factor of each parameter: a constant, or a level that each refresh changes by one.
 
     Args:
         parameters: All parameters that may drift.
-        constant: The factor of all of them; None for factors that adapt.
+        constant: The factor of all parameters; None for factors that adapt.
     """
 
     def __init__(self, parameters: Sequence[Tensor], constant: float | None) -> None:
         self._adapts = constant is None
-        self.levels: dict[Tensor, int] = dict.fromkeys(parameters, START) if constant is None else {}
-        self.factors: dict[Tensor, float] = dict.fromkeys(parameters, RATIO**-START if constant is None else constant)
+        self.levels: dict[Tensor, int] = dict.fromkeys(parameters, INITIAL_LEVEL) if constant is None else {}
+        self.factors: dict[Tensor, float] = dict.fromkeys(
+            parameters, BASE**-INITIAL_LEVEL if constant is None else constant
+        )
 
     @property
     def adapts(self) -> bool:
-        """Whether the factors change in training."""
+        """Whether the factors change during training."""
         return self._adapts
 
     def next_levels(self, products: Mapping[Tensor, float]) -> dict[Tensor, int]:
-        """Levels that follow from the inner products of fresh gradients with last updates; see `set_levels`."""
+        """New levels by parameter, from the inner products of fresh gradients with last updates.
+
+        The factor of a parameter grows if its last update still reduces the loss (a negative product), else it
+        shrinks. The levels take effect with `set_levels`.
+        """
         return {
-            p: max(self.levels[p] - 1, 0) if product < 0 else min(self.levels[p] + 1, LEAST)
+            p: max(self.levels[p] - 1, 0) if product < 0 else min(self.levels[p] + 1, MAX_LEVEL)
             for p, product in products.items()
         }
 
     def set_levels(self, levels: Mapping[Tensor, int]) -> None:
-        """Take over levels of `next_levels` or of a checkpoint."""
+        """Set the levels returned by `next_levels` or loaded from a checkpoint."""
         self.levels.update(levels)
-        self.factors.update({parameter: RATIO**-level for parameter, level in levels.items()})
+        self.factors.update({parameter: BASE**-level for parameter, level in levels.items()})
 
 
 def choose_rule(optimizer: Optimizer, group: Mapping[str, Any], displacement: DisplacementDrift) -> DriftRule:
-    """The drift rule for one group of ``optimizer``; ``displacement`` if no other fits.
+    """The drift rule for one parameter group of ``optimizer``; ``displacement`` if there is no specific rule.
 
-    A subclass may do anything in its step, so only the classes of torch themselves have rules of their own.
+    Only the torch classes themselves have specific rules, because a subclass may compute another step.
     """
     if type(optimizer) in (Adam, AdamW):
         return AdamDrift(optimizer)

@@ -1,4 +1,4 @@
-"""Move the parameters of rate groups before and after the step of the optimizer."""
+"""Updates of parameters around the step of the optimizer: drift, long steps and learning-rate scales."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from hf_multirate.config.rate_group import RateGroup
 from hf_multirate.config.schedule import Step
 from hf_multirate.model.step_part import StepPart
 from hf_multirate.optim.drift import DisplacementDrift, DriftRule, SGDDrift, scale_last_step_
-from hf_multirate.optim.dtensor import local, shard_of, whole
+from hf_multirate.optim.dtensor import full_tensor, local, shard_of
 from hf_multirate.optim.loss_decrease import LossDecreaseAverages, LossDecreaseTracker
 from hf_multirate.optim.state_check import check_drift
 from hf_multirate.optim.update_group import DriftFactors, UpdateGroup, choose_rule
 
 
 def moves_parameters(config: MultirateConfig) -> bool:
-    """Whether parameters are changed by anything but the optimizer: drift, longer steps or random subsets."""
+    """Whether the configuration changes parameters outside of the optimizer: drift, long steps or random subsets."""
     return any(
         group.random_subset is not None or group.lr_scale != 1.0 or (group.period > 1 and group.idle != "freeze")
         for group in config.groups
@@ -30,10 +30,10 @@ def moves_parameters(config: MultirateConfig) -> bool:
 
 
 class ParameterUpdater(StepPart):
-    """Moves idle groups that drift, and lengthens the steps of live groups.
+    """Moves idle groups that drift, and scales the steps of live groups.
 
-    The optimizer moves every live parameter itself. This part makes such a step longer if ``lr_scale`` or
-    ``long_step`` ask for it, and moves the idle groups that drift.
+    The optimizer updates every live parameter. This part multiplies that update by ``lr_scale``, and with
+    ``idle="long_step"`` by the period. It also moves the idle groups that drift.
     """
 
     def __init__(
@@ -43,12 +43,16 @@ class ParameterUpdater(StepPart):
         groups: Mapping[str, Mapping[str, nn.Parameter]],
         missed: Callable[[], Collection[nn.Parameter]] = tuple,
     ) -> None:
-        """Sort the parameters of ``groups`` (rate group -> name -> parameter) by the groups of the optimizer.
+        """Sort the parameters of the rate groups by the parameter groups of the optimizer.
 
-        ``missed`` returns the parameters without a gradient at their last turn: they have no update to drift along.
+        Args:
+            config: The configuration.
+            optimizer: The optimizer.
+            groups: Rate group name -> parameter name -> parameter.
+            missed: Returns the parameters that had no gradient when they were last live. They do not drift.
 
         Raises:
-            ValueError: the optimizer does not hold a parameter, or holds it twice.
+            ValueError: the optimizer does not hold a parameter, or holds it duplicates.
         """
         self._optimizer = optimizer
         self._schedule = config.schedule
@@ -57,9 +61,9 @@ class ParameterUpdater(StepPart):
         self._displacement = DisplacementDrift()
         self._names: dict[Tensor, str] = {p: name for members in groups.values() for name, p in members.items()}
         self._tracker = LossDecreaseTracker(optimizer, self._names, self._schedule)
-        place = self._places()
+        group_index = self._places()
         update_groups = [
-            self._update_group(i, rate_group, j, [p for p in groups[rate_group.name].values() if place[p] == j])
+            self._update_group(i, rate_group, j, [p for p in groups[rate_group.name].values() if group_index[p] == j])
             for i, rate_group in enumerate(config.groups)
             for j in range(len(optimizer.param_groups))
         ]
@@ -67,21 +71,21 @@ class ParameterUpdater(StepPart):
         self._adapts = any(group.factors.adapts for group in self._groups)
 
     def _places(self) -> dict[Tensor, int]:
-        """Index of the optimizer's group of each parameter."""
+        """Parameter -> index of its parameter group in the optimizer."""
         groups = self._optimizer.param_groups
         counts = Counter(p for group in groups for p in group["params"])
-        twice = [name for p, name in self._names.items() if counts[p] > 1]
-        if twice:
+        duplicates = [name for p, name in self._names.items() if counts[p] > 1]
+        if duplicates:
             raise ValueError(
-                f"{len(twice)} parameters are in more than one group of the optimizer, e.g. {twice[:3]}: which "
-                "learning rate they drift by is not known. Give each parameter to one group."
+                f"{len(duplicates)} parameters are in more than one group of the optimizer, e.g. {duplicates[:3]}, so "
+                "their learning rate is ambiguous. Put each parameter into one group."
             )
-        unknown = [name for p, name in self._names.items() if p not in counts]
-        if unknown:
+        absent = [name for p, name in self._names.items() if p not in counts]
+        if absent:
             raise ValueError(
-                f"{len(unknown)} of {len(self._names)} trainable parameters are not in the optimizer, e.g. "
-                f"{unknown[:3]}: they would never be updated. Give them to the optimizer, or freeze them with "
-                "requires_grad=False. If they were unfrozen since a trainer made its optimizer, set "
+                f"{len(absent)} of {len(self._names)} trainable parameters are not in the optimizer, e.g. "
+                f"{absent[:3]}; they would never be updated. Add them to the optimizer, or freeze them with "
+                "requires_grad=False. If they were unfrozen after a trainer created its optimizer, set "
                 "trainer.optimizer = None before train()."
             )
         return {p: i for i, group in enumerate(groups) for p in group["params"]}
@@ -101,13 +105,13 @@ class ParameterUpdater(StepPart):
 
     @property
     def loss_decrease(self) -> LossDecreaseAverages:
-        """First-order decrease of the loss by the last update of each parameter, at full steps."""
+        """Averages of the first-order loss decrease, measured at full steps."""
         return self._tracker.averages
 
     def _repeats(self, group: UpdateGroup, step: Step) -> bool:
-        """Whether drift repeats the step of ``group``, and the optimizer keeps no state to read it from."""
-        waits = group.drifts and self._schedule.steps_to_next_refresh(group.index, step.index) > 1
-        return waits and group.rule.needs_snapshot
+        """Whether ``group`` drifts after ``step`` and its drift rule has to record the step."""
+        idles_next = group.drifts and self._schedule.steps_to_next_refresh(group.index, step.index) > 1
+        return idles_next and group.rule.needs_snapshot
 
     def _has_drifted(self, group: UpdateGroup, step: Step) -> bool:
         idled = step.index > 0 and group.index not in self._schedule.live(step.index - 1)
@@ -123,7 +127,7 @@ class ParameterUpdater(StepPart):
 
     @torch.no_grad()
     def before_step(self, step: Step) -> bool:
-        """Read gradients, last updates and values of live groups, which the step is about to change."""
+        """Read the gradients, last updates and values of live groups before the optimizer changes them."""
         tracks = self._tracks(step)
         for group in self._groups:
             group.before, group.new_levels = [], {}
@@ -137,13 +141,13 @@ class ParameterUpdater(StepPart):
         if tracks or adapts:
             products = self._tracker.track(group, stepped, step, counts=tracks)
             group.new_levels = group.factors.next_levels(products) if adapts else {}
-        group.rule = self._rule(group.place)  # a schedule may turn momentum on or off
+        group.rule = self._rule(group.place)  # a schedule may switch momentum on or off
         if group.step_factor != 1.0 or self._repeats(group, step):
             group.before = [local(parameter).clone() for parameter in stepped]
 
     @torch.no_grad()
     def after_step(self, step: Step) -> None:
-        """Lengthen the step of live groups, and let idle groups drift."""
+        """Scale the step of live groups, and take a drift step of idle groups."""
         for group in self._groups:
             if group.index not in step.live:
                 if self._drifts_at(group, step):
@@ -152,7 +156,7 @@ class ParameterUpdater(StepPart):
                 self._finish(group, step)
 
     def _finish(self, group: UpdateGroup, step: Step) -> None:
-        """Lengthen the step of a live group, and record it for drift."""
+        """Scale the step of a live group, and record it for drift."""
         group.drift = None
         group.factors.set_levels(group.new_levels)
         if group.rule is not self._displacement:
@@ -167,14 +171,14 @@ class ParameterUpdater(StepPart):
         group.before = []
 
     def moved(self, step: Step) -> Iterator[nn.Parameter]:
-        """The parameters of live groups, and of idle groups that drift at ``step``."""
+        """The parameters that change at ``step``: those of live groups and of idle groups that drift."""
         for group in self._groups:
             if group.index in step.live or self._drifts_at(group, step):
                 yield from group.parameters
 
     def _drift(self, group: UpdateGroup) -> None:
         settings, missed = self._optimizer.param_groups[group.place], set(self._missed())
-        # Some may be frozen by now.
+        # Parameters that were frozen during training do not drift.
         moving = [parameter for parameter in group.parameters if parameter.requires_grad and parameter not in missed]
         basis = group.rule.basis(moving, settings)
         if group.drift is None or not basis.same(group.basis):
@@ -184,29 +188,29 @@ class ParameterUpdater(StepPart):
 
     @property
     def levels(self) -> dict[str, int]:
-        """Parameter name -> level of its drift factor, if it adapts: see `hf_multirate.optim.update_group`."""
+        """Parameter name -> level of its adaptive drift factor: see `hf_multirate.optim.update_group`."""
         return {self._names[p]: level for group in self._groups for p, level in group.factors.levels.items()}
 
     def rank_fingerprint(self) -> dict[str, str]:
-        """Values, in words, that have to be the same in all processes of a run."""
+        """Description -> value, for values that have to be the same in all processes of a run."""
         displaced = [self._names[p] for p in self._displacement.velocity]
         return {"the levels of drift": str(self.levels), "the parameters with a displacement": str(sorted(displaced))}
 
     @torch.no_grad()
     def state_dict(self) -> dict[str, dict[str, Any]]:
-        """By parameter name: displacements that the optimizer has no state for, and levels of drift factors.
+        """State for a checkpoint: recorded displacements and levels of drift factors, by parameter name.
 
-        Tensors are whole whatever the parameters are sharded over, so any number of processes can load them.
+        Tensors are saved unsharded, so that a run with another number of processes can load them.
         """
         velocity = self._displacement.velocity
-        return {"displacement": {self._names[p]: whole(v, p) for p, v in velocity.items()}, "level": self.levels}
+        return {"displacement": {self._names[p]: full_tensor(v, p) for p, v in velocity.items()}, "level": self.levels}
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
-        """Take over a `state_dict`.
+        """Load a `state_dict`.
 
         Raises:
-            ValueError: an entry belongs to no parameter of this model, or does not fit its parameter.
+            ValueError: an entry has no parameter in this model, or does not fit its parameter.
         """
         by_name = {name: p for p, name in self._names.items()}
         check_drift(state, by_name)
@@ -221,7 +225,7 @@ class ParameterUpdater(StepPart):
                 group.factors.set_levels({p: levels[p] for p in group.parameters if p in levels})
 
     def _rule_of_last_step(self, group: UpdateGroup) -> DriftRule:
-        """The rule that the saved state belongs to: a schedule may have turned momentum on or off since."""
+        """The rule of the loaded state, because a schedule may have switched momentum on or off since."""
         if any(parameter in self._displacement.velocity for parameter in group.parameters):
             return self._displacement
         states = [self._optimizer.state.get(parameter, {}) for parameter in group.parameters]

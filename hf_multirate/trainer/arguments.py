@@ -1,4 +1,4 @@
-"""Flat fields for the command line; what they mean is validated by the configuration they build."""
+"""Training arguments with flat fields for the command line, from which a configuration is built."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 SWITCH_VARIABLE = "HF_MULTIRATE"
-"""Environment variable that turns multirate training off if it is ``off``, for a run to compare with."""
+"""Environment variable; ``off`` switches multirate training off, for a baseline run."""
 
 
 SWITCH = ("on", "off")
@@ -31,11 +31,11 @@ LOGS = ("brief", "all")
 
 
 def require_log(value: Any) -> str:
-    """What the logs have: one of `LOGS`.
+    """Check the setting ``multirate_log``, one of `LOGS`.
 
     Raises:
-        ValueError: it is another text.
-        TypeError: it is no text.
+        ValueError: ``value`` is another string.
+        TypeError: ``value`` is not a string.
     """
     return str(require_choice("multirate_log", value, LOGS))
 
@@ -53,46 +53,47 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "multirate_config": require_path,
     "multirate_record": require_bool,
 }
-"""What each field has to be, unless it is None."""
+"""Field -> function that checks its value, unless the value is None."""
 
 
 @dataclass
 class MultirateTrainingArguments(TrainingArguments):
-    """`transformers.TrainingArguments` with the rate groups of `MultirateTrainer`.
+    """`transformers.TrainingArguments` with the settings of `MultirateTrainer`.
 
-    The fields cover two rates; ``multirate_config`` names a JSON file for everything else.
+    The fields cover ladders and two rates. For all other configurations, ``multirate_config`` names a JSON file.
 
-    For arguments of another library write ``@dataclass class Mine(TheirArguments, MultirateTrainingArguments)``, in
-    this order: then their defaults stay.
+    To combine them with the arguments of another library, write
+    ``@dataclass class Mine(TheirArguments, MultirateTrainingArguments)``. In this order their defaults are kept.
 
     Raises:
-        ValueError: a value is out of range, or a file and single fields contradict each other.
-        TypeError: a value has another type.
+        ValueError: a value is out of range, or fields contradict each other or the file.
+        TypeError: a value has the wrong type.
     """
 
     multirate: str = field(
         default="on",
         metadata={
-            "help": "'off' is standard training: every parameter gets a gradient at every step. 'auto' chooses the "
-            "periods for multirate_speedup."
+            "help": "'off' is standard training: every parameter gets a gradient at every step. 'auto' chooses "
+            "periods that reach multirate_speedup."
         },
     )
     multirate_speedup: float | None = field(
         default=None,
-        metadata={"help": "With multirate='auto': work of a full step over the mean work of a step (default: 1.6)."},
+        metadata={"help": "Target speed-up for multirate='auto': work of a full step / mean work (default: 1.6)."},
     )
     multirate_fast: str | None = field(
         default=None,
         metadata={
-            "help": "'ladder:1,2,4' is three equal parts by depth, the top one first, with these periods (the "
-            "default). For two rates, the fast part: 'head', 'last:N', 'depth:F' or a regular expression."
+            "help": "'ladder:1,2,4' (the default) splits the model by depth into three equal parts with these "
+            "periods, from top to bottom. For two rates, the fast part: 'head', 'last:N', 'depth:F' or a regular "
+            "expression."
         },
     )
     multirate_period: int | None = field(
         default=None,
         metadata={
-            "help": "Steps between two gradients of the slow part, for two rates (default: 5). Without "
-            "multirate_fast the fast part is depth:0.33."
+            "help": "For two rates: number of steps from one gradient of the slow part to the next (default: 5). "
+            "Without multirate_fast, the fast part is depth:0.33."
         },
     )
     multirate_idle: str | None = field(
@@ -102,14 +103,15 @@ class MultirateTrainingArguments(TrainingArguments):
     multirate_drift_steps: int | None = field(
         default=None,
         metadata={
-            "help": "With multirate_idle='drift': steps after a gradient at which slow parts drift (default: all)."
+            "help": "For multirate_idle='drift': number of steps after a gradient at which slow parts drift (default: "
+            "all)."
         },
     )
     multirate_turns: str | None = field(
         default=None,
         metadata={
-            "help": "Step of each period at which slow parts get their gradient: 'drawn', or 'fixed' at the first, as "
-            "in the paper (default: drawn)."
+            "help": "Step of each period at which slow parts get a gradient: 'drawn' at random, or 'fixed' at the "
+            "first step as in the paper (default: drawn)."
         },
     )
     multirate_inactive_forward: str | None = field(
@@ -125,60 +127,61 @@ class MultirateTrainingArguments(TrainingArguments):
     multirate_check_ranks_every: int | None = field(
         default=None,
         metadata={
-            "help": "For debugging runs of several processes: at every N-th refresh of all groups, stop if their "
-            "weights differ (default: 0, never)."
+            "help": "To debug runs with several processes: every N cycles, raise an error if weights differ between "
+            "processes (default: 0, never)."
         },
     )
     multirate_log: str = field(
         default="brief",
         metadata={
-            "help": "Figures beside each logged loss: 'brief' for a few, 'all' for those of each block too. The "
-            "record of a run has all of them."
+            "help": "Values logged with each loss: 'brief' for a few, 'all' for those of each block too. The record "
+            "of a run always has all values."
         },
     )
     multirate_config: str | None = field(
-        default=None, metadata={"help": "JSON file with a whole MultirateConfig, instead of the fields above."}
+        default=None, metadata={"help": "JSON file with a complete MultirateConfig, instead of the fields above."}
     )
     multirate_record: bool | None = field(
         default=None,
         metadata={
-            "help": "Whether a run leaves a record for 'hf-multirate report' (default: yes for all but standard "
-            "training)."
+            "help": "Whether to write a record of the run for 'hf-multirate report' (default: yes, except for "
+            "standard training)."
         },
     )
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Refuse bases of which this class comes first: a dataclass would take its defaults, not theirs."""
+        """Check the order of bases: with this class first, the defaults of other arguments would be lost."""
         super().__init_subclass__(**kwargs)
-        behind = cls.__mro__[cls.__mro__.index(MultirateTrainingArguments) + 1 :]
-        theirs = next(base for base in behind if issubclass(base, TrainingArguments))
-        if theirs is not TrainingArguments:
+        later_bases = cls.__mro__[cls.__mro__.index(MultirateTrainingArguments) + 1 :]
+        other = next(base for base in later_bases if issubclass(base, TrainingArguments))
+        if other is not TrainingArguments:
             raise TypeError(
-                f"class {cls.__name__} names MultirateTrainingArguments before {theirs.__name__}, whose defaults "
-                f"would be lost. Write class {cls.__name__}({theirs.__name__}, MultirateTrainingArguments)."
+                f"class {cls.__name__} names MultirateTrainingArguments before {other.__name__}, whose defaults "
+                f"would be lost. Write class {cls.__name__}({other.__name__}, MultirateTrainingArguments)."
             )
 
     def __post_init__(self) -> None:
-        """Build the configuration once, so that a mistake is found before a model is loaded."""
-        if isinstance(self.multirate, bool):  # what YAML makes of on and off
+        """Build the configuration once, so that errors are raised before a model is loaded."""
+        if isinstance(self.multirate, bool):  # YAML parses on and off as booleans
             self.multirate = "on" if self.multirate else "off"
         super().__post_init__()  # type: ignore[no-untyped-call]  # transformers annotates no __post_init__
-        vars(self).update(self._plain())
+        vars(self).update(self._checked_fields())
         self.to_multirate_config()
 
     def to_multirate_config(self) -> MultirateConfig:
-        """The configuration that the fields describe.
+        """Build the configuration from the fields.
 
         Raises:
             ValueError: a value is out of range, or fields contradict each other.
-            TypeError: a value has another type.
+            TypeError: a value has the wrong type.
         """
-        fields = self._plain()
+        fields = self._checked_fields()
         mode, speedup, path = (fields.pop(f"multirate{name}") for name in ("", "_speedup", "_config"))
-        del fields["multirate_record"], fields["multirate_log"]  # no parts of a configuration
+        del fields["multirate_record"], fields["multirate_log"]  # not part of the configuration
         if speedup is not None and mode != "auto":
             raise ValueError(
-                f"multirate_speedup is {speedup}, but multirate is {mode!r}: only 'auto' has a speed-up to keep to."
+                f"multirate_speedup is {speedup}, but multirate is {mode!r}. Set multirate='auto', or remove "
+                "multirate_speedup."
             )
         given = {name.removeprefix("multirate_"): value for name, value in fields.items() if value is not None}
         if mode == "off":
@@ -189,19 +192,19 @@ class MultirateTrainingArguments(TrainingArguments):
             return _from_fields(given)
         if given:
             raise ValueError(
-                f"multirate_config is {path!r} and multirate_{', multirate_'.join(given)} is given "
-                "too: put the values into the file, or leave the file out."
+                f"multirate_config is {path!r} and multirate_{', multirate_'.join(given)} is given too. Put the "
+                "values into the file, or remove multirate_config."
             )
         return MultirateConfig.from_json_file(path)
 
-    def _plain(self) -> dict[str, Any]:
-        """The fields of this class by name, checked one by one, as plain values."""
+    def _checked_fields(self) -> dict[str, Any]:
+        """The fields of this class by name, validated and converted to plain Python values."""
         values = vars(self)
-        found: dict[str, Any] = {"multirate": require_choice("multirate", values["multirate"], MODES)}
-        found["multirate_log"] = require_log(values["multirate_log"])
+        checked: dict[str, Any] = {"multirate": require_choice("multirate", values["multirate"], MODES)}
+        checked["multirate_log"] = require_log(values["multirate_log"])
         for name, check in CHECKS.items():
-            found[name] = None if values[name] is None else check(name, values[name])
-        return found
+            checked[name] = None if values[name] is None else check(name, values[name])
+        return checked
 
 
 @dataclass
@@ -210,25 +213,25 @@ class MultirateSeq2SeqTrainingArguments(Seq2SeqTrainingArguments, MultirateTrain
 
 
 def _auto(speedup: float | None, path: str | None, given: dict[str, Any]) -> MultirateConfig:
-    found: list[str] = [name for name in ("fast", "period", "idle", "drift_steps") if name in given]
-    found += ["config"] if path is not None else []
-    if found:
+    conflicts: list[str] = [name for name in ("fast", "period", "idle", "drift_steps") if name in given]
+    conflicts += ["config"] if path is not None else []
+    if conflicts:
         raise ValueError(
-            f"multirate is 'auto', which chooses the periods, and multirate_{', multirate_'.join(found)} is "
-            "given too: leave one of the two out."
+            f"multirate is 'auto', which chooses the periods, and multirate_{', multirate_'.join(conflicts)} is given "
+            "too. Remove one of the two."
         )
     return MultirateConfig.auto(speedup, **given)
 
 
 def _from_fields(given: dict[str, Any]) -> MultirateConfig:
-    """A ladder, or two rates if a fast part or a period is given."""
+    """A two-rate configuration if a fast part or a period is given, else a ladder."""
     fast = given.get("fast")
     periods = None if fast is None else parse_ladder(fast)
     if periods is None:
         two_rates = fast is not None or "period" in given
         return MultirateConfig.two_rate(**given) if two_rates else MultirateConfig.ladder(**given)
     if "period" in given:
-        raise ValueError(f"multirate_fast is {fast!r}, which has a period for each part: leave out multirate_period.")
+        raise ValueError(f"multirate_fast is {fast!r}, which has a period for each part. Remove multirate_period.")
     return MultirateConfig.ladder(periods, **{name: value for name, value in given.items() if name != "fast"})
 
 
@@ -236,11 +239,11 @@ def switched_off() -> bool:
     """Whether the environment switches multirate training off.
 
     Raises:
-        ValueError: the variable has another value than ``on`` or ``off``.
+        ValueError: the value of the variable is neither ``on`` nor ``off``.
     """
     value = os.environ.get(SWITCH_VARIABLE, "on")
     if value not in SWITCH:
         raise ValueError(f"the environment variable {SWITCH_VARIABLE} must be one of {SWITCH}, got {value!r}.")
     if value == "off":
-        logger.warning("%s=off: standard training, whatever rate groups were given.", SWITCH_VARIABLE)
+        logger.warning("%s=off: standard training, the configured rate groups are ignored.", SWITCH_VARIABLE)
     return value == "off"

@@ -1,4 +1,4 @@
-"""The two files that a controller adds to a checkpoint: what ties them together, and to that checkpoint."""
+"""The two files that a controller adds to a checkpoint, and checks that they belong to that checkpoint."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from hf_multirate.config.shapes import LARGEST_EXACT_INT, anything, count, field
 
 FORMAT = 1
 
-TIED = (
+FINGERPRINTED_FILES = (
     "optimizer*", "optimizer*/*", "*.safetensors", "*/*.safetensors", "pytorch_model*.bin", "*/pytorch_model*.bin",
     "adapter_model*.bin", "*/*.distcp",
 )  # fmt: skip
-"""Files of a checkpoint that hold weights, or the state of the optimizer."""
+"""Patterns of the files with weights or optimizer state in a checkpoint."""
 
 BLOCK, BLOCKS = 1 << 16, 16
-"""Bytes that are read in one place of a file, and how many such places there are."""
+"""Size of a block that is read for a fingerprint, in bytes, and number of such blocks per file."""
 
 SHAPE = fields(
     {
@@ -42,22 +42,22 @@ SHAPE = fields(
 )
 
 
-class Taker(Protocol):
-    """What takes over a state of a checkpoint."""
+class StateLoader(Protocol):
+    """An object that can load a state, such as a controller."""
 
     def load_state_dict(self, state: Any) -> None:
-        """Take over a `state_dict`."""
+        """Load a `state_dict`."""
 
 
 @dataclass(frozen=True)
-class Saved:
-    """What a checkpoint holds of a controller.
+class SavedState:
+    """The state of a controller in a checkpoint.
 
     Attributes:
         path: The file with the tensors.
-        skipped_steps: Steps until the checkpoint that a gradient scaler skipped.
-        config: The configuration that wrote it.
-        state: What ``state_dict()`` of the controller returned.
+        skipped_steps: Number of steps before the checkpoint that a gradient scaler skipped.
+        config: The configuration of the run that wrote the checkpoint.
+        state: The ``state_dict()`` of the controller.
     """
 
     path: Path
@@ -65,28 +65,32 @@ class Saved:
     config: dict[str, Any]
     state: Any
 
-    def hand_over(self, taker: Taker) -> None:
-        """Let ``taker`` load the state; what it finds wrong is said with the name of the file."""
+    def load_into(self, target: StateLoader) -> None:
+        """Load the state into ``target``.
+
+        Raises:
+            ValueError: the state does not fit; the error names the file.
+        """
         try:
-            taker.load_state_dict(self.state)
+            target.load_state_dict(self.state)
         except ValueError as error:
             reason = str(error).rstrip(".")
             raise ValueError(f"{str(self.path)!r} cannot be used: {reason}. {_remedy(self.path)}") from None
 
 
 class StaleError(ValueError):
-    """The files are whole, and were written for another checkpoint than the one they lie in."""
+    """The files are complete but belong to another checkpoint."""
 
 
 def write_saved(json_path: Path, step: int, skipped_steps: int, config: dict[str, Any], state: Any) -> None:
-    """Write both files into a checkpoint that has its weights and the state of its optimizer already.
+    """Write both files into a checkpoint, after its weights and optimizer state.
 
     Args:
-        json_path: The one; the other has the suffix ``.pt``.
+        json_path: Path of the JSON file; the file with the tensors has the suffix ``.pt``.
         step: Step of the checkpoint.
-        skipped_steps: See `Saved`.
-        config: Plain values.
-        state: Plain values and tensors.
+        skipped_steps: See `SavedState`.
+        config: The configuration, as JSON values.
+        state: The state of the controller: plain values and tensors.
     """
     tensors = json_path.with_suffix(".pt")
     write_whole(tensors, lambda file: torch.save(state, file))
@@ -98,96 +102,100 @@ def write_saved(json_path: Path, step: int, skipped_steps: int, config: dict[str
         "beside": _fingerprints(json_path),
         "tensors": _digest(tensors),
     }
-    values = json.loads(json.dumps(values))  # as a reader will find them
+    values = json.loads(json.dumps(values))  # the values that a reader will get
     write_text(json_path, json.dumps({**values, "checksum": _checksum(values)}, indent=2) + "\n")
 
 
-def read_saved(json_path: Path) -> Saved | None:
-    """Read both files; None if there is neither.
+def read_saved(json_path: Path) -> SavedState | None:
+    """Read both files of a checkpoint.
+
+    Returns:
+        The saved state; None if the checkpoint has neither file.
 
     Raises:
-        StaleError: they are of another checkpoint; the message is the reason alone.
-        ValueError: one of them is missing or damaged.
+        StaleError: the files belong to another checkpoint. The message contains only the reason.
+        ValueError: one of the files is missing or damaged.
     """
     tensors = json_path.with_suffix(".pt")
     if not json_path.exists() and not tensors.exists():
         return None
     for path, other in ((json_path, tensors), (tensors, json_path)):
         if not path.exists():
-            raise _damaged(other, f"the checkpoint has no {path.name}, which belongs to it")
+            raise _damaged_error(other, f"it belongs together with {path.name}, but the checkpoint has no {path.name}")
     try:
         values = read_json(json_path)
         SHAPE(values, "the file")
         count(0, values["step"])(values["skipped_steps"], "skipped_steps")
-        given = values.pop("checksum")
-        if _checksum(values) != given:
-            raise ValueError("its values are not those that were written")
+        checksum = values.pop("checksum")
+        if _checksum(values) != checksum:
+            raise ValueError("its values were changed after it was written")
     except ValueError as error:
-        raise _damaged(json_path, str(error)) from None
-    _require_beside(json_path, values)
+        raise _damaged_error(json_path, str(error)) from None
+    _require_same_checkpoint(json_path, values)
     state = _read_tensors(tensors, values["tensors"])
-    return Saved(tensors, values["skipped_steps"], values["config"], state)
+    return SavedState(tensors, values["skipped_steps"], values["config"], state)
 
 
 def _read_tensors(path: Path, digest: str) -> Any:
-    reason = f"it is not the file that was written together with {path.with_suffix('.json').name}"
+    reason = f"it was not written together with {path.with_suffix('.json').name}"
     try:
         if _digest(path) == digest:
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises whatever its reader stumbles on
+    except Exception as error:  # torch.load raises many kinds of errors for damaged files
         reason = f"it cannot be read ({type(error).__name__})"
-    raise _damaged(path, reason)
+    raise _damaged_error(path, reason)
 
 
-def _damaged(path: Path, reason: str) -> ValueError:
+def _damaged_error(path: Path, reason: str) -> ValueError:
     return ValueError(f"{str(path)!r} is damaged: {reason}. {_remedy(path)}")
 
 
 def _remedy(path: Path) -> str:
     return (
-        f"Resume from an earlier checkpoint, or delete {path.stem}.json and {path.stem}.pt in this one: then the "
-        "cycle continues at the step of the checkpoint, and what the files held starts from scratch."
+        f"Resume from an earlier checkpoint, or delete {path.stem}.json and {path.stem}.pt in this checkpoint. Then "
+        "the cycle continues at the step of the checkpoint, but drift and averaged copies start from scratch."
     )
 
 
-def _require_beside(json_path: Path, values: dict[str, Any]) -> None:
-    """Raise `StaleError` if the checkpoint is of another step, or has other weights, than the one written to."""
+def _require_same_checkpoint(json_path: Path, values: dict[str, Any]) -> None:
+    """Raise `StaleError` if the files were written to a checkpoint with another step or other weights."""
     step = _step_of(json_path.with_name(TRAINER_STATE_NAME))
     if step is not None and step != values["step"]:
-        raise StaleError(f"they are of step {values['step']}, and the checkpoint is of step {step}")
-    now = _fingerprints(json_path)
-    changed = sorted(name for name, known in values["beside"].items() if now.get(name, known) != known)
+        raise StaleError(f"they are of step {values['step']}, but the checkpoint is of step {step}")
+    present = _fingerprints(json_path)
+    changed = sorted(name for name, saved in values["beside"].items() if present.get(name, saved) != saved)
     if changed:
-        raise StaleError(f"they were written beside another {changed[0]}")
+        raise StaleError(f"they were written with another {changed[0]}")
 
 
-def require_whole(checkpoint: Path) -> None:
-    """Look for the state of Trainer in a checkpoint, which is written last.
+def require_complete(checkpoint: Path) -> None:
+    """Check that a checkpoint is complete: the state of Trainer is written last.
 
     Raises:
-        ValueError: it cannot be read, so a run ended while it wrote; the message names the last whole checkpoint.
+        ValueError: that state cannot be read, so a run ended while it wrote the checkpoint. The message names the
+            last complete checkpoint.
     """
     if not checkpoint.is_dir() or _has_state(checkpoint):
         return
-    others = checkpoint.parent.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
-    steps = {int(number): other for other in others if (number := other.name.rpartition("-")[2]).isdecimal()}
-    whole = next((str(steps[step]) for step in sorted(steps, reverse=True) if _has_state(steps[step])), None)
-    remedy = "there is no whole one beside it, so train from the start"
+    checkpoints = checkpoint.parent.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+    steps = {int(number): path for path in checkpoints if (number := path.name.rpartition("-")[2]).isdecimal()}
+    complete = next((str(steps[step]) for step in sorted(steps, reverse=True) if _has_state(steps[step])), None)
+    remedy = "train from the start, because there is no complete checkpoint"
     raise ValueError(
-        f"the checkpoint {str(checkpoint)!r} is not whole: it has no {TRAINER_STATE_NAME} that can be read, which is "
-        f"written last. Delete it; {remedy if whole is None else f'the last whole one is {whole!r}'}."
+        f"the checkpoint {str(checkpoint)!r} is incomplete: it has no readable {TRAINER_STATE_NAME}, which is written "
+        f"last. Delete it and {remedy if complete is None else f'resume from the last complete one, {complete!r}'}."
     )
 
 
 def _has_state(checkpoint: Path) -> bool:
-    with suppress(Exception):  # whatever Trainer stumbles on
+    with suppress(Exception):  # Trainer raises many kinds of errors for damaged files
         TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
         return True
     return False
 
 
 def _step_of(path: Path) -> int | None:
-    """Step in a state of Trainer; None if it cannot be read, of which Trainer itself says more."""
+    """Step in a state of Trainer; None if it cannot be read, for which Trainer raises its own error."""
     with suppress(ValueError):
         values = read_json(path)
         fields({"global_step": count(0, LARGEST_EXACT_INT)}, others=True)(values, "the file")
@@ -196,10 +204,11 @@ def _step_of(path: Path) -> int | None:
 
 
 def _fingerprints(json_path: Path) -> dict[str, str]:
-    """Name -> size and digest of some places of each file with weights or the state of an optimizer."""
-    folder, own = json_path.parent, json_path.stem
-    found = {path for pattern in TIED for path in folder.glob(pattern) if path.is_file() and path.stem != own}
-    return {path.relative_to(folder).as_posix(): _fingerprint(path) for path in sorted(found)}
+    """Name -> size and digest of a few blocks, for each file with weights or optimizer state."""
+    folder, stem = json_path.parent, json_path.stem
+    files = {path for pattern in FINGERPRINTED_FILES for path in folder.glob(pattern)}
+    files = {path for path in files if path.is_file() and path.stem != stem}
+    return {path.relative_to(folder).as_posix(): _fingerprint(path) for path in sorted(files)}
 
 
 def _fingerprint(path: Path) -> str:

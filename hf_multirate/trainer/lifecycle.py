@@ -1,4 +1,4 @@
-"""A Trainer whose steps a controller has a say in: the loop is Trainer's own, a few methods call ``super()``."""
+"""Connect a controller to `transformers.Trainer`: the loop of Trainer is unchanged, a few methods are extended."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from transformers import Trainer, TrainerState
 from transformers.trainer_utils import get_last_checkpoint
 
-from hf_multirate.controller.guards import is_leased
-from hf_multirate.trainer.checkpoint_files import Saved, StaleError, read_saved, require_whole, write_saved
-from hf_multirate.trainer.replaced_methods import is_ours, other_optimizer, takeover
+from hf_multirate.controller.guards import is_attached
+from hf_multirate.trainer.checkpoint_files import SavedState, StaleError, read_saved, require_complete, write_saved
+from hf_multirate.trainer.replaced_methods import bypass_message, is_package_class, other_optimizer_message
 
 
 logger = logging.getLogger(__name__)
@@ -30,35 +30,35 @@ else:
 
 
 class StepController(Protocol):
-    """What takes over a model and an optimizer for the time of a training run."""
+    """Interface of a controller that attaches to a model and an optimizer during a training run."""
 
     config: Any
     applied_steps: int
 
     def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Any:
-        """Take over."""
+        """Attach to ``model`` and ``optimizer``."""
 
     def detach(self) -> None:
-        """Let go."""
+        """Detach from both."""
 
     @property
     def attached(self) -> bool:
-        """Whether it has taken over."""
+        """Whether it is attached."""
 
     @property
     def changes_training(self) -> bool:
-        """Whether it changes training at all."""
+        """Whether training differs from standard training."""
 
     @property
     def phase(self) -> int:
-        """Position in the cycle."""
+        """Position of the present step in the cycle."""
 
     @property
     def begun(self) -> bool:
-        """Whether a step was begun, and the optimizer has not taken it yet."""
+        """Whether a step has begun that the optimizer has not taken yet."""
 
     def controls(self, optimizer: torch.optim.Optimizer) -> bool:
-        """Whether it has taken over ``optimizer``."""
+        """Whether it is attached to ``optimizer``."""
 
     @property
     def stepping(self) -> bool:
@@ -68,126 +68,132 @@ class StepController(Protocol):
         """Begin optimizer step ``step``."""
 
     def micro_batch(self, last: bool = False) -> AbstractContextManager[None]:
-        """A context for forward and backward of one micro-batch, the ``last`` one of a step or not."""
+        """A context for forward and backward of one micro-batch, with ``last`` for the last one of a step."""
 
     def state_dict(self) -> Any:
-        """What a checkpoint needs besides model and optimizer."""
+        """State for a checkpoint besides model and optimizer."""
 
     def load_state_dict(self, state: Any) -> None:
-        """Take over a `state_dict`."""
+        """Load a `state_dict`."""
 
 
 class TrainerLifecycleMixin(_Base):
-    """Gives a controller its place in the life of a `transformers.Trainer`.
+    """Attaches a controller during the training of a `transformers.Trainer`, and saves it in checkpoints.
 
-    A subclass calls `_control` at the beginning of its ``__init__``: the one behind it may create an optimizer, or
-    evaluate. Which rate groups there are is settled when training begins.
+    A subclass calls `_control` at the start of its ``__init__``, because ``super().__init__`` may create an optimizer
+    or evaluate. The rate groups are determined when training begins.
     """
 
     _files = "controller"
-    """Stem of the two files in a checkpoint, and of the entry in the logs."""
+    """Stem of the two files in a checkpoint, and prefix of the log keys."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Refuse bases of which `transformers.Trainer` comes first: it would train plainly and say nothing."""
+        """Check the order of bases: with `transformers.Trainer` first, the run would be standard training."""
         super().__init_subclass__(**kwargs)
         order = cls.__mro__
         if Trainer in order and order.index(Trainer) < order.index(TrainerLifecycleMixin):
-            theirs = next(base for base in order if base is Trainer or base in cls.__bases__)
-            ours = next(base for base in cls.__bases__ if issubclass(base, TrainerLifecycleMixin))
+            trainer = next(base for base in order if base is Trainer or base in cls.__bases__)
+            mixin = next(base for base in cls.__bases__ if issubclass(base, TrainerLifecycleMixin))
             raise TypeError(
-                f"class {cls.__name__} names {theirs.__name__} before {ours.__name__}, so that its methods would come "
-                f"first and train plainly. Write class {cls.__name__}({ours.__name__}, {theirs.__name__})."
+                f"class {cls.__name__} names {trainer.__name__} before {mixin.__name__}, so the run would be standard "
+                f"training. Write class {cls.__name__}({mixin.__name__}, {trainer.__name__})."
             )
         owner = next((base for base in order if "train" in vars(base)), cls)
-        if not is_ours(owner) and (owner is cls or not issubclass(owner, TrainerLifecycleMixin)):
-            cls.train = _watched(cls.train)  # type: ignore[method-assign]
+        if not is_package_class(owner) and (owner is cls or not issubclass(owner, TrainerLifecycleMixin)):
+            cls.train = _with_step_check(cls.train)  # type: ignore[method-assign]
 
     def _control(self, controller: StepController) -> None:
         self._controller = controller
         self._training = False
-        self._looped = self._resumes = self._stepped = False
-        self._given_up: set[int] = set()
-        self._begun = self._first_step = 0
-        self._resumed: Saved | None = None
+        self._in_standard_loop = self._resumes = self._stepped = False
+        self._skipped_batches: set[int] = set()
+        self._begun_step = self._first_step = 0
+        self._saved_state: SavedState | None = None
         self._attached_in: TrainerState | None = None
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As in `transformers.Trainer`; model and optimizer are let go of at the end, also after an error."""
+        """See `transformers.Trainer`. The controller is detached at the end, also after an error.
+
+        Raises:
+            ValueError: the checkpoint is incomplete or does not fit.
+            RuntimeError: code outside of this package trained the model.
+        """
         self._controller.detach()
-        self._training, self._resumed, self._given_up = True, None, set()
+        self._training, self._saved_state, self._skipped_batches = True, None, set()
         checkpoint = kwargs.get("resume_from_checkpoint") or (args[0] if args else None)
-        self._looped = self._stepped = False
+        self._in_standard_loop = self._stepped = False
         self._resumes = bool(checkpoint)
-        self._require_whole(checkpoint)
-        self._begun, self._attached_in = -1, None
+        self._require_complete(checkpoint)
+        self._begun_step, self._attached_in = -1, None
         guard = register_optimizer_step_pre_hook(self._guard)
         try:
             output = super().train(*args, **kwargs)
-            self._require_own_loop()
+            self._require_controlled_loop()
             return output
         finally:
             guard.remove()
             self._controller.detach()
             self._training = False
-            if self._given_up:
+            if self._skipped_batches:
                 logger.warning(
-                    "%d of the steps moved nothing and count for no rate group: training_step gave their batch up.",
-                    len(self._given_up),
+                    "%d steps updated no parameter, because training_step skipped their batch. They do not count for "
+                    "the rate groups.",
+                    len(self._skipped_batches),
                 )
 
-    def _require_whole(self, checkpoint: Any) -> None:
-        """Raise `ValueError` if ``checkpoint``, as `train` takes it, was written by a run that ended meanwhile."""
+    def _require_complete(self, checkpoint: Any) -> None:
+        """Raise `ValueError` if a run ended while it wrote ``checkpoint``, which has a value as for `train`."""
         if checkpoint is True and os.path.isdir(folder := cast(str, self.args.output_dir)):
             checkpoint = get_last_checkpoint(folder)  # type: ignore[no-untyped-call]
         if isinstance(checkpoint, (str, os.PathLike)) and self._controller.changes_training:
-            require_whole(Path(checkpoint))
+            require_complete(Path(checkpoint))
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """As in `transformers.Trainer`; refuses an optimizer that does not fit before the first step."""
+        """See `transformers.Trainer`. Before the first step, raises an error if the optimizer does not fit."""
         underway = self._attached_in is self.state and self._training
         if not underway:
             self._controller.detach()
-        # An override may set the attribute and return nothing, which is all that Trainer asks for.
+        # An override may set trainer.optimizer and return None, as Trainer permits.
         optimizer = super().create_optimizer(*args, **kwargs) or cast(torch.optim.Optimizer, self.optimizer)
-        if self._training and not underway:  # otherwise the next step takes it over
+        if self._training and not underway:  # during training, the next step attaches to it
             with self._controller.attach(cast(nn.Module, self.model), optimizer):
                 pass
         return optimizer
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
-        """As in `transformers.Trainer`, which asks for batches once a step."""
-        self._looped = True
+        """See `transformers.Trainer`, whose loop calls this once per step."""
+        self._in_standard_loop = True
         return super().get_batch_samples(*args, **kwargs)
 
     def _guard(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        """Before any optimizer steps: raise `RuntimeError` if gradients of the model are none of our steps.
+        """Raise `RuntimeError` if an optimizer steps with gradients of the model outside of `training_step`.
 
-        A step without gradients is that of a batch that `training_step` gave up, and moves nothing.
+        Called before every step of any optimizer. In a step without gradients, `training_step` has skipped the batch.
         """
         del args, kwargs
-        if is_leased(optimizer):
+        if is_attached(optimizer):
             self._stepped = True
             if self._controller.begun:
                 self._before_step()
             if self._controller.begun or not self._controller.attached:
                 return
-        if self._controller.stepping:  # an optimizer that holds others
+        if self._controller.stepping:  # the attached optimizer calls an inner optimizer
             return
-        # FSDP2 steps with gradients of zero to make the state that a checkpoint is loaded into.
-        if not self._controller.changes_training or (self.is_fsdp_enabled and not self._looped):
+        # To load a checkpoint, FSDP2 first creates optimizer state by a step with zero gradients.
+        if not self._controller.changes_training or (self.is_fsdp_enabled and not self._in_standard_loop):
             return
-        own = {id(parameter) for parameter in cast(nn.Module, self.model).parameters()}
-        stepped = [p for group in optimizer.param_groups for p in group["params"] if id(p) in own]
+        model_parameters = {id(parameter) for parameter in cast(nn.Module, self.model).parameters()}
+        stepped = [p for group in optimizer.param_groups for p in group["params"] if id(p) in model_parameters]
         if any(parameter.grad is not None for parameter in stepped):
             if self._controller.begun:
-                raise RuntimeError(other_optimizer(optimizer))
-            raise RuntimeError(takeover(cast(Trainer, self), standard_loop=self._looped))
-        if stepped and self._training and self.state.global_step != self._begun:
-            self._given_up.add(self.state.global_step)
+                raise RuntimeError(other_optimizer_message(optimizer))
+            raise RuntimeError(bypass_message(cast(Trainer, self), standard_loop=self._in_standard_loop))
+        if stepped and self._training and self.state.global_step != self._begun_step:
+            self._skipped_batches.add(self.state.global_step)
 
     @contextmanager
-    def _watch_outside(self) -> Iterator[None]:
-        """A context for a ``train`` in front of this class, which may take steps without ``super().train()``."""
+    def _check_steps_outside(self) -> Iterator[None]:
+        """A context that checks optimizer steps in the ``train`` of a subclass without ``super().train()``."""
 
         def guard(*args: Any) -> None:
             if not self._training:
@@ -200,57 +206,57 @@ class TrainerLifecycleMixin(_Base):
             handle.remove()
 
     def _before_step(self) -> None:
-        """The optimizer is about to take a step that was begun."""
+        """Called before the optimizer takes a step that has begun."""
 
-    def _require_own_loop(self) -> None:
+    def _require_controlled_loop(self) -> None:
         """Raise `RuntimeError` if steps were taken without the loop of Trainer and without `training_step`."""
-        ours = self._looped or self._resumes or self._stepped or self._begun >= 0
-        if not ours and self.state.global_step > 0 and self._controller.changes_training:
-            raise RuntimeError(takeover(cast(Trainer, self), standard_loop=False))
+        controlled = self._in_standard_loop or self._resumes or self._stepped or self._begun_step >= 0
+        if not controlled and self.state.global_step > 0 and self._controller.changes_training:
+            raise RuntimeError(bypass_message(cast(Trainer, self), standard_loop=False))
 
     def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """One micro-batch, as the controller has it at this step."""
+        """See `transformers.Trainer`. Runs within the micro-batch context of the controller."""
         if not self._training:
             return super().training_step(model, *args, **kwargs)
-        if self._attached_in is not self.state:  # a retry with smaller batches has a state of its own
+        if self._attached_in is not self.state:  # auto_find_batch_size creates a new state for each attempt
             self._controller.detach()
             self._attach()
             self._attached_in = self.state
-        if self.state.global_step != self._begun:
+        if self.state.global_step != self._begun_step:
             if not self._controller.controls(cast(torch.optim.Optimizer, self.optimizer)):
-                self._exchange()
-            self._begun = self.state.global_step
+                self._optimizer_replaced()
+            self._begun_step = self.state.global_step
             self._controller.set_step(self._first_step + self._controller.applied_steps)
         with self._controller.micro_batch(last=self.accelerator.sync_gradients):
             return super().training_step(model, *args, **kwargs)
 
     def _attach(self) -> None:
-        """Attach at the first micro-batch: only then optimizer, restored state and step are all there."""
+        """Attach at the first micro-batch, when the optimizer, the loaded state and the step are available."""
         if self.optimizer is None:
-            raise RuntimeError(other_optimizer(None))
+            raise RuntimeError(other_optimizer_message(None))
         self._controller.attach(self._model_to_control(), self.optimizer)
         skipped = 0
-        if self._resumed is not None:
-            self._resumed.hand_over(self._controller)
-            skipped = self._resumed.skipped_steps
-        # A step that a gradient scaler skips, or whose batch was given up, counts for Trainer and not for the groups.
-        self._first_step = self.state.global_step - skipped - len(self._given_up)
-        self._begun = -1
+        if self._saved_state is not None:
+            self._saved_state.load_into(self._controller)
+            skipped = self._saved_state.skipped_steps
+        # Trainer counts steps that a gradient scaler skips and steps without a gradient; the schedule does not.
+        self._first_step = self.state.global_step - skipped - len(self._skipped_batches)
+        self._begun_step = -1
 
-    def _exchange(self) -> None:
-        """Another optimizer has taken the place of the one that was attached."""
+    def _optimizer_replaced(self) -> None:
+        """Called if another optimizer has replaced the attached one."""
         raise RuntimeError(
-            f"the optimizer was replaced in training, before step {self.state.global_step}, and what was kept of it "
-            "cannot go on with another one: train in two runs."
+            f"the optimizer was replaced in training, before step {self.state.global_step}, but the saved optimizer "
+            "states of the copies belong to the first one. Train in two runs."
         )
 
     def _model_to_control(self) -> nn.Module:
         return cast(nn.Module, self.model)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """As in `transformers.Trainer`, with the phase that ``loss`` and ``grad_norm`` of the last step belong to."""
+        """See `transformers.Trainer`. Adds the phase of the last step to entries with a loss."""
         if self._training:
-            self._require_own_loop()
+            self._require_controlled_loop()
         if self._training and self._controller.changes_training and "loss" in logs:
             logs[f"{self._files}/phase"] = self._controller.phase
         super().log(logs, *args, **kwargs)
@@ -258,8 +264,8 @@ class TrainerLifecycleMixin(_Base):
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
         if not self._controller.attached or not self._controller.changes_training:
-            return  # standard training leaves what Trainer does
-        state = self._controller.state_dict()  # gathers shards, so all processes have a part in it
+            return  # in standard training, checkpoints are those of Trainer
+        state = self._controller.state_dict()  # gathers shards, so all processes have to call it
         if not self.args.should_save:
             return
         skipped = self.state.global_step - self._first_step - self._controller.applied_steps
@@ -270,40 +276,40 @@ class TrainerLifecycleMixin(_Base):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None or not self._controller.changes_training:
             return
-        self._resumed = self._read(Path(checkpoint, f"{self._files}.json"))
+        self._saved_state = self._read(Path(checkpoint, f"{self._files}.json"))
         config = self._controller.config.to_dict()
-        if self._resumed is not None and self._resumed.config != config:
+        if self._saved_state is not None and self._saved_state.config != config:
             logger.warning(
-                "the configuration of checkpoint %s differs from the one given, which is used. In the checkpoint: %s",
-                checkpoint, self._resumed.config,
+                "the configuration of checkpoint %s differs from the present one. The present one is used. "
+                "Configuration of the checkpoint: %s", checkpoint, self._saved_state.config,
             )  # fmt: skip
 
-    def _read(self, path: Path) -> Saved | None:
-        """The state of the controller in a checkpoint; None, with a warning, if there is none that belongs to it."""
+    def _read(self, path: Path) -> SavedState | None:
+        """The state of the controller in a checkpoint; None, with a warning, if it is missing or stale."""
         try:
             saved = read_saved(path)
         except StaleError as error:
             logger.warning(
-                "checkpoint %s has %s and %s of another run: %s. They are ignored. The cycle goes on at the phase of "
-                "its step, and what those files hold (drift, copies) starts from scratch.",
+                "checkpoint %s has %s and %s of another run: %s. Both files are ignored. The cycle continues at the "
+                "step of the checkpoint, but drift and averaged copies start from scratch.",
                 path.parent, path.name, path.with_suffix(".pt").name, error,
             )  # fmt: skip
             return None
         if saved is None:
             logger.warning(
                 "checkpoint %s has no %s: it was written without multirate training, or with save_only_model=True. "
-                "The cycle goes on at the phase of its step, and what that file holds (drift, copies) starts from "
-                "scratch.", path.parent, path.name,
+                "The cycle continues at the step of the checkpoint, but drift and averaged copies start from scratch.",
+                path.parent, path.name,
             )  # fmt: skip
         return saved
 
 
-def _watched(train: Callable[..., Any]) -> Callable[..., Any]:
-    """The ``train`` of a subclass, in which no step of an optimizer goes by unseen."""
+def _with_step_check(train: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap the ``train`` of a subclass, so that its optimizer steps are checked."""
 
     @functools.wraps(train)
-    def watched(self: TrainerLifecycleMixin, *args: Any, **kwargs: Any) -> Any:
-        with self._watch_outside():
+    def checked(self: TrainerLifecycleMixin, *args: Any, **kwargs: Any) -> Any:
+        with self._check_steps_outside():
             return train(self, *args, **kwargs)
 
-    return watched
+    return checked

@@ -1,4 +1,4 @@
-"""Figures in the logs of Trainer: which of them by default, under which keys, and means that do not grow."""
+"""Values in the logs of Trainer: the default selection, valid keys, and a bounded number of entries per block."""
 
 from __future__ import annotations
 
@@ -7,69 +7,69 @@ from collections.abc import Mapping, MutableMapping
 
 
 PREFIX = "multirate/"
-"""Prefix of all figures in the logs."""
+"""Prefix of all log keys of this package."""
 
 BLOCK = f"{PREFIX}loss_decrease"
-"""Prefix of the figures of single blocks."""
+"""Prefix of the log keys of single blocks."""
 
 SPEEDUP = f"{PREFIX}speedup"
 
-BRIEF = frozenset(
+DEFAULT_KEYS = frozenset(
     {SPEEDUP}
     | {f"{PREFIX}{key}" for key in ("seconds_full_step", "seconds_fast_step", "speedup_predicted", "grad_norm_full")}
 )
-"""Figures in the logs by default: what a step costs, what the run gains, and a norm to compare with other runs.
+"""Keys that are logged by default: seconds per step, speed-ups and a gradient norm to compare with other runs.
 
-With the phase, which is logged beside ``loss`` and ``grad_norm``, these are six.
+With ``multirate/phase``, which is always logged, these are six.
 """
 
 INVALID, LEVELS = re.compile(r"[^\w\-. ]", re.ASCII), 2
-"""Characters that some dashboard refuses in a part of a key, and the slashes of a key: before a name and its block."""
+"""Characters that some dashboards reject in a part of a key, and the number of slashes in a key."""
 
-DETAILED = 1000
-"""Entries with figures of blocks that a record keeps at least, spread over the run; twice as many at most."""
-
-
-def brief(figures: Mapping[str, float], *, with_speedup: bool) -> dict[str, float]:
-    """The figures that are logged by default; the speed-up only if it means something yet."""
-    kept = BRIEF if with_speedup else BRIEF - {SPEEDUP}
-    return {key: value for key, value in figures.items() if key in kept}
+BLOCK_ENTRIES = 1000
+"""Smallest number of entries with values of blocks in the record of a long run; the largest is twice as many."""
 
 
-def with_valid_keys(figures: Mapping[str, float]) -> dict[str, float]:
-    """``figures`` under keys that all dashboards take: MLflow ends a run at other characters."""
-    found: dict[str, float] = {}
-    for key, value in figures.items():
+def default_values(values: Mapping[str, float], *, with_speedup: bool) -> dict[str, float]:
+    """The part of ``values`` that is logged by default, with or without the speed-up."""
+    keys = DEFAULT_KEYS if with_speedup else DEFAULT_KEYS - {SPEEDUP}
+    return {key: value for key, value in values.items() if key in keys}
+
+
+def with_valid_keys(values: Mapping[str, float]) -> dict[str, float]:
+    """``values`` under keys that all dashboards accept; MLflow raises an error for other characters."""
+    renamed: dict[str, float] = {}
+    for key, value in values.items():
         valid = "/".join(INVALID.sub("_", part) for part in key.split("/", LEVELS))
-        while valid in found:  # two names of modules may differ in such a character alone
+        while valid in renamed:  # two module names may differ only in a replaced character
             valid += "_"
-        found[valid] = value
-    return found
+        renamed[valid] = value
+    return renamed
 
 
-class Detailed:
-    """Entries of a record with figures of blocks. Each has some for every block, so a long run keeps part of them."""
+class BlockEntries:
+    """Limits the number of log entries with values of blocks, which a long run with many blocks would fill up."""
 
     def __init__(self) -> None:
         self._entries: list[MutableMapping[str, float]] = []
         self._number, self._stride = 0, 1
 
-    def note(self, entry: MutableMapping[str, float]) -> None:
-        """One more entry, which keeps its figures of blocks or loses them."""
+    def add(self, entry: MutableMapping[str, float]) -> None:
+        """Add an entry. It keeps its values of blocks, or they are removed from it."""
         if not any(key.startswith(BLOCK) for key in entry):
             return
         self._number += 1
         if (self._number - 1) % self._stride:
-            _strip(entry)
+            _remove_block_values(entry)
             return
         self._entries.append(entry)
-        if len(self._entries) > 2 * DETAILED:
+        if len(self._entries) > 2 * BLOCK_ENTRIES:
             for other in self._entries[1::2]:
-                _strip(other)
+                _remove_block_values(other)
             del self._entries[1::2]
             self._stride *= 2
 
 
-def _strip(entry: MutableMapping[str, float]) -> None:
+def _remove_block_values(entry: MutableMapping[str, float]) -> None:
     for key in [key for key in entry if key.startswith(BLOCK)]:
         del entry[key]

@@ -1,4 +1,4 @@
-"""The Trainers of transformers with multirate training."""
+"""`MultirateTrainer` and the mixin for other subclasses of `transformers.Trainer`."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ class MultirateMixin(RunLoggingMixin):
     """Multirate training for any subclass of `transformers.Trainer`: ``class Mine(MultirateMixin, TheirTrainer)``.
 
     Args:
-        *args: What the other class takes.
-        multirate: The rate groups. Without it those of ``args``, if it is a `MultirateTrainingArguments`, else
-            ``MultirateConfig()``.
-        multirate_record: Whether a run leaves a record for ``hf-multirate report``. None is what ``args`` say, if it
-            is a `MultirateTrainingArguments`, else yes for all but standard training.
-        multirate_log: ``"brief"`` for a few figures beside each logged loss, ``"all"`` for all of them. Without it
-            that of ``args``, if it is a `MultirateTrainingArguments`, else ``"brief"``.
-        **kwargs: What the other class takes.
+        *args: Arguments of the other class.
+        multirate: The configuration. By default the one of `MultirateTrainingArguments`, if ``args`` is of that class,
+            else ``MultirateConfig()``.
+        multirate_record: Whether to write a record of the run for ``hf-multirate report``. By default the setting of
+            `MultirateTrainingArguments`, else yes, except for standard training.
+        multirate_log: ``"brief"`` to log a few values with each loss, ``"all"`` to log all values. By default the
+            setting of `MultirateTrainingArguments`, else ``"brief"``.
+        **kwargs: Keyword arguments of the other class.
 
     Raises:
-        ValueError: ``multirate_log`` is unknown, or the rate groups do not fit the model, however much of it is
-            frozen. What depends on that is settled when training begins, so a frozen model can be evaluated.
-        NotImplementedError: the run is distributed in a way that is not known to train right.
+        ValueError: ``multirate_log`` is unknown, or the rate groups do not fit the model. Errors because of frozen
+            parameters are raised when training begins, so that a frozen model can be evaluated.
+        NotImplementedError: the distributed set-up is unsupported or untested.
     """
 
     _files = "multirate"
@@ -61,55 +61,55 @@ class MultirateMixin(RunLoggingMixin):
             multirate, self._configured_by_arguments = MultirateConfig.off(), False
         elif multirate is not None and not isinstance(multirate, MultirateConfig):
             wrong_type("multirate", "a MultirateConfig, as MultirateConfig.from_dict() makes one", multirate)
-        # The arguments are not there yet; a base class may evaluate in its constructor, or create an optimizer.
+        # Created before super().__init__, which may evaluate or create an optimizer. The arguments are read later.
         self.multirate = Multirate(multirate or MultirateConfig())
         self._control(self.multirate)
         super().__init__(*args, **kwargs)
-        self._take_over_arguments()
+        self._read_arguments()
         try:
             self.multirate.assign(cast(nn.Module, self.model))
         except FrozenError as error:
-            # It may be here to evaluate, or be thawed before it is trained: that is settled when training begins.
-            logger.info("rate groups are not settled yet: %s", error)
+            # The model may be only evaluated, or unfrozen before training. Training repeats this check.
+            logger.info("the rate groups will be determined when training begins: %s", error)
         if multirate_record is None and isinstance(self.args, MultirateTrainingArguments):
             multirate_record = self.args.multirate_record
-        self._observe(multirate_record)
+        self._start_logging(multirate_record)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """As in `transformers.Trainer`; takes over arguments that a hyperparameter search has changed since."""
+        """See `transformers.Trainer`. Reads the arguments again, because a hyperparameter search may change them."""
         if self._training:
-            self._take_over_arguments()
+            self._read_arguments()
         return super().create_optimizer(*args, **kwargs)
 
-    def _take_over_arguments(self) -> None:
+    def _read_arguments(self) -> None:
         if self._configured_by_arguments:
             self.multirate.config = _from_arguments(self.args)
         if not self.multirate.config.is_standard_training:
             check_supported(cast(Trainer, self), self.multirate.config)
 
     def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """As in `transformers.Trainer`, with a backward pass that stops above idle groups."""
+        """See `transformers.Trainer`. At fast steps, backward stops above the idle groups."""
         with _skipping_backward(self.accelerator, lambda: self._training and not self.multirate.is_full_step):
             return super().training_step(model, *args, **kwargs)
 
     def _before_step(self) -> None:
-        # Of a step whose last micro-batch was given up, gradients are not averaged yet.
+        # Gradients are not averaged yet if training_step skipped the last micro-batch of the step.
         self.multirate.synchronize()
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """As in `transformers.Trainer`, less the backward that a step leaves out: an estimate, as theirs is."""
+        """Estimate as in `transformers.Trainer`, multiplied by the relative cost of the step."""
         operations = super().floating_point_ops(inputs)
         return int(operations * self.multirate.relative_cost) if self._training else operations
 
-    def _exchange(self) -> None:
-        """Take over an optimizer that was put in the place of the one before, and go on with the count of steps."""
+    def _optimizer_replaced(self) -> None:
+        """Attach to the new optimizer and continue the count of steps."""
         if self.multirate.skips_backward:
             logger.warning(
-                "the optimizer was replaced before step %d: idle groups drift again once they had a gradient.",
+                "the optimizer was replaced before step %d. Idle groups drift again after their next gradient.",
                 self.state.global_step,
             )
         timing, attached = self.multirate.timing, self.multirate.attached
-        # A displacement is one per unit of the learning rate of the optimizer that made it.
+        # Displacements are dropped: they are relative to the learning rate of the optimizer that made the step.
         state = self.multirate.state_dict() | {"displacement": {}} if attached else None
         self._first_step += self.multirate.applied_steps
         self.multirate.detach()
@@ -119,29 +119,30 @@ class MultirateMixin(RunLoggingMixin):
         self.multirate.timing = timing
 
     def _model_to_control(self) -> nn.Module:
-        """The model with its wrapper, which decides how gradients are synchronised."""
+        """The model with its wrapper, which determines the synchronisation of gradients."""
         model: nn.Module = self.model_wrapped
         wrapped = any(isinstance(module, DistributedDataParallel) for module in model.modules())
-        asked_for = bool(self.args.fsdp) or parse_flag_from_env("ACCELERATE_USE_FSDP")
-        if self.multirate.changes_training and asked_for and wrapped:
+        fsdp_requested = bool(self.args.fsdp) or parse_flag_from_env("ACCELERATE_USE_FSDP")
+        if self.multirate.changes_training and fsdp_requested and wrapped:
             logger.warning(
-                "FSDP was asked for, but Accelerate has wrapped the model in DistributedDataParallel: it shards on "
-                "accelerators only. Training goes on with whole parameters in every process."
+                "FSDP was requested, but Accelerate has wrapped the model in DistributedDataParallel, because it "
+                "shards on accelerators only. Training continues with unsharded parameters in every process."
             )
         if self.multirate.skips_backward and self.args.world_size > 1 and not (wrapped or self.is_fsdp_enabled):
             raise NotImplementedError(
                 f"the model of {self.args.world_size} processes is wrapped neither by DistributedDataParallel nor by "
-                f"FSDP2 but is {type(model).__name__}: how its gradients are synchronised is not known."
+                f"FSDP2, got {type(model).__name__}, so it is unknown how its gradients are synchronised. Use one of "
+                "the two wrappers."
             )
         return model
 
 
 @contextmanager
 def _skipping_backward(accelerator: Accelerator, at_fast_step: Callable[[], bool]) -> Iterator[None]:
-    """While open, ``accelerator.backward`` skips a loss that requires no gradient at a fast step.
+    """A context in which ``accelerator.backward`` does nothing for a loss without gradient at a fast step.
 
-    A batch may not use the fast part: one of text alone, where that is for images. In standard training the rest of
-    the model would get its gradients. At a fast step there is nothing to do.
+    A batch may not use the fast groups, e.g. a batch of only text if they process images. At a fast step its loss then
+    requires no gradient, and ``backward`` would raise an error.
     """
     attributes, backward = vars(accelerator), accelerator.backward
     before = attributes.get("backward")
@@ -165,8 +166,8 @@ def _from_arguments(args: TrainingArguments) -> MultirateConfig:
 
 
 class MultirateTrainer(MultirateMixin, Trainer):
-    """`transformers.Trainer` with multirate training; takes all its arguments, and ``multirate``."""
+    """`transformers.Trainer` with multirate training: see `MultirateMixin` for the additional arguments."""
 
 
 class MultirateSeq2SeqTrainer(MultirateMixin, Seq2SeqTrainer):
-    """`transformers.Seq2SeqTrainer` with multirate training; takes all its arguments, and ``multirate``."""
+    """`transformers.Seq2SeqTrainer` with multirate training: see `MultirateMixin` for the additional arguments."""

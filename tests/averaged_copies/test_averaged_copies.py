@@ -243,7 +243,7 @@ def test_error_in_a_micro_batch_leaves_the_fastest_copy() -> None:
 
 def test_other_periods_in_the_checkpoint(tmp_path: Path, whole: tuple[Path, Any]) -> None:
     trainer = trainer_of(tmp_path, CopiesConfig((1, 2, 4), turns="fixed"))
-    with pytest.raises(ValueError, match=r"has 2 copies.*here are 3"):
+    with pytest.raises(ValueError, match=r"has 2 copies.*fit the 3 copies"):
         trainer.train(resume_from_checkpoint=str(whole[0] / "checkpoint-3"))
     assert not trainer.copies.attached
 
@@ -295,7 +295,7 @@ def test_misuse_is_named() -> None:
     optimizer = SGD(model.parameters(), lr=RATE)
     copies = AveragedCopies(CopiesConfig(turns="fixed"))
     for call in (lambda: copies.begin_step(0), copies.state_dict):
-        with pytest.raises(RuntimeError, match="call attach"):
+        with pytest.raises(RuntimeError, match="Call attach"):
             call()
     with copies.attach(model, optimizer):
         for other in (copies, Multirate(MultirateConfig.off()), AveragedCopies(CopiesConfig(turns="fixed"))):

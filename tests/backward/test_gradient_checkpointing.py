@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from hf_multirate import Multirate, MultirateConfig, MultirateTrainer, RateGroup
-from hf_multirate.backward.gradient_checkpointing import detach_marked_input, reentrant, without_marks
+from hf_multirate.backward.gradient_checkpointing import detach_marked_input, marked_inputs_detached, reentrant_modules
 from hf_multirate.model.hooks import last_hooks
 from tests.support.counted import Counted, saving
 from tests.support.runs import CONFIG, PERIOD, assert_same, example, history, trainer_for, weights
@@ -47,7 +47,7 @@ def test_checkpointing_keeps_the_saving(
     assert saving(trainer, PERIOD) < saving(plain, PERIOD) < 0.6
     assert_same(weights(trainer), weights(plain))
     assert history(trainer) == history(plain)
-    assert bool(reentrant(trainer.model.modules())) is (settings is REENTRANT)  # as it was found
+    assert bool(reentrant_modules(trainer.model.modules())) is (settings is REENTRANT)  # as it was found
 
 
 class PutsOnAgain(Watched):
@@ -66,7 +66,7 @@ def test_checkpointing_put_on_again_within_a_step(tmp_path: Path, family: str) -
         trainer = trainer_for(tmp_path, CONFIG, family, kind=kind, **REENTRANT)
         trainer.train()
         ends.append((weights(trainer), trainer.flops))
-        assert reentrant(trainer.model.modules())
+        assert reentrant_modules(trainer.model.modules())
     assert_same(*ends)
 
 
@@ -224,7 +224,7 @@ def test_a_mark_of_a_script_with_the_name_of_the_usual_one_is_cut() -> None:
     table = nn.Embedding(5, 3)
     table.weight.requires_grad_(False)
     table.register_forward_hook(make_inputs_require_grad)
-    with without_marks(table, [table]):
+    with marked_inputs_detached(table, [table]):
         assert not table(torch.tensor([1])).requires_grad
     assert table(torch.tensor([1])).requires_grad
     assert len(table._forward_hooks) == 1

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_multirate import Multirate, MultirateConfig, MultirateTrainer
-from hf_multirate.backward.idle_forward import evaluating
+from hf_multirate.backward.idle_forward import noise_off
 from tests.support.runs import PERIOD, arguments, assert_same, example, trainer_for, weights
 
 
@@ -89,7 +89,7 @@ def test_every_module_gets_its_own_mode_back(last: nn.Module) -> None:
     model[1][0].eval()  # a user's frozen batch norm
     before = {module: module.training for module in model.modules()}
     try:
-        with evaluating([model[1]]):
+        with noise_off([model[1]]):
             model(torch.randn(5, 3))
     except KeyboardInterrupt:
         assert isinstance(last, Failing)

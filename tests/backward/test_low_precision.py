@@ -147,7 +147,7 @@ def test_weights_of_another_precision_stay_as_they_are(caplog: pytest.LogCapture
         multirate.set_step(1)
         with multirate.micro_batch(), caplog.at_level(logging.WARNING, "hf_multirate"):
             assert model(torch.zeros(2, 6, dtype=torch.float64)).dtype == torch.float64
-    assert "leaves those in {torch.float64} as they are" in caplog.text
+    assert "weights in {torch.float64} keep their dtype" in caplog.text
 
 
 def test_hooks_of_others_see_float32_and_copies_of_a_module_are_left_alone() -> None:

@@ -67,7 +67,7 @@ def test_a_batch_that_is_given_up_is_no_turn(
     trainer = trainer_for(tmp_path, CONFIG, kind=GivesUp, callbacks=[values])
     trainer.at = at
     start = weights(trainer)
-    assert f"{len(at)} of the steps moved nothing" in warnings_of(trainer)
+    assert f"{len(at)} steps updated no parameter" in warnings_of(trainer)
     assert phases(trainer) == expected
     assert trainer.multirate.applied_steps == 6 - len(at)
     moved = [start, *values.values]
@@ -378,8 +378,8 @@ def test_an_attack_on_the_embeddings_acts_at_full_steps(tmp_path: Path) -> None:
 def test_a_parameter_of_a_resumed_run_has_had_a_gradient() -> None:
     part = nn.Linear(2, 2)
     groups = {"slow": dict(part.named_parameters())}
-    assert MissingGradientCheck(groups).silent == {"slow"}
-    assert not MissingGradientCheck(groups, had=part.parameters()).silent
+    assert MissingGradientCheck(groups).groups_without_gradient == {"slow"}
+    assert not MissingGradientCheck(groups, had=part.parameters()).groups_without_gradient
     part.weight.grad = torch.ones(2, 2)
     resumed = MissingGradientCheck(groups, strict=True, had=part.parameters())
     with pytest.raises(
@@ -451,8 +451,10 @@ def test_a_gradient_that_was_there_before_is_missed(caplog: pytest.LogCaptureFix
         assert not check.missed
         check.close()
         found = [record.getMessage() for record in caplog.records]
-        assert "1 of 2 parameters of rate group 'slow' got no gradient at step 5 (turn 2 of the group)" in found[0]
-        assert found[1:] == ["gradients were missing for 1 parameters at some of their turns: c at 2 of 4."]
+        assert (
+            "1 of 2 parameters of rate group 'slow' got no gradient at step 5 (live step 2 of the group)" in found[0]
+        )
+        assert found[1:] == ["gradients of 1 parameters were missing at some of their live steps: c at 2 of 4."]
 
 
 def test_a_parameter_that_never_had_a_gradient_is_named_once(caplog: pytest.LogCaptureFixture) -> None:

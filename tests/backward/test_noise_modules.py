@@ -18,7 +18,7 @@ from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2Encoder, Wav2
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from hf_multirate import Multirate, MultirateConfig
-from hf_multirate.backward.idle_forward import evaluating
+from hf_multirate.backward.idle_forward import noise_off
 from hf_multirate.backward.noise_modules import only_noise
 from tests.support.tiny import FAMILIES
 
@@ -205,7 +205,7 @@ def test_an_idle_model_gives_what_it_gives_in_inference(family: str) -> None:
     model, batch = FAMILIES[family]()
     with torch.no_grad():
         wanted = model.eval()(**batch).loss
-        with evaluating([model.train()]):
+        with noise_off([model.train()]):
             assert torch.equal(model(**batch).loss, wanted)
     assert all(module.training for module in model.modules())
 

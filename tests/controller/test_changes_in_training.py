@@ -64,7 +64,7 @@ def test_what_is_frozen_in_training_stays_where_it_is(
     below = "bert.embeddings." if act is embeddings_frozen else "bert."
     assert frozen == {name for name in callback.seen if name.startswith(below)}  # nobody gave a flag back
     assert still == frozen
-    assert said.count("were frozen since training began") == 1
+    assert said.count("were frozen during training") == 1
 
 
 def test_unfrozen_parameters_are_named_once(tmp_path: Path, warnings_of: Any) -> None:
@@ -76,7 +76,7 @@ def test_unfrozen_parameters_are_named_once(tmp_path: Path, warnings_of: Any) ->
 
     trainer = trainer_for(tmp_path, CONFIG, max_steps=STEPS, callbacks=[callback], optimizers=with_all)
     said = warnings_of(trainer)
-    assert said.count("5 parameters were unfrozen since training began") == 1
+    assert said.count("5 parameters were unfrozen during training") == 1
     assert "in no rate group" in said
 
 

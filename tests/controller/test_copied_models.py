@@ -20,7 +20,7 @@ from torch.optim.swa_utils import AveragedModel
 from transformers import TrainerCallback
 
 from hf_multirate import AveragedCopies, CopiesConfig, Multirate, MultirateConfig, MultirateTrainer
-from hf_multirate.backward.gradient_checkpointing import reentrant
+from hf_multirate.backward.gradient_checkpointing import reentrant_modules
 from tests.support.runs import CONFIG, PERIOD, assert_same, example, trainer_for, weights, without_dropout
 from tests.support.small import batch, network
 
@@ -122,7 +122,7 @@ def test_a_copy_keeps_its_activation_checkpointing(tmp_path: Path, way: str) -> 
     Within.way = staticmethod(WAYS[way])
     trainer.train()
     for made in trainer.made:
-        assert len(reentrant(made.modules())) == len(reentrant(trainer.model.modules())) > 0
+        assert len(reentrant_modules(made.modules())) == len(reentrant_modules(trainer.model.modules())) > 0
 
 
 def test_a_copy_is_read_without_this_package(tmp_path: Path) -> None:

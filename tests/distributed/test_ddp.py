@@ -27,12 +27,12 @@ WINDOWS = ["loop-window", "loop-window-before", "loop-window-unused", "loop-wind
 LOOPS = ["loop", "loop-last", "loop-tied", "loop-compiled", *WINDOWS]
 REFUSED = {
     "loop-several": "2 modules wrapped in DistributedDataParallel",
-    "loop-thawed": "the others were frozen when it was made",
+    "loop-thawed": "others were frozen when the model was wrapped",
     "loop-join": "Join (join_uneven_inputs)",
     "loop-forgets": "gradients of step 1 were not averaged over the processes",
     "loop-early": "before the last micro-batch of a step",
-    "loop-inside": "the model that was attached is wrapped for one",
-    "loop-last-late": "backward reached a parameter twice in one step",
+    "loop-inside": "the attached model has no distributed wrapper",
+    "loop-last-late": "a parameter received two gradients in one backward pass",
     "sgd-powersgd": "powerSGD_hook",
     "sgd-disagree": "processes disagree about the configuration: process 0 has ...",
 }

@@ -90,7 +90,7 @@ def test_fast_steps_reduce_and_gather_the_fast_part_only(two: Path) -> None:
 
 def test_what_needs_whole_parameters_is_refused(two: Path) -> None:
     assert "FSDP and random_subset" in result(two, "sgd-element")["error"]
-    assert "averaged copies need whole parameters" in result(two, "sgd-copies")["error"]
+    assert "averaged copies need unsharded parameters" in result(two, "sgd-copies")["error"]
 
 
 @pytest.mark.slow

@@ -47,7 +47,7 @@ def test_command(tmp_path: Path, command: str) -> None:
     for process in running:
         output, _ = process.communicate()
         assert process.returncode == 0, output[-3000:]
-        assert ("FSDP was asked for" in output) is ("fsdp2" in command)
+        assert ("FSDP was requested" in output) is ("fsdp2" in command)
     summary = json.loads((tmp_path / "multirate_summary.json").read_text())
     assert summary["configuration"]["processes"] == 2
     assert (summary["full_steps"], summary["fast_steps"]) == (2, 4)

@@ -226,7 +226,7 @@ def test_the_command_line(tmp_path: Path) -> None:
     [
         ({"multirate": "auto", "multirate_fast": "head"}, "multirate_fast is given too"),
         ({"multirate": "auto", "multirate_config": "x.json"}, "multirate_config is given too"),
-        ({"multirate_speedup": 2.0}, "only 'auto' has a speed-up"),
+        ({"multirate_speedup": 2.0}, "multirate is 'on'. Set multirate='auto'"),
         ({"multirate": "auto", "multirate_speedup": 0.5}, "speedup must be at least 1, got 0.5"),
         ({"multirate": "automatic"}, r"one of \('on', 'off', 'auto'\)"),
     ],

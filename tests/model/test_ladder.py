@@ -113,7 +113,7 @@ def test_ladder_on_the_command_line(tmp_path: Path) -> None:
     limited = parse(multirate_fast="ladder:1,2,4", multirate_idle="drift", multirate_drift_steps=2)
     assert {group.drift_steps for group in limited.groups} == {2}
     for fast, period, words in (
-        ("ladder:1,2", 5, "leave out multirate_period"),
+        ("ladder:1,2", 5, "Remove multirate_period"),
         ("ladder:1,x", None, "integers separated by commas.*'ladder:1,x'"),
         ("ladder:", None, "integers separated by commas.*'ladder:'"),
         ("ladder:2,4", None, "no rate group has period 1"),

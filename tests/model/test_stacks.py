@@ -336,7 +336,7 @@ def test_the_cost_of_a_teacher_is_corrected(caplog: pytest.LogCaptureFixture) ->
     own = train(Tower(), config).timing.predicted_cost(full=False)
     controller = train(Taught(), config)
     (line,) = caplog.messages
-    assert "modules that ran without gradients too, such as a teacher" in line
+    assert "some modules, such as a teacher, run without gradients" in line
     # Of a full step 3 parts of 4 are those of the student: one for its forward pass, two for backward.
     assert controller.timing.predicted_cost(full=False) == pytest.approx((1 + 3 * own) / 4, abs=0.02)
 

@@ -317,7 +317,7 @@ def test_closures_are_refused(config: MultirateConfig) -> None:
     with Multirate(config).attach(model, optimizer) as multirate:
         for call in (lambda: optimizer.step(closure), lambda: optimizer.step(closure=closure)):
             multirate.begin_step(0)
-            with pytest.raises(ValueError, match=r"runs backward inside the step.*call backward first"):
+            with pytest.raises(ValueError, match=r"runs backward inside of the step.*Call backward first"):
                 call()
 
 

@@ -123,7 +123,7 @@ def test_a_run_is_resumed_beside_what_is_no_record(
     trainer = trainer_for(tmp_path, CONFIG, max_steps=5)
     train = trainer.train
     trainer.train = lambda: train(str(checkpoint))
-    assert warnings_of(trainer).count("a new record of this run begins here") == 1
+    assert warnings_of(trainer).count("the record of the resumed run cannot be read") == 1
     record = read_record(tmp_path)
     assert (record.start_step, record.steps["full"]) == (3, [0, 1])
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from hf_multirate.trainer.checkpoint_files import Saved, read_saved, write_saved
+from hf_multirate.trainer.checkpoint_files import SavedState, read_saved, write_saved
 
 
 Change = Callable[[bytes], bytes]
@@ -42,7 +42,7 @@ def damage(path: Path, change: Change) -> None:
     path.write_bytes(change(path.read_bytes()))
 
 
-def rewrite(path: Path, change: Callable[[Any], Any], **settings: Any) -> Saved:
+def rewrite(path: Path, change: Callable[[Any], Any], **settings: Any) -> SavedState:
     """Write the two files of a checkpoint again, with ``change`` of their state and with other ``settings``."""
     saved = read_saved(path)
     assert saved is not None

@@ -346,7 +346,7 @@ def test_files_of_another_step_are_told_of(tmp_path: Path, checkpoint: Path, war
     trainer = trainer_for(tmp_path, CONFIG, optim="rmsprop", max_steps=STEP + 2)
     train = trainer.train
     trainer.train = lambda: train(str(checkpoint))
-    assert "they are of step 3, and the checkpoint is of step 2" in warnings_of(trainer)
+    assert "they are of step 3, but the checkpoint is of step 2" in warnings_of(trainer)
 
 
 def test_a_checkpoint_that_was_copied_is_not_stale(tmp_path: Path, checkpoint: Path, warnings_of: Any) -> None:
@@ -393,12 +393,12 @@ def test_a_run_that_ended_while_it_saved_names_the_last_whole_checkpoint(tmp_pat
     whole.train()
     CUT[cut](tmp_path / f"checkpoint-{STEP}" / "trainer_state.json")
     for checkpoint in (True, str(tmp_path / f"checkpoint-{STEP}")):
-        with pytest.raises(ValueError, match=r"checkpoint-3.* is not whole: .* last whole one is .*checkpoint-2'"):
+        with pytest.raises(ValueError, match=r"checkpoint-3.* is incomplete: .* last complete one, .*checkpoint-2'"):
             trainer_for(tmp_path, CONFIG, **saving).train(resume_from_checkpoint=checkpoint)
     again = trainer_for(tmp_path, CONFIG, **saving)
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert_same(weights(again), weights(whole))
     for step in (1, 2, 3):
         (tmp_path / f"checkpoint-{step}" / "trainer_state.json").unlink()
-    with pytest.raises(ValueError, match="no whole one beside it"):
+    with pytest.raises(ValueError, match="there is no complete checkpoint"):
         trainer_for(tmp_path, CONFIG, **saving).train(resume_from_checkpoint=True)

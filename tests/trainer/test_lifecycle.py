@@ -107,7 +107,7 @@ def test_a_loop_of_its_own_is_an_error(tmp_path: Path, theirs: type[Trainer], ou
     trainer = kind(model=model, args=arguments(tmp_path), train_dataset=rows, **given)
     before = weights(trainer)
     owner = "ZerothOrder" if issubclass(theirs, ZerothOrder) else theirs.__name__
-    with pytest.raises(RuntimeError, match=rf"{owner}\.\w+ is a training loop of its own"):
+    with pytest.raises(RuntimeError, match=rf"{owner}\.\w+ is a custom training loop"):
         trainer.train()
     if not issubclass(theirs, ZerothOrder):
         assert_same(weights(trainer), before)  # before the first step

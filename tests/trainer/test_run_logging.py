@@ -15,14 +15,14 @@ from torch import nn
 from transformers import ProgressCallback, TrainerCallback
 
 from hf_multirate import Multirate, MultirateConfig, MultirateTrainer, MultirateTrainingArguments
-from hf_multirate.controller.step_timer import StepTimer, shortfall
+from hf_multirate.controller.step_timer import StepTimer, slow_run_message
 from hf_multirate.model.auto_periods import block_groups
 from hf_multirate.model.blocks import blocks_of
 from hf_multirate.model.cost_model import backward_costs, layers_of
 from hf_multirate.model.partition import assign
 from hf_multirate.optim.loss_decrease import LossDecreaseAverages
 from hf_multirate.reporting.run_record import FILE, FORMAT, checksum, read_record
-from hf_multirate.trainer.log_values import Detailed
+from hf_multirate.trainer.log_values import BlockEntries
 from tests.support.runs import CONFIG, DEFAULTS, FIVE, PERIOD, arguments, example, history, trainer_for
 from tests.support.tiny import FAMILIES
 
@@ -52,7 +52,7 @@ def told(
         else:
             with timing.outside_step(purpose):
                 clock.now += gap
-    return shortfall(timing)
+    return slow_run_message(timing)
 
 
 def test_a_run_as_fast_as_predicted_is_not_talked_about() -> None:
@@ -63,11 +63,11 @@ def test_a_run_as_fast_as_predicted_is_not_talked_about() -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"full": 1.0, "fast": 0.97}, "boundary not reached: a fast-only step takes 0.97 of a full one"),
-        ({"full": 1.0, "fast": 0.5}, "small batch: a fast-only step takes 0.50 of a full one, predicted 0.25"),
+        ({"full": 1.0, "fast": 0.97}, "boundary not reached: a fast step takes 0.97 of a full step"),
+        ({"full": 1.0, "fast": 0.5}, "small batch: a fast step takes 0.50 of a full step, predicted 0.25"),
         ({"full": 1.0, "fast": 0.25, "gap": 0.4, "purpose": "data"}, "50% of the time goes into data loading"),
         ({"full": 1.0, "fast": 0.25, "gap": 0.4, "purpose": "evaluation"}, "50% of the time goes into evaluation"),
-        ({"full": 1.0, "fast": 0.25, "gap": 0.4}, "50% of the time goes into what is done between steps"),
+        ({"full": 1.0, "fast": 0.25, "gap": 0.4}, "50% of the time goes into work between steps"),
     ],
 )
 def test_the_cause_of_a_shortfall_is_named(settings: dict[str, Any], words: str) -> None:
@@ -98,11 +98,11 @@ def test_nothing_is_said_without_a_cause() -> None:
     realised = timing.speedup_of_run(timing.elapsed)
     assert realised is not None
     assert realised < 0.9 * timing.predicted_so_far
-    assert shortfall(timing) is None
+    assert slow_run_message(timing) is None
 
 
 def test_a_shortfall_is_warned_of_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warnings_of: Any) -> None:
-    monkeypatch.setattr("hf_multirate.trainer.run_logging.shortfall", lambda timing: "it is slow")
+    monkeypatch.setattr("hf_multirate.trainer.run_logging.slow_run_message", lambda timing: "it is slow")
     assert warnings_of(trainer_for(tmp_path, CONFIG)) == "it is slow"
     assert warnings_of(trainer_for(tmp_path, MultirateConfig.off())) == ""
 
@@ -280,13 +280,13 @@ def test_keys_are_valid_whatever_modules_are_called(tmp_path: Path) -> None:
 
 
 def test_a_record_keeps_the_figures_of_blocks_of_some_entries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hf_multirate.trainer.log_values.DETAILED", 10)
+    monkeypatch.setattr("hf_multirate.trainer.log_values.BLOCK_ENTRIES", 10)
     entries = [{"step": float(step), "multirate/full_share": 0.5} for step in range(400)]
-    detailed = Detailed()
+    detailed = BlockEntries()
     for step, entry in enumerate(entries):
         if step % 4 == 0:
             entry |= {"multirate/loss_decrease/head": 1.0, "multirate/loss_decrease_age/head": 1.0}
-        detailed.note(entry)
+        detailed.add(entry)
     kept = [entry["step"] for entry in entries if "multirate/loss_decrease/head" in entry]
     assert kept[:4] == [0.0, 32.0, 64.0, 96.0]
     assert 10 <= len(kept) <= 20
@@ -419,7 +419,7 @@ def test_a_record_that_cannot_be_read_does_not_keep_a_run_from_resuming(
     (tmp_path / FILE).write_text(text)
     resumed = trainer_for(tmp_path, CONFIG, max_steps=5)
     resumed.train = lambda: MultirateTrainer.train(resumed, str(tmp_path / "checkpoint-3"))
-    assert "a new record of this run begins here" in warnings_of(resumed)
+    assert "the record of the resumed run cannot be read" in warnings_of(resumed)
     record = read_record(tmp_path)
     assert (record.start_step, record.steps["full"]) == (3, [0, 1])
 

@@ -1,4 +1,4 @@
-"""Whatever is done meanwhile, parameters, gradients, settings and random numbers are as before afterwards."""
+"""Run an optimizer without any lasting change of parameters, gradients, settings and random numbers."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from torch.utils._pytree import tree_leaves
 from hf_multirate.optim.dtensor import local
 
 
-class TouchedError(Exception):
-    """Something wants to write to a tensor that has to stay as it is."""
+class ProtectedTensorError(Exception):
+    """An operation would have written to a protected tensor."""
 
 
-class Guard(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Stops every operation that would write to one of ``tensors``, before it does."""
+class WriteGuard(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """A torch dispatch mode that raises `ProtectedTensorError` before an operation writes to one of ``tensors``."""
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._kept = {_memory(tensor) for tensor in tensors}
+        self._protected = {_memory(tensor) for tensor in tensors}
         self._written: dict[Any, list[tuple[int, str]]] = {}
         self.stopped = False
-        """Whether something was stopped: the error may have been caught on its way."""
+        """Whether an operation was stopped. The error itself may have been caught by other code."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Called by torch for each operation."""
@@ -42,9 +42,9 @@ class Guard(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         for i, name in self._written[func]:
             written = args[i] if i < len(args) else kwargs.get(name)
-            if any(isinstance(leaf, Tensor) and _memory(leaf) in self._kept for leaf in tree_leaves(written)):
+            if any(isinstance(leaf, Tensor) and _memory(leaf) in self._protected for leaf in tree_leaves(written)):
                 self.stopped = True
-                raise TouchedError(f"{func} on a tensor of the run itself")
+                raise ProtectedTensorError(f"{func} would write to a tensor of the run")
         return func(*args, **kwargs)
 
 
@@ -56,47 +56,50 @@ def _memory(tensor: Tensor) -> int:
 
 
 @contextmanager
-def untouched(optimizer: Optimizer) -> Iterator[None]:
-    """Set aside the gradients of what ``optimizer`` trains, and all global hooks; put everything back on exit.
+def restored_on_exit(optimizer: Optimizer) -> Iterator[None]:
+    """A context without gradients and global hooks of ``optimizer``; everything is restored on exit.
 
-    Values are not copied: see `Guard`.
+    Values of parameters are not copied: see `WriteGuard`.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    kept = [(p, p.data, p.grad, p.requires_grad) for p in parameters]
+    states = [(p, p.data, p.grad, p.requires_grad) for p in parameters]
     settings = [(group, dict(group)) for group in optimizer.param_groups]
     hooks: list[Any] = [torch_optimizer._global_optimizer_pre_hooks, torch_optimizer._global_optimizer_post_hooks]
-    found = [dict(some) for some in hooks]
+    saved_hooks = [dict(registry) for registry in hooks]
     try:
-        for some in hooks:
-            some.clear()
+        for registry in hooks:
+            registry.clear()
         for parameter in parameters:
             parameter.grad = None
-        with _random_numbers(parameters), _classes():
+        with _random_state_restored(parameters), _class_attributes_restored():
             yield
     finally:
-        for some, entries in zip(hooks, found, strict=True):
-            some.update(entries)
+        for registry, entries in zip(hooks, saved_hooks, strict=True):
+            registry.update(entries)
         for group, entries in settings:
             group.clear()
             group.update(entries)
-        for parameter, data, gradient, trains in kept:
+        for parameter, data, gradient, requires_grad in states:
             if local(parameter.detach()).data_ptr() != local(data).data_ptr():
                 parameter.data = data
             parameter.grad = gradient
-            parameter.requires_grad_(trains)
+            parameter.requires_grad_(requires_grad)
 
 
 @contextmanager
-def _classes() -> Iterator[None]:
-    """Put attributes of optimizer classes back on exit, but for those of torch: a step may count itself there."""
+def _class_attributes_restored() -> Iterator[None]:
+    """A context that restores the attributes of optimizer classes, where a step may count its calls.
+
+    Classes of torch are skipped.
+    """
     kinds = [kind for kind in _subclasses(Optimizer) if not kind.__module__.startswith("torch.")]
-    kept = [(kind, dict(vars(kind))) for kind in kinds]
-    containers = [v for _, entries in kept for v in entries.values() if isinstance(v, dict | list | set | deque)]
+    saved = [(kind, dict(vars(kind))) for kind in kinds]
+    containers = [v for _, entries in saved for v in entries.values() if isinstance(v, dict | list | set | deque)]
     contents = [(container, container.copy()) for container in containers]
     try:
         yield
     finally:
-        for kind, entries in kept:
+        for kind, entries in saved:
             for name in [name for name in vars(kind) if name not in entries]:
                 delattr(kind, name)
             for name, value in entries.items():
@@ -109,19 +112,19 @@ def _classes() -> Iterator[None]:
 
 
 def _subclasses(kind: type) -> set[type]:
-    own: list[type] = kind.__subclasses__()
-    return {*own, *(below for sub in own for below in _subclasses(sub))}
+    direct: list[type] = kind.__subclasses__()
+    return {*direct, *(below for sub in direct for below in _subclasses(sub))}
 
 
 def _is_same(one: Any, other: Any) -> bool:
-    """Whether two containers hold the same objects."""
+    """Whether two containers hold the same objects in the same order."""
     pairs = (one.values(), other.values()) if isinstance(one, dict) else (one, other)
     keys = not isinstance(one, dict) or list(one) == list(other)
     return len(one) == len(other) and keys and all(map(operator.is_, *pairs))
 
 
 @contextmanager
-def _random_numbers(parameters: Iterable[Tensor]) -> Iterator[None]:
+def _random_state_restored(parameters: Iterable[Tensor]) -> Iterator[None]:
     kinds: dict[str, set[int]] = {}
     for device in {p.device for p in parameters}:
         if device.type not in ("cpu", "meta"):
