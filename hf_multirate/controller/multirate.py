@@ -133,6 +133,7 @@ class Multirate:
         if self._pipeline is not None and self._model is not None:
             self._pipeline.close()
             mark_detached(self._pipeline.optimizer, self._model)
+            self.timing.finish()
         self._pipeline = None
 
     def __getstate__(self) -> dict[str, Any]:

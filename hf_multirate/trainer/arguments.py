@@ -48,6 +48,7 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "multirate_drift_steps": partial(require_int, least=1, unit="steps"),
     "multirate_turns": partial(require_choice, choices=CHOICES["turns"]),
     "multirate_inactive_forward": partial(require_choice, choices=CHOICES_OR_NONE["inactive_forward"]),
+    "multirate_inactive_buffers": partial(require_choice, choices=CHOICES["inactive_buffers"]),
     "multirate_inactive_dtype": partial(require_choice, choices=CHOICES_OR_NONE["inactive_dtype"]),
     "multirate_check_ranks_every": partial(require_int, least=0, unit="cycles"),
     "multirate_config": require_path,
@@ -118,6 +119,13 @@ class MultirateTrainingArguments(TrainingArguments):
         default=None,
         metadata={
             "help": "Mode of inactive modules: 'train', or 'eval' without dropout (default: train for SGD, else eval)."
+        },
+    )
+    multirate_inactive_buffers: str | None = field(
+        default=None,
+        metadata={
+            "help": "Running statistics of inactive modules, as of batch norm: 'update' at every step, or 'freeze' "
+            "at fast steps (default: update)."
         },
     )
     multirate_inactive_dtype: str | None = field(

@@ -17,6 +17,7 @@ from transformers import Seq2SeqTrainer, Trainer, TrainingArguments
 from hf_multirate.config.config import MultirateConfig
 from hf_multirate.config.validation import wrong_type
 from hf_multirate.controller.multirate import Multirate
+from hf_multirate.controller.step_timer import StepTimer
 from hf_multirate.distributed.unsupported import check_supported
 from hf_multirate.model.partition import FrozenError
 from hf_multirate.trainer.arguments import MultirateTrainingArguments, require_log, switched_off
@@ -112,6 +113,7 @@ class MultirateMixin(RunLoggingMixin):
         # Displacements are dropped: they are relative to the learning rate of the optimizer that made the step.
         state = self.multirate.state_dict() | {"displacement": {}} if attached else None
         self._first_step += self.multirate.applied_steps
+        self.multirate.timing = StepTimer()  # detach() stops its clock, and that of the run continues
         self.multirate.detach()
         self.multirate.attach(self._model_to_control(), cast(torch.optim.Optimizer, self.optimizer))
         if state is not None:

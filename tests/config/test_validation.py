@@ -179,6 +179,7 @@ PLAIN = {
     "multirate_drift_steps": [*NO_INTEGERS, 0, -1],
     "multirate_turns": NO_CHOICES,
     "multirate_inactive_forward": NO_CHOICES,
+    "multirate_inactive_buffers": NO_CHOICES,
     "multirate_inactive_dtype": NO_CHOICES,
     "multirate_check_ranks_every": [*NO_INTEGERS, -1],
     "multirate_record": NO_SWITCHES,

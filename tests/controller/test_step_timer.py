@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from torch import nn
+from torch.optim import SGD
 
+from hf_multirate import Multirate, MultirateConfig
 from hf_multirate.controller.step_timer import StepTimer
 
 
@@ -24,3 +28,17 @@ def test_without_steps_there_is_no_speedup() -> None:
     summary = StepTimer().summary()
     assert summary["speedup_of_steps"] is None
     assert summary["speedup"] is None
+
+
+def test_the_clock_of_a_run_stops_when_the_controller_is_detached() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with Multirate(MultirateConfig.two_rate("^1", 2)).attach(model, optimizer) as multirate:
+        for step in range(4):
+            multirate.begin_step(step)
+            model(torch.ones(1, 2)).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    first = multirate.timing.elapsed
+    assert first > 0
+    assert multirate.timing.elapsed == first

@@ -26,9 +26,10 @@ def test_arguments_build_the_config(tmp_path: Path) -> None:
         "multirate_period": 3,
         "multirate_idle": "long_step",
         "multirate_inactive_forward": "train",
+        "multirate_inactive_buffers": "freeze",
         "multirate_inactive_dtype": "bfloat16",
     }
-    more = {"inactive_dtype": "bfloat16"}
+    more = {"inactive_buffers": "freeze", "inactive_dtype": "bfloat16"}
     assert _arguments(tmp_path, **given) == MultirateConfig.two_rate(
         "head", 3, "long_step", inactive_forward="train", **more
     )
