@@ -178,9 +178,7 @@ def test_adapter_without_a_trainable_parameter_is_named(tmp_path: Path) -> None:
     loaded.requires_grad_(False)  # as PEFT does itself since 0.18
     trainer = MultirateTrainer(model=loaded, args=arguments(tmp_path), train_dataset=example("bert")[1])
     assert trainer.evaluate(example("bert")[1])["eval_loss"] > 0
-    with pytest.raises(
-        ValueError, match=r"no trainable parameter.*load an adapter with is_trainable=True"
-    ):
+    with pytest.raises(ValueError, match=r"no trainable parameter.*load an adapter with is_trainable=True"):
         trainer.train()
 
 
