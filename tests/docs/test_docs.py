@@ -18,7 +18,7 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, TrainingArguments
 
 from hf_multirate import Multirate, MultirateConfig
-from hf_multirate.trainer.log_values import BRIEF, PREFIX
+from hf_multirate.trainer.log_values import DEFAULT_KEYS, PREFIX
 from tests.support.tiny import FAMILIES
 from tests.test_architecture import FLOORS
 
@@ -104,7 +104,7 @@ def test_described_encoder_is_the_embedded_one() -> None:
 def test_the_log_line_has_the_keys_that_are_logged_by_default() -> None:
     line = next(block for block in fences("docs/quickstart.md", "text") if block.startswith("{"))
     keys = {key for key in ast.literal_eval(line) if key.startswith(PREFIX)}
-    assert keys == {*BRIEF, f"{PREFIX}phase"}
+    assert keys == {*DEFAULT_KEYS, f"{PREFIX}phase"}
     explained = set(re.findall(rf"^\| `({PREFIX}\w+)` \|", read("docs/quickstart.md"), flags=re.MULTILINE))
     assert explained == keys
 

@@ -25,7 +25,7 @@ from hf_multirate.cli import _parser
 from hf_multirate.config.auto_periods import AutoPeriods
 from hf_multirate.controller.step_timer import StepTimer
 from hf_multirate.reporting.run_record import FILE, RunRecord
-from hf_multirate.trainer.log_values import BRIEF
+from hf_multirate.trainer.log_values import DEFAULT_KEYS
 from tests.docs.test_docs import ROOT
 from tests.support.runs import CONFIG, FIVE, recorded_pair, trainer_for
 
@@ -118,7 +118,7 @@ def test_log_keys(tmp_path: Path) -> None:
     expected = set(table) if FIVE else {key for key in table if "grad_norm" not in key}
     assert logged == expected
     brief = {key for key, (word, _) in table.items() if word == "yes"}
-    assert brief == BRIEF | {"multirate/phase"}
+    assert brief == DEFAULT_KEYS | {"multirate/phase"}
     assert {cells[0] for cells in table.values()} == {"yes", "no"}
 
 
@@ -140,7 +140,7 @@ def test_report_keys(records: Path) -> None:
     pytest.importorskip("matplotlib", reason="the extra 'report' is not installed")
     from hf_multirate.reporting import report
 
-    figures = json.loads(report(records / "multirate", records / "plain").with_name("report.json").read_text())
+    figures = json.loads(report(records / "multirate", records / "baseline").with_name("report.json").read_text())
     text = section("log_keys", "report.json")
     listed = re.findall(r"`(\w+)`", "\n".join(line.split(" | ")[0] for line in text.splitlines() if "| `" in line))
     assert sorted(listed) == sorted(figures)

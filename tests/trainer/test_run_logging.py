@@ -209,7 +209,7 @@ def test_logs_have_what_was_measured(tmp_path: Path) -> None:
     assert logs[PERIOD]["multirate/loss_decrease_age/head"] == 1
 
 
-BRIEF = {
+DEFAULT = {
     f"multirate/{key}" for key in ("phase", "seconds_full_step", "seconds_fast_step", "speedup", "speedup_predicted")
 } | ({"multirate/grad_norm_full"} if FIVE else set())
 
@@ -221,13 +221,13 @@ def ours(entries: list[dict[str, float]]) -> set[str]:
 def test_logs_are_brief_and_the_record_has_everything(tmp_path: Path) -> None:
     trainer = trainer_for(tmp_path, CONFIG, max_steps=5 * PERIOD)
     trainer.train()
-    assert ours(trainer.state.log_history) == BRIEF
+    assert ours(trainer.state.log_history) == DEFAULT
     # The last step but three is the fifth full one.
     with_speedup = [entry["step"] for entry in trainer.state.log_history if "multirate/speedup" in entry]
     assert with_speedup == list(range(4 * PERIOD + 1, 5 * PERIOD + 1))
     blocks = list(dict.fromkeys(blocks_of(trainer.model).values()))
     kept = ours(read_record(tmp_path).logs)
-    assert kept >= BRIEF | {f"multirate/loss_decrease/{block}" for block in blocks} | {"multirate/full_share"}
+    assert kept >= DEFAULT | {f"multirate/loss_decrease/{block}" for block in blocks} | {"multirate/full_share"}
 
 
 def test_all_figures_are_logged_on_request(tmp_path: Path) -> None:
@@ -237,7 +237,7 @@ def test_all_figures_are_logged_on_request(tmp_path: Path) -> None:
     by_keyword = trainer_for(tmp_path, CONFIG, multirate_log="all")
     for trainer in (by_arguments, by_keyword):
         trainer.train()
-        assert ours(trainer.state.log_history) == ours(read_record(tmp_path).logs) > BRIEF
+        assert ours(trainer.state.log_history) == ours(read_record(tmp_path).logs) > DEFAULT
 
 
 def test_any_other_setting_of_the_logs_is_an_error(tmp_path: Path) -> None:
