@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from runs import FIVE
 
 from benchmarks.accuracy import tasks, train_one
 from tests.benchmarks.tiny_task import TINY, load
+from tests.support.runs import FIVE
 
 
 @pytest.fixture

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from tiny import tokenizer
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, DataCollatorWithPadding, set_seed
 
 from benchmarks.accuracy.tasks import Data, Task
+from tests.support.tiny import tokenizer
 
 
 TINY = Task("tiny", (1e-3, 1e-2), seeds=2, batch_size=2, epochs=(("short", 1), ("long", 2)))

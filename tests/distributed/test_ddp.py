@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.launch import ALONE, again, assert_trained_alike, largest, launch, result
+from tests.support.launch import ALONE, again, assert_trained_alike, core_first, largest, launch, result, wanted
 from tests.support.processes import PERIOD, SAVED, SHORT, is_fast
 from tests.support.runs import FIVE, assert_same
 
@@ -21,6 +21,14 @@ EQUAL = [
     "adamw-unused-routed", "sgd-unused-routed-longstep", "adamw-unused-routed-gas3",
     "adamw-auto", "sgd-auto", "adamw-auto-gas3", "adamw-auto-check",
 ]  # fmt: skip
+# Without a slow test only these run: each feature once, and not in every combination.
+CORE = [
+    "long-sgd", "long-adamw-gas3-lora", "sgd-element", "sgd-neuron", "sgd-step", "sgd-copies", "sgd-longstep",
+    "adamw-unused", "adamw-static", "adamw-checkpointing", "adamw-gas3-ragged-views", "adamw-ladder", "adamw-middle",
+    "adamw-check", "adamw-unused-routed-gas3", "adamw-auto",
+]  # fmt: skip
+CORE_SAVES = ["adamw-save", "rmsprop-save-lora", "sgd-save-gas3"]
+CORE_PLAIN = ["", "-fp16hook", "-unused", "-resnet"]
 # Against plain DDP with the gradients of idle parameters thrown away. Clipping would look at those first.
 AS_PLAIN = ["", "-fp16hook", "-views", "-unused", "-static", "-resnet", "-resnet-gas3"]
 WINDOWS = ["loop-window", "loop-window-before", "loop-window-unused", "loop-window-before-unused"]
@@ -52,13 +60,14 @@ SAVES = [
 
 
 @pytest.fixture(scope="module")
-def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return launch(tmp_path_factory.mktemp("one"), ALONE, 1, [*GRID, *EQUAL, *LOOPS])
+def one(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return launch(tmp_path_factory.mktemp("one"), ALONE, 1, [*wanted(request, CORE, [*GRID, *EQUAL]), *LOOPS])
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    plain = [f"{kind}{word}" for word in AS_PLAIN for kind in ("sgd-noclip-still", "sgd-noclip-plain-drop")]
+def two(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    words = wanted(request, CORE_PLAIN, AS_PLAIN)
+    plain = [f"{kind}{word}" for word in words for kind in ("sgd-noclip-still", "sgd-noclip-plain-drop")]
     others = [
         "sgd-bytes",
         "sgd-bytes-plain",
@@ -68,12 +77,13 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
         *LOOPS,
         *REFUSED,
     ]
-    folder = launch(tmp_path_factory.mktemp("two"), "ddp", 2, [*GRID, *EQUAL, *plain, *SAVES, *others])
+    equal, saves = wanted(request, CORE, [*GRID, *EQUAL]), wanted(request, CORE_SAVES, SAVES)
+    folder = launch(tmp_path_factory.mktemp("two"), "ddp", 2, [*equal, *plain, *saves, *others])
     partial = again(folder, "adamw-save").replace("again", "partial", 1)
-    return launch(folder, "ddp", 2, [*(again(folder, case) for case in SAVES), partial])
+    return launch(folder, "ddp", 2, [*(again(folder, case) for case in saves), partial])
 
 
-@pytest.mark.parametrize("case", [*GRID, *EQUAL])
+@pytest.mark.parametrize("case", core_first(CORE, [*GRID, *EQUAL]))
 def test_two_processes_are_one(one: Path, two: Path, case: str) -> None:
     assert_trained_alike(one, two, case, "DistributedDataParallel")
     first, second = result(two, case), result(two, case, 1)
@@ -90,7 +100,7 @@ def test_cases_differ(two: Path) -> None:
             assert largest(end, other) > 1e-4
 
 
-@pytest.mark.parametrize("word", AS_PLAIN)
+@pytest.mark.parametrize("word", core_first(CORE_PLAIN, AS_PLAIN))
 @pytest.mark.parametrize("rank", [0, 1])
 def test_idle_parameters_apart_it_is_plain_ddp(two: Path, word: str, rank: int) -> None:
     ours, plain = (result(two, f"{kind}{word}", rank) for kind in ("sgd-noclip-still", "sgd-noclip-plain-drop"))
@@ -105,7 +115,7 @@ def test_buffers_of_processes_differ_as_in_plain_ddp(two: Path) -> None:
 
 
 @resumes
-@pytest.mark.parametrize("case", SAVES)
+@pytest.mark.parametrize("case", core_first(CORE_SAVES, SAVES))
 def test_resumed_in_the_middle_of_a_cycle(two: Path, case: str) -> None:
     assert SAVED % PERIOD
     for rank in (0, 1):
@@ -113,13 +123,14 @@ def test_resumed_in_the_middle_of_a_cycle(two: Path, case: str) -> None:
 
 
 @resumes
-@pytest.mark.parametrize("case", ["adamw-save", "rmsprop-save-lora"])
+@pytest.mark.parametrize("case", core_first(["rmsprop-save-lora"], ["adamw-save", "rmsprop-save-lora"]))
 def test_resumed_with_another_number_of_processes(tmp_path: Path, two: Path, case: str) -> None:
     launch(tmp_path, ALONE, 1, [again(two, case)])
     assert 0 < largest(result(tmp_path, f"{case}-again"), result(two, case)) < 1e-6
 
 
 @resumes
+@pytest.mark.slow
 def test_restarted_by_torchrun_after_a_death(tmp_path: Path, two: Path) -> None:
     launch(tmp_path, "ddp", 2, ["adamw-save-dies"], "--max-restarts=1")
     restarted = result(tmp_path, "adamw-save-dies")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.distributed.test_ddp import GRID
-from tests.support.launch import ALONE, again, assert_trained_alike, largest, launch, result
+from tests.support.launch import ALONE, again, assert_trained_alike, core_first, largest, launch, result, wanted
 from tests.support.processes import PERIOD, SHORT, is_fast
 from tests.support.runs import FIVE, assert_same
 
@@ -31,37 +31,45 @@ SAVES = [
     "sgd-save-sharded-gas3", "rmsprop-save-lora", "adamw-save-bf16", "adamw-save-sharded-evaluate-whole",
     "adamw-save-auto",
 ]  # fmt: skip
+# Without a slow test only these run: each feature once, and not in every combination.
+CORE = [
+    "long-sgd", "long-adamw-gas3-lora", "adamw-checkpointing", "adamw-ladder", "sgd-longstep", "adamw-middle",
+    "adamw-evaluate-whole", "adamw-auto-gas3",
+]  # fmt: skip
+CORE_SAVES = ["adamw-save", "rmsprop-save-sharded", "sgd-save-sharded-gas3", "rmsprop-save-lora"]
 MOVED = ["adamw-save", "rmsprop-save", "adamw-save-sharded", "rmsprop-save-sharded"]
 
 
 @pytest.fixture(scope="module")
-def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return launch(tmp_path_factory.mktemp("one"), ALONE, 1, [*GRID, *EQUAL])
+def one(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return launch(tmp_path_factory.mktemp("one"), ALONE, 1, wanted(request, CORE, [*GRID, *EQUAL]))
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def two(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    equal, saves = wanted(request, CORE, [*GRID, *EQUAL]), wanted(request, CORE_SAVES, SAVES)
     others = ["sgd-noclip-bytes", "sgd-noclip-bytes-plain", "sgd-element", "sgd-copies"]
-    folder = launch(tmp_path_factory.mktemp("two"), "fsdp2", 2, [*GRID, *EQUAL, *SAVES, *others])
-    return launch(folder, "fsdp2", 2, [again(folder, case) for case in SAVES])
+    folder = launch(tmp_path_factory.mktemp("two"), "fsdp2", 2, [*equal, *saves, *others])
+    return launch(folder, "fsdp2", 2, [again(folder, case) for case in saves])
 
 
-@pytest.mark.parametrize("case", [*GRID, *EQUAL])
+@pytest.mark.parametrize("case", core_first(CORE, [*GRID, *EQUAL]))
 def test_two_processes_are_one(one: Path, two: Path, case: str) -> None:
     assert_trained_alike(one, two, case, "FSDPModule")
     first, second = result(two, case), result(two, case, 1)
     assert_same(first["weights"], second["weights"])
 
 
-@pytest.mark.parametrize("case", SAVES)
+@pytest.mark.parametrize("case", core_first(CORE_SAVES, SAVES))
 def test_resumed_in_the_middle_of_a_cycle(two: Path, case: str) -> None:
     assert result(two, case)["wrapper"] == ["FSDPModule"]
     assert_same(result(two, f"{case}-again")["weights"], result(two, case)["weights"])
 
 
-def test_resumed_with_another_number_of_processes(tmp_path: Path, two: Path) -> None:
-    launch(tmp_path, "fsdp2", 1, [again(two, case) for case in MOVED])
-    for case in MOVED:
+def test_resumed_with_another_number_of_processes(request: pytest.FixtureRequest, tmp_path: Path, two: Path) -> None:
+    moved = wanted(request, CORE_SAVES, MOVED)
+    launch(tmp_path, "fsdp2", 1, [again(two, case) for case in moved])
+    for case in moved:
         assert result(tmp_path, f"{case}-again")["wrapper"] == ["FSDPModule"]
         assert 0 < largest(result(tmp_path, f"{case}-again"), result(two, case)) < 1e-6
 

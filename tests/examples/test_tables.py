@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.support.launch import core_first
+
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 pytestmark = pytest.mark.skipif(
@@ -27,7 +29,7 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("script", METHODS)
+@pytest.mark.parametrize("script", core_first(["train_lm_subgroups.py"], list(METHODS)))
 def test_quick_run_writes_table_record_and_plot(script: str, tmp_path: Path) -> None:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(EXAMPLES / script), "--quick", "--jobs", "2", "--output_dir", str(tmp_path)]
@@ -96,7 +98,11 @@ def test_table_has_mean_deviation_and_range() -> None:
     assert text.splitlines()[-1] == "| a | 3.0 ± 2.6 (1.0 to 6.0) | 7 | 2 |"
 
 
-KEPT = {"mnist_subgroups": "train_mnist_subgroups", "lm_subgroups": "train_lm_subgroups", "patches": "train_patches"}
+KEPT = {
+    "mnist_subgroups": ("train_mnist_subgroups", "random_subsets.md"),
+    "lm_subgroups": ("train_lm_subgroups", "random_subsets.md"),
+    "patches": ("train_patches", "averaged_copies.md"),
+}
 
 
 @pytest.mark.usefixtures("_examples")
@@ -104,10 +110,11 @@ KEPT = {"mnist_subgroups": "train_mnist_subgroups", "lm_subgroups": "train_lm_su
 def test_tables_in_docs_are_those_of_the_kept_runs(name: str) -> None:
     from comparison import Run, as_text
 
-    table = importlib.import_module(KEPT[name]).TABLE
+    script, page = KEPT[name]
+    table = importlib.import_module(script).TABLE
     record = json.loads((EXAMPLES / "results" / f"{name}.json").read_text(encoding="utf-8"))
     rows = as_text(table, [Run(**run) for run in record["runs"]]).split("\n\n", 1)[1]
-    assert rows in (EXAMPLES.parent / "docs" / "from_scratch.md").read_text(encoding="utf-8")
+    assert rows in (EXAMPLES.parent / "docs" / "methods" / page).read_text(encoding="utf-8")
 
 
 def test_missing_images_are_named(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from tests.support.processes import SAVED
@@ -32,6 +33,19 @@ def launch(folder: Path, wrapper: str, processes: int, cases: Sequence[str], *op
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
+
+
+def core_first(core: Sequence[str], cases: Sequence[str]) -> list[Any]:
+    """Parameters of a test: ``core`` runs always, and the rest of ``cases`` with the slow tests."""
+    assert set(core) <= set(cases)
+    return [case if case in core else pytest.param(case, marks=pytest.mark.slow) for case in cases]
+
+
+def wanted(request: pytest.FixtureRequest, core: Sequence[str], cases: Sequence[str]) -> list[str]:
+    """The ``cases`` that the selected tests need: all of them if a slow test of the file is selected."""
+    items = [item for item in request.session.items if item.path == request.path]
+    slow = any(item.get_closest_marker("slow") for item in items)
+    return [case for case in cases if slow or case in core]
 
 
 def result(folder: Path, case: str, rank: int = 0) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def test_slow_parameter_without_its_gradient(tmp_path: Path, warnings_of: Any) -
         trainer_for(tmp_path, strict, kind=Forgetful).train()
     tolerant = trainer_for(tmp_path, CONFIG, kind=Forgetful)
     said = warnings_of(tolerant)
-    assert f"got no gradient at step {PERIOD} (turn 2 of the group)" in said
+    assert f"got no gradient at step {PERIOD} (live step 2 of the group)" in said
     assert Forgetful.lost in said
     assert phases(tolerant) == PHASES
 
