@@ -111,7 +111,7 @@ class RunMetrics:
 
         Args:
             values: The result of `log_values`.
-            log: ``"default_values"`` or ``"all"``.
+            log: ``"brief"`` or ``"all"``.
         """
         if log == "all":
             return with_valid_keys(values)
