@@ -21,13 +21,13 @@ from hf_multirate.controller.step_timer import StepTimer
 from hf_multirate.distributed.unsupported import check_supported
 from hf_multirate.model.partition import FrozenError
 from hf_multirate.trainer.arguments import MultirateTrainingArguments, require_log, switched_off
-from hf_multirate.trainer.run_logging import RunLoggingMixin
+from hf_multirate.trainer.timed_training import TimedTrainingMixin
 
 
 logger = logging.getLogger(__name__)
 
 
-class MultirateMixin(RunLoggingMixin):
+class MultirateMixin(TimedTrainingMixin):
     """Multirate training for any subclass of `transformers.Trainer`: ``class Mine(MultirateMixin, TheirTrainer)``.
 
     Args:
