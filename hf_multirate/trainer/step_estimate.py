@@ -47,9 +47,10 @@ class StepEstimate:
     def mean(self) -> float:
         """Mean seconds of a step over a cycle. A kind without a step takes the time of the most similar kind."""
         weights = sum(self._kinds.values())
-        return sum(number * self._mean_of(kind) for kind, number in self._kinds.items()) / weights
+        return sum(number * self.mean_of(kind) for kind, number in self._kinds.items()) / weights
 
-    def _mean_of(self, kind: Kind) -> float:
+    def mean_of(self, kind: Kind) -> float:
+        """Mean seconds of a step of one kind. There has to be a measured step."""
         similar = min(self._seconds, key=lambda other: (abs(len(other) - len(kind)), -len(other)))
         seconds = self._seconds.get(kind) or self._seconds[similar]
         later = seconds[1:] or seconds
@@ -57,7 +58,7 @@ class StepEstimate:
 
     def full(self) -> float:
         """Mean seconds of a full step."""
-        return self._mean_of(max(self._kinds, key=len))
+        return self.mean_of(max(self._kinds, key=len))
 
     def state(self) -> dict[str, Any]:
         """The measured seconds, for a checkpoint."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from hf_multirate.trainer.spent_time import Reading, SpentTime
 from hf_multirate.trainer.step_estimate import Kind, StepEstimate, fitting_steps
@@ -42,6 +42,20 @@ class Outside(Protocol):
         """Seconds of the first one, from the seconds of a full step."""
 
 
+class Mark(NamedTuple):
+    """A reading in the first half of a run.
+
+    Attributes:
+        step: Number of steps.
+        training: Seconds of training.
+        expected: Seconds that the steps since the first mark would take at the speed of the measured steps.
+    """
+
+    step: int
+    training: float
+    expected: float
+
+
 class TimedRun:
     """Decides on the number of steps of one run.
 
@@ -68,7 +82,10 @@ class TimedRun:
         self.plan, self.spent, self.repeats = plan, spent, repeats
         self.estimate = StepEstimate(kinds, state.get("estimate"))
         self._outside = outside
-        self._marks: list[tuple[int, float]] = [(int(step), seconds) for step, seconds in state.get("marks", [])]
+        self._marks = [Mark(*mark) for mark in state.get("marks", [])]
+        self._expected = float(state.get("expected", 0.0))
+        self.seconds_per_step = 0.0
+        """Seconds of a step by which the number of steps was settled or corrected last."""
         self._half_time_over = bool(state.get("half_time_over", False))
         self._resumed = bool(state)
         self._last = spent.before.training
@@ -86,6 +103,7 @@ class TimedRun:
             "spent": asdict(self.spent.read()),
             "estimate": self.estimate.state(),
             "marks": [list(mark) for mark in self._marks],
+            "expected": self._expected,
             "half_time_over": self._half_time_over,
         }
 
@@ -98,6 +116,8 @@ class TimedRun:
         if self.repeats:
             return
         measuring = not self.plan.totals
+        if not measuring and self.estimate.number:
+            self._expected += self.estimate.mean_of(kind)
         if not measuring and not self._resumed and not self._is_check(step):
             return
         reading = self._reading = self.spent.read_slowest()
@@ -113,7 +133,7 @@ class TimedRun:
     def _leave_out(self, seconds: float) -> None:
         """Leave the start of a resumed run out of the speed: move earlier readings by the additional seconds."""
         extra = max(seconds - self.estimate.mean(), 0.0) if self.estimate.number else 0.0
-        self._marks = [(step, at + extra) for step, at in self._marks]
+        self._marks = [mark._replace(training=mark.training + extra) for mark in self._marks]
         self._resumed = False
 
     def settle(self, step: int) -> int | None:
@@ -152,7 +172,7 @@ class TimedRun:
                 f"{MIN_STEPS} are needed. Give {needed} or more, or make steps cheaper with a smaller batch."
             )
         self.plan.totals.append((step, steps))
-        self._marks = [(step, reading.training)]
+        self._marks, self._expected, self.seconds_per_step = [Mark(step, reading.training, 0.0)], 0.0, seconds
         return steps
 
     def _fitting(self, step: int, reading: Reading, seconds: float) -> int:
@@ -189,11 +209,11 @@ class TimedRun:
         steps = self.plan.totals[0][1]
         if self._half_time_over:
             return None
-        self._marks.append((step, reading.training))
+        self._marks.append(Mark(step, reading.training, self._expected))
         if reading.counted(self.plan.counts) < self.plan.seconds / 2 and step < self._half(steps):
             return None
         self._half_time_over = True
-        seconds = self._present_seconds(step, reading)
+        seconds = self.seconds_per_step = self._present_seconds()
         if step >= steps or abs(self._end(step, steps, reading, seconds) / self.plan.seconds - 1.0) <= TOLERANCE:
             return None
         corrected = self._fitting(step, reading, seconds)
@@ -202,11 +222,15 @@ class TimedRun:
         self.plan.totals.append((step, corrected))
         return corrected
 
-    def _present_seconds(self, step: int, reading: Reading) -> float:
-        """Seconds of a step in the later half of the steps since the number was settled."""
-        start = self._marks[0][0]
-        earlier = [mark for mark in self._marks if mark[0] <= (start + step) / 2 and step - mark[0] >= MIN_WINDOW]
-        since, seconds = (earlier or self._marks)[-1 if earlier else 0]
-        if step <= since:
-            return self.estimate.mean()
-        return max((reading.training - seconds) / (step - since), 1e-6)
+    def _present_seconds(self) -> float:
+        """Mean seconds of a step at the present speed, that of the later half of the steps since `_settle_first`.
+
+        The speed is the time of these steps over that of the same kinds of steps at the start.
+        """
+        last, first = self._marks[-1], self._marks[0]
+        middle = (first.step + last.step) / 2
+        earlier = [mark for mark in self._marks if mark.step <= middle and last.step - mark.step >= MIN_WINDOW]
+        since = earlier[-1] if earlier else first
+        expected = last.expected - since.expected
+        slower = (last.training - since.training) / expected if expected > 0.0 else 1.0
+        return max(slower * self.estimate.mean(), 1e-6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from collections.abc import Callable, Iterator
@@ -128,7 +129,7 @@ class TimedTrainingMixin(RunLoggingMixin):
             "rows": len(data) if data is not None and has_length(data) else None,
             "lr_scheduler_type": SchedulerType(self.args.lr_scheduler_type).value,
             "warm-up": self.args.get_warmup_steps(PROVISIONAL_STEPS) / PROVISIONAL_STEPS,
-            "configuration": self.multirate.config.to_json(),
+            "configuration": json.loads(self.multirate.config.to_json()),
         }
 
     def create_scheduler(self, num_training_steps: int, *args: Any, **kwargs: Any) -> Any:
@@ -282,7 +283,7 @@ class TimedTrainingMixin(RunLoggingMixin):
             )  # fmt: skip
         values: dict[str, float] = {"multirate/planned_steps": steps}
         if not self._timed.repeats:
-            values["multirate/seconds_per_step"] = self._timed.estimate.mean()
+            values["multirate/seconds_per_step"] = self._timed.seconds_per_step
         due = self.control.should_log
         self.log(values)
         self.control.should_log = due  # logging of this entry must not take the place of the next one
