@@ -28,8 +28,8 @@ TOLERANCE = 0.01
 CHECKS = 100
 """Number of times that the clocks of all processes are compared in the first half of the run."""
 
-MIN_WINDOW = 10
-"""Smallest number of steps over which the present speed is measured."""
+WINDOW, MIN_WINDOW = 1 / 3, 10
+"""Share of the steps so far, and smallest number of steps, over which the present speed is measured."""
 
 
 class Outside(Protocol):
@@ -223,13 +223,13 @@ class TimedRun:
         return corrected
 
     def _present_seconds(self) -> float:
-        """Mean seconds of a step at the present speed, that of the later half of the steps since `_settle_first`.
+        """Mean seconds of a step at the present speed, that of the last third of the steps since `_settle_first`.
 
         The speed is the time of these steps over that of the same kinds of steps at the start.
         """
         last, first = self._marks[-1], self._marks[0]
-        middle = (first.step + last.step) / 2
-        earlier = [mark for mark in self._marks if mark.step <= middle and last.step - mark.step >= MIN_WINDOW]
+        start = first.step + (last.step - first.step) * (1.0 - WINDOW)
+        earlier = [mark for mark in self._marks if mark.step <= start and last.step - mark.step >= MIN_WINDOW]
         since = earlier[-1] if earlier else first
         expected = last.expected - since.expected
         slower = (last.training - since.training) / expected if expected > 0.0 else 1.0
