@@ -21,6 +21,7 @@ from hf_multirate import MultirateSeq2SeqTrainer, MultirateTrainer, MultirateTra
 from hf_multirate.trainer.progress_schedule import BY_STEPS, WITHOUT_END
 from hf_multirate.trainer.train_time import FILE
 from tests.support.clock import Clock
+from tests.support.launch import launch
 from tests.support.runs import DEFAULTS, FIVE, arguments, assert_same, example, history, weights
 from tests.support.timed import ROWS, SETTINGS, Timed, by_kind, timed
 
@@ -495,3 +496,16 @@ def test_a_timed_checkpoint_without_the_setting(tmp_path: Path) -> None:
 def test_a_plan_that_cannot_be_written(tmp_path: Path, warnings_of: Any) -> None:
     (tmp_path / FILE).mkdir(parents=True)
     assert f"{FILE} cannot be written" in warnings_of(timed(tmp_path))
+
+
+@pytest.mark.distributed
+def test_two_processes_take_the_slower_one(tmp_path: Path) -> None:
+    launch(tmp_path, "ddp", 2, ["slower"], script="timed_processes.py")
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert len(first["totals"]) == 2
+    assert second["clock"] == pytest.approx(60.0, rel=0.05)
+    assert first["clock"] < 50.0
+    assert {key: value for key, value in first.items() if key != "clock"} == {
+        key: value for key, value in second.items() if key != "clock"
+    }
+    assert first["last"] == [0.0, 0.0]
