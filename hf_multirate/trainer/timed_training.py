@@ -76,6 +76,8 @@ class TimedTrainingMixin(RunLoggingMixin):
         finally:
             for callback in added:  # Trainer may have replaced them by others of their classes
                 self.remove_callback(type(callback))
+            if self.args.max_steps == PROVISIONAL_STEPS:
+                self.args.max_steps = -1
             self._train_time = self._timed = None
 
     def set_initial_training_values(self, args: TrainingArguments, *rest: Any, **kwargs: Any) -> Any:
@@ -87,6 +89,8 @@ class TimedTrainingMixin(RunLoggingMixin):
         with _without_end(args):
             values = super().set_initial_training_values(args, *rest, **kwargs)
         self._steps_per_epoch = values[1]
+        if self._steps_per_epoch == PROVISIONAL_STEPS:
+            args.max_steps = PROVISIONAL_STEPS  # the loop of transformers 4.57 reads it for data without a length
         self._plan = self._first_plan(self._train_time)
         return values
 
