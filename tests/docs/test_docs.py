@@ -129,6 +129,13 @@ def test_files_named_in_the_architecture_exist() -> None:
     assert [name for name in names if not (ROOT / name).exists()] == []
 
 
+def test_classes_and_functions_named_in_the_architecture_exist() -> None:
+    source = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "hf_multirate").rglob("*.py"))
+    names = set(re.findall(r"`([A-Z]\w*[a-z]\w*|[a-z]+_\w+)(?:\(\))?`", read("docs/architecture.md")))
+    assert len(names) > 20
+    assert [name for name in sorted(names) if not re.search(rf"\b{name}\b", source)] == []
+
+
 def anchors(text: str) -> set[str]:
     """Anchors of the headings of a page, as mkdocs and GitHub make them."""
     headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S), flags=re.MULTILINE)
