@@ -12,6 +12,7 @@ from hf_multirate.config.config import MultirateConfig
 from hf_multirate.config.random_subset import RandomSubset
 from hf_multirate.config.rate_group import RateGroup
 from hf_multirate.controller.multirate import Multirate
+from hf_multirate.optim.parameter_groups import multirate_parameter_groups
 from hf_multirate.planning import Plan, plan
 from hf_multirate.trainer.arguments import MultirateSeq2SeqTrainingArguments, MultirateTrainingArguments
 from hf_multirate.trainer.trainer import MultirateMixin, MultirateSeq2SeqTrainer, MultirateTrainer
@@ -34,5 +35,6 @@ __all__ = [
     "Plan",
     "RandomSubset",
     "RateGroup",
+    "multirate_parameter_groups",
     "plan",
 ]

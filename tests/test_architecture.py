@@ -41,6 +41,7 @@ PUBLIC = [
     "Plan",
     "RandomSubset",
     "RateGroup",
+    "multirate_parameter_groups",
     "plan",
 ]
 

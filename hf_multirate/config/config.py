@@ -60,6 +60,8 @@ class MultirateConfig:
         auto_periods: Speed-up for which periods are chosen once the model is known; None keeps the periods of
             ``groups``. If set, ``groups`` must be ordered from the top of the model down and have period 1. Empty
             ``groups`` stand for one group per block.
+        head_lr_scale: Factor on the learning rate of the head, see `hf_multirate.model.learning_rates`.
+        lr_decay: Factor on the learning rate from each block to the block below it, between 0 and 1.
 
     Raises:
         ValueError: a value is out of range, two groups share a name, a group has no pattern, or none has period 1.
@@ -77,6 +79,8 @@ class MultirateConfig:
     turns: str = "drawn"
     turns_seed: int = 0
     auto_periods: AutoPeriods | None = None
+    head_lr_scale: float = 1.0
+    lr_decay: float = 1.0
 
     def __post_init__(self) -> None:
         """Validate the values, and convert them to plain ones and ``groups`` to a tuple."""
@@ -193,9 +197,13 @@ class MultirateConfig:
         return cls(groups, auto_periods=AutoPeriods(speedup, max_period), **settings)
 
     @classmethod
-    def off(cls) -> MultirateConfig:
-        """Standard training: one group that gets a gradient at every step."""
-        return cls((RateGroup("all", ".*", 1),))
+    def off(cls, **settings: Any) -> MultirateConfig:
+        """Standard training: one group that gets a gradient at every step.
+
+        Args:
+            **settings: Further fields of `MultirateConfig`, such as ``head_lr_scale``.
+        """
+        return cls((RateGroup("all", ".*", 1),), **settings)
 
     @cached_property
     def schedule(self) -> Schedule:
@@ -212,12 +220,21 @@ class MultirateConfig:
 
     @cached_property
     def is_standard_training(self) -> bool:
-        """Whether every step is a step of standard training."""
+        """Whether every step is a step of standard training, with or without `scales_learning_rates`."""
         redrawn = any(
             group.random_subset is not None and group.random_subset.redraw == "step" for group in self.groups
         )
-        scaled = any(group.lr_scale != 1.0 for group in self.groups)
-        return self.auto_periods is None and self.cycles.cycle == 1 and not redrawn and not scaled
+        return self.auto_periods is None and self.cycles.cycle == 1 and not redrawn
+
+    @cached_property
+    def scales_learning_rates(self) -> bool:
+        """Whether some parameters have another learning rate than the one of the script."""
+        return any(scale != 1.0 for scale in (self.head_lr_scale, self.lr_decay, *(g.lr_scale for g in self.groups)))
+
+    @cached_property
+    def takes_long_steps(self) -> bool:
+        """Whether some group has ``idle="long_step"`` and a period."""
+        return any(group.idle == "long_step" and group.period > 1 for group in self.groups)
 
     @cached_property
     def skips_backward(self) -> bool:

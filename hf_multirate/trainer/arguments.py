@@ -13,7 +13,7 @@ from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
 from hf_multirate.config.auto_periods import require_speedup
 from hf_multirate.config.config import MultirateConfig
-from hf_multirate.config.consistency import CHOICES, CHOICES_OR_NONE
+from hf_multirate.config.consistency import CHOICES, CHOICES_OR_NONE, learning_rate_setting
 from hf_multirate.config.rate_group import IDLE_RULES, parse_ladder
 from hf_multirate.config.validation import require_bool, require_choice, require_int, require_path, require_text
 
@@ -28,6 +28,8 @@ SWITCH_VARIABLE = "HF_MULTIRATE"
 SWITCH = ("on", "off")
 MODES = (*SWITCH, "auto")
 LOGS = ("brief", "all")
+LEARNING_RATES = ("head_lr_scale", "lr_decay")
+"""Settings of the configuration that standard training has too."""
 
 
 def require_log(value: Any) -> str:
@@ -50,6 +52,8 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "multirate_inactive_forward": partial(require_choice, choices=CHOICES_OR_NONE["inactive_forward"]),
     "multirate_inactive_buffers": partial(require_choice, choices=CHOICES["inactive_buffers"]),
     "multirate_inactive_dtype": partial(require_choice, choices=CHOICES_OR_NONE["inactive_dtype"]),
+    "multirate_head_lr_scale": learning_rate_setting,
+    "multirate_lr_decay": learning_rate_setting,
     "multirate_check_ranks_every": partial(require_int, least=0, unit="cycles"),
     "multirate_config": require_path,
     "multirate_record": require_bool,
@@ -132,6 +136,20 @@ class MultirateTrainingArguments(TrainingArguments):
         default=None,
         metadata={"help": "Precision of inactive modules: 'bfloat16' or 'float16' (default: that of the run)."},
     )
+    multirate_head_lr_scale: float | None = field(
+        default=None,
+        metadata={
+            "help": "Factor on the learning rate of the head, also with multirate='off'; 10 suits a new head "
+            "(default: 1)."
+        },
+    )
+    multirate_lr_decay: float | None = field(
+        default=None,
+        metadata={
+            "help": "Layer-wise learning-rate decay, also with multirate='off': factor from each block to the block "
+            "below it (default: 1)."
+        },
+    )
     multirate_check_ranks_every: int | None = field(
         default=None,
         metadata={
@@ -193,7 +211,7 @@ class MultirateTrainingArguments(TrainingArguments):
             )
         given = {name.removeprefix("multirate_"): value for name, value in fields.items() if value is not None}
         if mode == "off":
-            return MultirateConfig.off()
+            return MultirateConfig.off(**{name: given[name] for name in LEARNING_RATES if name in given})
         if mode == "auto":
             return _auto(speedup, path, given)
         if path is None:

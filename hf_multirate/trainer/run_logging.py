@@ -130,6 +130,8 @@ class RunLoggingMixin(TrainerLifecycleMixin):
                 values = metrics.log_values()
                 logs |= metrics.selected(values, self._log_setting())
             self._warn_once()
+        if metrics is not None and self._training and self.multirate.attached and "loss" in logs:
+            logs |= metrics.learning_rates()
         super().log(logs, *args, **kwargs)
         if metrics is not None:
             metrics.add_log_entry(values | logs, self.state.global_step)

@@ -48,6 +48,7 @@ class RunMetrics:
         self._blocks: dict[str, str] = {}
         self._kind = ""
         self._parts: dict[str, dict[str, Any]] = {}
+        self._rates: dict[str, tuple[float, float]] = {}
         self._units: dict[str, float] = {}
         self._all_units = 0.0
         self.begun = False
@@ -105,6 +106,20 @@ class RunMetrics:
         return {
             f"{PREFIX}{key}": value for key, value in (values | self._loss_decrease()).items() if value is not None
         }
+
+    def add_rates(self) -> None:
+        """Read the learning rates of a step before the schedule changes them, as Trainer does."""
+        if self._multirate.settled.scales_learning_rates:
+            self._rates = self._multirate.learning_rates()
+
+    def learning_rates(self) -> dict[str, float]:
+        """Log key -> learning rate of each rate group, if the configuration gives them different ones."""
+        values: dict[str, float] = {}
+        for group, (lowest, highest) in self._rates.items():
+            values[f"{PREFIX}learning_rate/{group}"] = highest
+            if lowest < highest:
+                values[f"{PREFIX}lowest_learning_rate/{group}"] = lowest
+        return with_valid_keys(values)
 
     def selected(self, values: Mapping[str, float], log: str) -> dict[str, float]:
         """The part of `log_values` for the logs of Trainer.

@@ -20,6 +20,7 @@ from hf_multirate.controller.multirate import Multirate
 from hf_multirate.controller.step_timer import StepTimer
 from hf_multirate.distributed.unsupported import check_supported
 from hf_multirate.model.partition import FrozenError
+from hf_multirate.optim.parameter_groups import divide_parameter_groups
 from hf_multirate.trainer.arguments import MultirateTrainingArguments, require_log, switched_off
 from hf_multirate.trainer.run_logging import RunLoggingMixin
 
@@ -57,10 +58,8 @@ class MultirateMixin(RunLoggingMixin):
         **kwargs: Any,
     ) -> None:
         self.multirate_log = None if multirate_log is None else require_log(multirate_log)
-        self._configured_by_arguments = multirate is None
-        if switched_off():
-            multirate, self._configured_by_arguments = MultirateConfig.off(), False
-        elif multirate is not None and not isinstance(multirate, MultirateConfig):
+        self._configured_by_arguments, self._switched_off = multirate is None, switched_off()
+        if multirate is not None and not isinstance(multirate, MultirateConfig):
             wrong_type("multirate", "a MultirateConfig, as MultirateConfig.from_dict() makes one", multirate)
         # Created before super().__init__, which may evaluate or create an optimizer. The arguments are read later.
         self.multirate = Multirate(multirate or MultirateConfig())
@@ -82,9 +81,14 @@ class MultirateMixin(RunLoggingMixin):
             self._read_arguments()
         return super().create_optimizer(*args, **kwargs)
 
+    def _optimizer_created(self, optimizer: torch.optim.Optimizer) -> None:
+        divide_parameter_groups(optimizer, cast(nn.Module, self.model), self.multirate.config)
+
     def _read_arguments(self) -> None:
         if self._configured_by_arguments:
             self.multirate.config = _from_arguments(self.args)
+        if self._switched_off:
+            self.multirate.config = _standard_training(self.multirate.config)
         if not self.multirate.config.is_standard_training:
             check_supported(cast(Trainer, self), self.multirate.config)
 
@@ -96,6 +100,8 @@ class MultirateMixin(RunLoggingMixin):
     def _before_step(self) -> None:
         # Gradients are not averaged yet if training_step skipped the last micro-batch of the step.
         self.multirate.synchronize()
+        if self._run_metrics is not None:
+            self._run_metrics.add_rates()
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Estimate as in `transformers.Trainer`, multiplied by the relative cost of the step."""
@@ -165,6 +171,11 @@ def _skipping_backward(accelerator: Accelerator, at_fast_step: Callable[[], bool
 
 def _from_arguments(args: TrainingArguments) -> MultirateConfig:
     return args.to_multirate_config() if isinstance(args, MultirateTrainingArguments) else MultirateConfig()
+
+
+def _standard_training(config: MultirateConfig) -> MultirateConfig:
+    """Standard training with the learning rates of ``config``, as the baseline of a comparison."""
+    return MultirateConfig.off(head_lr_scale=config.head_lr_scale, lr_decay=config.lr_decay)
 
 
 class MultirateTrainer(MultirateMixin, Trainer):
