@@ -11,6 +11,7 @@ from hf_multirate.averaged_copies.trainer import AveragedCopiesMixin, AveragedCo
 from hf_multirate.config.config import MultirateConfig
 from hf_multirate.config.random_subset import RandomSubset
 from hf_multirate.config.rate_group import RateGroup
+from hf_multirate.controller.head_start import HeadStartResult, head_start
 from hf_multirate.controller.multirate import Multirate
 from hf_multirate.planning import Plan, plan
 from hf_multirate.trainer.arguments import MultirateSeq2SeqTrainingArguments, MultirateTrainingArguments
@@ -24,6 +25,7 @@ __all__ = [
     "AveragedCopiesMixin",
     "AveragedCopiesTrainer",
     "CopiesConfig",
+    "HeadStartResult",
     "Multirate",
     "MultirateConfig",
     "MultirateMixin",
@@ -34,5 +36,6 @@ __all__ = [
     "Plan",
     "RandomSubset",
     "RateGroup",
+    "head_start",
     "plan",
 ]

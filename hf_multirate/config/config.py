@@ -60,6 +60,10 @@ class MultirateConfig:
         auto_periods: Speed-up for which periods are chosen once the model is known; None keeps the periods of
             ``groups``. If set, ``groups`` must be ordered from the top of the model down and have period 1. Empty
             ``groups`` stand for one group per block.
+        head_start: Number of batches for a head start of the head before the first step, see
+            `hf_multirate.head_start`; 0 for none. They are the first batches of training.
+        head_start_steps: Number of steps of the head on these batches.
+        head_start_lr: Learning rate of these steps; None chooses it on batches that are held out.
 
     Raises:
         ValueError: a value is out of range, two groups share a name, a group has no pattern, or none has period 1.
@@ -77,6 +81,9 @@ class MultirateConfig:
     turns: str = "drawn"
     turns_seed: int = 0
     auto_periods: AutoPeriods | None = None
+    head_start: int = 0
+    head_start_steps: int = 150
+    head_start_lr: float | None = None
 
     def __post_init__(self) -> None:
         """Validate the values, and convert them to plain ones and ``groups`` to a tuple."""
@@ -193,9 +200,18 @@ class MultirateConfig:
         return cls(groups, auto_periods=AutoPeriods(speedup, max_period), **settings)
 
     @classmethod
-    def off(cls) -> MultirateConfig:
-        """Standard training: one group that gets a gradient at every step."""
-        return cls((RateGroup("all", ".*", 1),))
+    def off(cls, **settings: Any) -> MultirateConfig:
+        """Standard training: one group that gets a gradient at every step.
+
+        Args:
+            **settings: Further fields of `MultirateConfig`, such as ``head_start``.
+        """
+        return cls((RateGroup("all", ".*", 1),), **settings)
+
+    def without_groups(self) -> MultirateConfig:
+        """Standard training with the head start of this configuration."""
+        names = ("head_start", "head_start_steps", "head_start_lr")
+        return MultirateConfig.off(**{name: vars(self)[name] for name in names})
 
     @cached_property
     def schedule(self) -> Schedule:

@@ -21,13 +21,13 @@ from hf_multirate.controller.step_timer import StepTimer
 from hf_multirate.distributed.unsupported import check_supported
 from hf_multirate.model.partition import FrozenError
 from hf_multirate.trainer.arguments import MultirateTrainingArguments, require_log, switched_off
-from hf_multirate.trainer.run_logging import RunLoggingMixin
+from hf_multirate.trainer.head_start import HeadStartMixin
 
 
 logger = logging.getLogger(__name__)
 
 
-class MultirateMixin(RunLoggingMixin):
+class MultirateMixin(HeadStartMixin):
     """Multirate training for any subclass of `transformers.Trainer`: ``class Mine(MultirateMixin, TheirTrainer)``.
 
     Args:
@@ -58,12 +58,11 @@ class MultirateMixin(RunLoggingMixin):
     ) -> None:
         self.multirate_log = None if multirate_log is None else require_log(multirate_log)
         self._configured_by_arguments = multirate is None
-        if switched_off():
-            multirate, self._configured_by_arguments = MultirateConfig.off(), False
-        elif multirate is not None and not isinstance(multirate, MultirateConfig):
+        self._switched_off = switched_off()
+        if multirate is not None and not isinstance(multirate, MultirateConfig):
             wrong_type("multirate", "a MultirateConfig, as MultirateConfig.from_dict() makes one", multirate)
         # Created before super().__init__, which may evaluate or create an optimizer. The arguments are read later.
-        self.multirate = Multirate(multirate or MultirateConfig())
+        self.multirate = Multirate(self._switched(multirate or MultirateConfig()))
         self._control(self.multirate)
         super().__init__(*args, **kwargs)
         self._read_arguments()
@@ -84,9 +83,14 @@ class MultirateMixin(RunLoggingMixin):
 
     def _read_arguments(self) -> None:
         if self._configured_by_arguments:
-            self.multirate.config = _from_arguments(self.args)
+            self.multirate.config = self._switched(_from_arguments(self.args))
+        self._check_head_start()
         if not self.multirate.config.is_standard_training:
             check_supported(cast(Trainer, self), self.multirate.config)
+
+    def _switched(self, config: MultirateConfig) -> MultirateConfig:
+        """``config``, or standard training with its head start if the environment switches rate groups off."""
+        return config.without_groups() if self._switched_off else config
 
     def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
         """See `transformers.Trainer`. At fast steps, backward stops above the idle groups."""

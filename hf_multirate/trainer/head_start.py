@@ -1,0 +1,110 @@
+"""A head start in `transformers.Trainer`, before the first step."""
+
+from __future__ import annotations
+
+import time
+import weakref
+from typing import Any, cast
+
+import torch.distributed as dist
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from hf_multirate.controller.head_start import HeadStartResult, take_head_start, trainable_head
+from hf_multirate.distributed.unsupported import check_head_start
+from hf_multirate.model.random_state import random_state_restored
+from hf_multirate.model.unwrap import unwrap_model
+from hf_multirate.trainer.first_batches import first_batches
+from hf_multirate.trainer.log_values import PREFIX
+from hf_multirate.trainer.run_logging import RunLoggingMixin
+
+
+HEAD_START = f"{PREFIX}head_start/"
+"""Prefix of the log keys of a head start."""
+
+
+class HeadStartMixin(RunLoggingMixin):
+    """Gives a new head a head start on the first batches, with ``head_start`` of the configuration."""
+
+    _started: weakref.ref[nn.Module] | None = None
+    """The model that had its head start: a second ``train()`` goes on with a head that is no longer new."""
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """See `transformers.Trainer`. A head start comes before the first step of a run that is not resumed."""
+        # Added here, so that it follows the callbacks of the user, which may set a seed.
+        callback = _HeadStartCallback(self)
+        self.add_callback(callback)
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self.remove_callback(callback)
+
+    def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+        """See `transformers.Trainer`."""
+        if self._awaits_head_start():
+            raise RuntimeError(
+                f"head_start is {self.multirate.config.head_start}, but the training loop of {type(self).__name__} "
+                "calls no on_epoch_begin of the callbacks, so the head start was not taken. Call it, or set "
+                "head_start=0 and call hf_multirate.head_start(model, batches) before training."
+            )
+        return super().training_step(model, *args, **kwargs)
+
+    def _check_head_start(self) -> None:
+        """Raise an error before training if the model or the set-up allows no head start."""
+        if self.multirate.config.head_start and self.model is not None:
+            check_head_start(cast(Trainer, self))
+            if self._training:
+                trainable_head(unwrap_model(cast(nn.Module, self.model)))
+
+    def _awaits_head_start(self) -> bool:
+        if not (self.multirate.config.head_start and self._training) or self._resumes or self.state.global_step:
+            return False
+        return self._started is None or self._started() is not unwrap_model(cast(nn.Module, self.model))
+
+    def _take_head_start(self, loader: Any) -> None:
+        """Train the head on the first batches of ``loader``, unless it had its head start."""
+        if not self._awaits_head_start():
+            return
+        begun = time.perf_counter()
+        model, config = unwrap_model(cast(nn.Module, self.model)), self.multirate.config
+        with random_state_restored(model.parameters()):
+            batches = first_batches(loader, config.head_start)
+            group = dist.group.WORLD if self.args.world_size > 1 else None
+            result = take_head_start(
+                model, batches, self._head_start_loss, config.head_start_steps, config.head_start_lr, group
+            )
+        self._started = weakref.ref(model)
+        self._log_head_start(result, time.perf_counter() - begun)
+
+    def _head_start_loss(self, model: nn.Module, batch: Any) -> Tensor:
+        inputs = self._prepare_inputs(dict(batch) if isinstance(batch, dict) else batch)
+        with self.compute_loss_context_manager():
+            loss: Tensor = self.compute_loss(model, inputs, num_items_in_batch=None)
+        return loss.mean()
+
+    def _log_head_start(self, result: HeadStartResult, seconds: float) -> None:
+        values = {
+            "batches": result.batches,
+            "steps": result.steps,
+            "learning_rate": result.learning_rate,
+            "loss_before": result.loss_before,
+            "loss_after": result.loss_after,
+            "seconds": seconds,
+        }
+        if self._run_metrics is not None:
+            self._run_metrics.head_start = values
+        self.log({f"{HEAD_START}{key}": round(value, 6) for key, value in values.items()})
+
+
+class _HeadStartCallback(TrainerCallback):
+    """Calls the head start at the start of the first epoch, before the first random number of its order is drawn."""
+
+    def __init__(self, trainer: HeadStartMixin) -> None:
+        self._trainer = trainer
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Take the head start."""
+        del args, state, control
+        self._trainer._take_head_start(kwargs["train_dataloader"])
