@@ -123,17 +123,26 @@ def take_head_start(
     return HeadStartResult(len(batches), steps, rate, before, after, time.perf_counter() - begun)
 
 
+def head_of(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters of the head by name.
+
+    Raises:
+        ValueError: the model has no head.
+    """
+    try:
+        return head_parameters(model)
+    except ValueError as error:
+        why = str(error).partition("; use")[0]
+        raise ValueError(f"a head start needs a head, but {why}. Set head_start=0.") from error
+
+
 def trainable_head(model: nn.Module) -> list[nn.Parameter]:
     """Parameters of the head that require a gradient.
 
     Raises:
         ValueError: the model has no head, or a frozen one.
     """
-    try:
-        found = head_parameters(model)
-    except ValueError as error:
-        why = str(error).partition("; use")[0]
-        raise ValueError(f"a head start needs a head, but {why}. Set head_start=0.") from error
+    found = head_of(model)
     head = [parameter for parameter in found.values() if parameter.requires_grad]
     if not head:
         raise ValueError(
@@ -224,6 +233,7 @@ class _Head:
             for alias, gradient in zip(self._aliases, self._gradients(batches[step % len(batches)]), strict=True):
                 alias.grad = gradient
             optimizer.step()
+            torch.clear_autocast_cache()  # an autocast context of the caller keeps copies of the weights
         for alias in self._aliases:
             alias.grad = None
 
@@ -261,6 +271,7 @@ class _Head:
     def _reset(self) -> None:
         for parameter, first in zip(self._head, self._first, strict=True):
             parameter.copy_(first)
+        torch.clear_autocast_cache()
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from hf_multirate.controller.head_start import HeadStartResult, take_head_start, trainable_head
+from hf_multirate.controller.head_start import HeadStartResult, head_of, take_head_start, trainable_head
 from hf_multirate.distributed.unsupported import check_head_start
 from hf_multirate.model.random_state import random_state_restored
 from hf_multirate.model.unwrap import unwrap_model
@@ -53,8 +53,9 @@ class HeadStartMixin(RunLoggingMixin):
         """Raise an error before training if the model or the set-up allows no head start."""
         if self.multirate.config.head_start and self.model is not None:
             check_head_start(cast(Trainer, self))
-            if self._training:
-                trainable_head(unwrap_model(cast(nn.Module, self.model)))
+            model = unwrap_model(cast(nn.Module, self.model))
+            # A frozen model may be only evaluated, or unfrozen before training.
+            _ = trainable_head(model) if self._training else head_of(model)
 
     def _awaits_head_start(self) -> bool:
         if not (self.multirate.config.head_start and self._training) or self._resumes or self.state.global_step:
@@ -91,8 +92,9 @@ class HeadStartMixin(RunLoggingMixin):
             "loss_after": result.loss_after,
             "seconds": seconds,
         }
+        self._reset_for_attempt()
         if self._run_metrics is not None:
-            self._run_metrics.head_start = values
+            self._run_metrics.add_head_start(values)
         self.log({f"{HEAD_START}{key}": round(value, 6) for key, value in values.items()})
 
 
