@@ -72,8 +72,8 @@ class KeptOutputs:
                 return recursively_apply(Tensor.clone, next(outputs))
             except StopIteration:
                 raise ValueError(
-                    f"the loss of the same batch calls {type(self._module).__name__} a varying number of times, so its "
-                    "kept outputs do not fit. Set head_start=0."
+                    f"the loss of the same batch calls {type(self._module).__name__} a varying number of times, so "
+                    "its kept outputs do not fit. Set head_start=0."
                 ) from None
 
         with _forward_replaced(self._module, replay):

@@ -241,8 +241,9 @@ class _Head:
         with torch.enable_grad(), self._kept.returned(batch):
             loss = self._loss(self._model, self._batches[batch])
             if not loss.requires_grad:
-                raise ValueError("the loss does not depend on the head, so a head start cannot train it. Set "
-                                 "head_start=0.")
+                raise ValueError(
+                    "the loss does not depend on the head, so a head start cannot train it. Set head_start=0."
+                )
             # Unlike backward(), this leaves .grad and the hooks of DistributedDataParallel alone.
             found = torch.autograd.grad(loss, self._head, allow_unused=True)
         gradients = [torch.zeros_like(p) if g is None else g for p, g in zip(self._head, found, strict=True)]

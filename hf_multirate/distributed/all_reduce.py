@@ -141,6 +141,8 @@ def _split(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
 
 def average(tensors: Sequence[torch.Tensor], group: dist.ProcessGroup | None) -> None:
     """Replace tensors by their mean over the processes of a group, in place; None is one process."""
-    for tensor in tensors if group is not None else ():
+    if group is None:
+        return
+    for tensor in tensors:
         dist.all_reduce(tensor, group=group)
-        tensor /= group.size()
+        tensor.div_(group.size())

@@ -51,7 +51,7 @@ class HeadStartMixin(RunLoggingMixin):
 
     def _check_head_start(self) -> None:
         """Raise an error before training if the model or the set-up allows no head start."""
-        if self.multirate.config.head_start and self.model is not None:
+        if self.multirate.config.head_start:
             check_head_start(cast(Trainer, self))
             model = unwrap_model(cast(nn.Module, self.model))
             # A frozen model may be only evaluated, or unfrozen before training.
@@ -80,8 +80,8 @@ class HeadStartMixin(RunLoggingMixin):
     def _head_start_loss(self, model: nn.Module, batch: Any) -> Tensor:
         inputs = self._prepare_inputs(dict(batch) if isinstance(batch, dict) else batch)
         with self.compute_loss_context_manager():
-            loss: Tensor = self.compute_loss(model, inputs, num_items_in_batch=None)
-        return loss.mean()
+            loss = self.compute_loss(model, inputs, num_items_in_batch=None)
+        return cast(Tensor, loss).mean()
 
     def _log_head_start(self, result: HeadStartResult, seconds: float) -> None:
         values = {

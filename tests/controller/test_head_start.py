@@ -203,7 +203,7 @@ def test_gradient_checkpointing_and_autocast() -> None:
 @pytest.mark.parametrize("family", ["gpt2-lm", "t5", "clip", "bart", "qwen"])
 def test_a_model_without_a_head_of_its_own_is_refused(family: str) -> None:
     model, _ = FAMILIES[family]()
-    with pytest.raises(ValueError, match="a head start needs a head, but .*Set head_start=0"):
+    with pytest.raises(ValueError, match=r"a head start needs a head, but .*Set head_start=0"):
         head_start(model, [{}])
 
 

@@ -31,8 +31,9 @@ class Rows(Dataset[Tensor]):
 
     def __getitem__(self, i: int) -> Tensor:
         self.reads += 1
-        noise = [self.python.random(), self.numpy.random(), self.old.rand(), float(torch.rand(1, generator=self.torch))]
-        return torch.tensor([i, self.reads, *noise, float(torch.rand(1)), random.random(), np.random.rand()])
+        own = [self.python.random(), self.numpy.random(), self.old.rand(), float(torch.rand(1, generator=self.torch))]
+        common = [float(torch.rand(1)), random.random(), np.random.rand()]
+        return torch.tensor([i, self.reads, *own, *common])
 
 
 class Passes(Sampler[int]):
