@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import time
-import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch.distributed as dist
@@ -23,10 +25,14 @@ HEAD_START = f"{PREFIX}head_start/"
 """Prefix of the log keys of a head start."""
 
 
+TRL_METRICS = "_metrics"
+"""Attribute of the trainers of TRL."""
+
+
 class HeadStartMixin(RunLoggingMixin):
     """Gives a new head a head start on the first batches, with ``head_start`` of the configuration."""
 
-    _started: weakref.ref[nn.Module] | None = None
+    _started: nn.Module | None = None
     """The model that had its head start: a second ``train()`` goes on with a head that is no longer new."""
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -51,30 +57,32 @@ class HeadStartMixin(RunLoggingMixin):
 
     def _check_head_start(self) -> None:
         """Raise an error before training if the model or the set-up allows no head start."""
+        model = unwrap_model(cast(nn.Module, self.model))
+        if self._started is not model:
+            self._started = None  # model_init has made another one
         if self.multirate.config.head_start:
             check_head_start(cast(Trainer, self))
-            model = unwrap_model(cast(nn.Module, self.model))
             # A frozen model may be only evaluated, or unfrozen before training.
             _ = trainable_head(model) if self._training else head_of(model)
 
     def _awaits_head_start(self) -> bool:
         if not (self.multirate.config.head_start and self._training) or self._resumes or self.state.global_step:
             return False
-        return self._started is None or self._started() is not unwrap_model(cast(nn.Module, self.model))
+        return self._started is not unwrap_model(cast(nn.Module, self.model))
 
     def _take_head_start(self, loader: Any) -> None:
         """Train the head on the first batches of ``loader``, unless it had its head start."""
-        if not self._awaits_head_start():
+        if loader is None or not self._awaits_head_start():
             return
         begun = time.perf_counter()
         model, config = unwrap_model(cast(nn.Module, self.model)), self.multirate.config
-        with random_state_restored(model.parameters()):
+        with random_state_restored(model.parameters()), _metrics_restored(self):
             batches = first_batches(loader, config.head_start)
             group = dist.group.WORLD if self.args.world_size > 1 else None
             result = take_head_start(
                 model, batches, self._head_start_loss, config.head_start_steps, config.head_start_lr, group
             )
-        self._started = weakref.ref(model)
+        self._started = model
         self._log_head_start(result, time.perf_counter() - begun)
 
     def _head_start_loss(self, model: nn.Module, batch: Any) -> Tensor:
@@ -98,6 +106,17 @@ class HeadStartMixin(RunLoggingMixin):
         self.log({f"{HEAD_START}{key}": round(value, 6) for key, value in values.items()})
 
 
+@contextmanager
+def _metrics_restored(trainer: HeadStartMixin) -> Iterator[None]:
+    """A context after which the metrics that ``compute_loss`` of TRL collects for the next log are as before."""
+    before = copy.deepcopy(vars(trainer).get(TRL_METRICS))
+    try:
+        yield
+    finally:
+        if before is not None:
+            vars(trainer)[TRL_METRICS] = before
+
+
 class _HeadStartCallback(TrainerCallback):
     """Calls the head start at the start of the first epoch, before the first random number of its order is drawn."""
 
@@ -109,4 +128,4 @@ class _HeadStartCallback(TrainerCallback):
     ) -> None:
         """Take the head start."""
         del args, state, control
-        self._trainer._take_head_start(kwargs["train_dataloader"])
+        self._trainer._take_head_start(kwargs.get("train_dataloader"))
