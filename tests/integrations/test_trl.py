@@ -85,10 +85,6 @@ def dpo(folder: Path, kind: type[DPOTrainer], lora: bool, **rest: Any) -> DPOTra
     )  # fmt: skip
 
 
-class MultirateReward(MultirateMixin, RewardTrainer):
-    """As users write it."""
-
-
 def reward(folder: Path, **rest: Any) -> Any:
     rows = [
         {"prompt": WORDS[i % 6] + " ", "chosen": WORDS[i % 6 + 1], "rejected": WORDS[i % 6 + 2]} for i in range(12)
