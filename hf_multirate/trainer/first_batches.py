@@ -15,7 +15,10 @@ from accelerate.data_loader import DataLoaderStateMixin
 from torch.utils.data import Dataset, IterableDataset
 
 
-PARTS = ("base_dataloader", "batch_sampler", "sampler", "generator", "synchronized_generator", "dataset", "collate_fn")
+PARTS = (
+    "base_dataloader", "batch_sampler", "sampler", "generator", "synchronized_generator", "dataset", "datasets",
+    "collate_fn", "data_collator",
+)  # fmt: skip
 """Attributes of data loaders and samplers whose state reading may change."""
 
 GENERATORS: dict[type, tuple[Callable[[Any], Any], Callable[[Any, Any], Any]]] = {
@@ -103,4 +106,6 @@ def _parts(loader: Any) -> Iterator[Any]:
             continue
         found.add(id(part))
         yield part
-        waiting += [value for name, value in values.items() if name in PARTS or isinstance(value, Dataset)]
+        for name, value in values.items():
+            if name in PARTS or isinstance(value, Dataset):
+                waiting += value if isinstance(value, (list, tuple)) else [value]

@@ -11,6 +11,7 @@ import peft
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 from transformers import BertForMaskedLM
 
 from hf_multirate import HeadStartResult, head_start
@@ -115,7 +116,11 @@ def test_the_rate_is_chosen_on_batches_that_are_held_out() -> None:
         with torch.no_grad():
             found[rate] = sum(float(model(**batch).loss) for batch in batches[-2:])
     model, batches = learnable("bert")
-    assert head_start(model, batches, steps=30).learning_rate == min(found, key=lambda rate: found[rate])
+    chosen = head_start(model, batches, steps=30).learning_rate
+    assert chosen == min(found, key=lambda rate: found[rate])
+    other, _ = learnable("bert")
+    head_start(other, batches, steps=30, learning_rate=chosen)
+    assert_same(model.state_dict(), other.state_dict())
     assert max(found.values()) > 1.02 * min(found.values())
 
 
@@ -147,15 +152,19 @@ def test_an_error_within_leaves_the_model_as_it_was() -> None:
     assert marks_of(model) == marks
 
 
-def test_a_loss_of_ones_own_may_call_the_model_twice() -> None:
+def test_a_loss_of_ones_own_may_call_the_model_twice_and_draw_random_numbers() -> None:
     model, batches = learnable("bert")
 
     def pairs(model: nn.Module, batch: Any) -> Tensor:
         first = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
         second = model(input_ids=batch["input_ids"].flip(1), attention_mask=batch["attention_mask"]).logits
+        draws()
         return nn.functional.cross_entropy(first - second, batch["labels"])
 
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
     result = head_start(model, batches, loss=pairs)
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == states[1:]
     assert result.loss_after < result.loss_before
 
 
@@ -183,7 +192,9 @@ def test_compiled(way: str) -> None:
     else:
         part: Any = model if way == "in place" else model.bert
         part.compile(backend="eager")
+    counters.clear()
     head_start(compiled, batches, learning_rate=1e-2)
+    assert not counters["stats"]
     assert_same(model.state_dict(), plain.state_dict())
 
 

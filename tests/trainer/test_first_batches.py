@@ -12,7 +12,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, Sampler
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, RandomSampler, Sampler, Subset
 
 from hf_multirate.model.random_state import random_state_restored
 from hf_multirate.trainer.first_batches import first_batches
@@ -50,6 +50,26 @@ class Passes(Sampler[int]):
         return iter([(i * 3 + self.passes) % 20 for i in range(20)])
 
 
+class Noisy:
+    """A collator with a generator of its own, which it makes at its first batch."""
+
+    generator: torch.Generator | None = None
+
+    def __call__(self, rows: list[Tensor]) -> Tensor:
+        self.generator = self.generator or torch.Generator().manual_seed(5)
+        return torch.cat([torch.stack(rows), torch.rand(len(rows), 2, generator=self.generator)], 1)
+
+
+class Wrapped:
+    """As Trainer wraps a collator to remove columns."""
+
+    def __init__(self) -> None:
+        self.data_collator = Noisy()
+
+    def __call__(self, rows: list[Tensor]) -> Tensor:
+        return self.data_collator(rows)
+
+
 LOADERS: dict[str, Any] = {
     "shuffled": lambda rows: DataLoader(rows, 4, shuffle=True),
     "in order": lambda rows: DataLoader(rows, 4),
@@ -57,6 +77,11 @@ LOADERS: dict[str, Any] = {
     "sampler": lambda rows: DataLoader(rows, 4, sampler=Passes()),
     "sampler with generator": lambda rows: DataLoader(
         rows, 4, sampler=RandomSampler(rows, generator=torch.Generator().manual_seed(1))
+    ),
+    "collator": lambda rows: DataLoader(rows, 4, collate_fn=Noisy()),
+    "wrapped collator": lambda rows: DataLoader(rows, 4, collate_fn=Wrapped()),
+    "datasets in a dataset": lambda rows: DataLoader(
+        ConcatDataset([Subset(rows, range(10)), Subset(Rows(), range(10))]), 4, shuffle=True
     ),
     "workers": lambda rows: DataLoader(rows, 4, shuffle=True, num_workers=1),
     "persistent workers": lambda rows: DataLoader(rows, 4, shuffle=True, num_workers=1, persistent_workers=True),

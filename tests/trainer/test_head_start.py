@@ -18,6 +18,7 @@ from torch.utils.data import IterableDataset
 from transformers import TrainerCallback
 
 from hf_multirate import MultirateConfig, MultirateTrainer, MultirateTrainingArguments, head_start
+from hf_multirate.reporting.comparison import notes, training_seconds
 from hf_multirate.reporting.run_record import FILE, read_record
 from tests.support.runs import (
     CONFIG,
@@ -231,6 +232,18 @@ def test_the_record_counts_its_seconds_and_has_its_values(tmp_path: Path) -> Non
     assert again["seconds_aside"]["head_start"] == record.summary["seconds_aside"]["head_start"]
     trainer_for(tmp_path / "none", CONFIG).train()
     assert json.loads((tmp_path / "none" / FILE).read_text())["summary"]["head_start"] is None
+
+
+def test_the_card_and_the_comparison_name_it(tmp_path: Path) -> None:
+    for name, config in (("run", MultirateConfig.ladder(**SETTINGS)), ("baseline", MultirateConfig.off())):
+        trainer = trainer_for(tmp_path / name, config, multirate_record=True)
+        trainer.train()
+        trainer.create_model_card()
+    assert "| steps of the head before training | 20, on 4 batches |" in (tmp_path / "run" / "README.md").read_text()
+    run, baseline = (read_record(tmp_path / name) for name in ("run", "baseline"))
+    assert notes(run, baseline) == ["batches of a head start: 4 and 0"]
+    assert notes(run, run) == []
+    assert training_seconds(run) >= run.summary["head_start"]["seconds"]
 
 
 def test_standard_training_with_it_leaves_no_record_and_no_files_in_checkpoints(tmp_path: Path) -> None:
