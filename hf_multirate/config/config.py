@@ -25,6 +25,9 @@ from hf_multirate.config.validation import require_items, require_text, shown
 DEFAULT_PERIODS = (1, 2, 4)
 """Periods of the default ladder: three parts of equal depth, the top part first."""
 
+WITHOUT_GROUPS = ("head_lr_scale", "lr_decay", "head_start", "head_start_steps", "head_start_lr")
+"""Settings that standard training has too."""
+
 
 @dataclass(frozen=True)
 class MultirateConfig:
@@ -62,6 +65,10 @@ class MultirateConfig:
             ``groups`` stand for one group per block.
         head_lr_scale: Factor on the learning rate of the head, see `hf_multirate.model.learning_rates`.
         lr_decay: Factor on the learning rate from each block to the block below it, between 0 and 1.
+        head_start: Number of batches for a head start of the head before the first step, see
+            `hf_multirate.head_start`; 0 for none. They are the first batches of training.
+        head_start_steps: Number of steps of the head on these batches.
+        head_start_lr: Learning rate of these steps; None chooses it on batches that are held out.
 
     Raises:
         ValueError: a value is out of range, two groups share a name, a group has no pattern, or none has period 1.
@@ -81,6 +88,9 @@ class MultirateConfig:
     auto_periods: AutoPeriods | None = None
     head_lr_scale: float = 1.0
     lr_decay: float = 1.0
+    head_start: int = 0
+    head_start_steps: int = 150
+    head_start_lr: float | None = None
 
     def __post_init__(self) -> None:
         """Validate the values, and convert them to plain ones and ``groups`` to a tuple."""
@@ -201,9 +211,13 @@ class MultirateConfig:
         """Standard training: one group that gets a gradient at every step.
 
         Args:
-            **settings: Further fields of `MultirateConfig`, such as ``head_lr_scale``.
+            **settings: Further fields of `MultirateConfig`, such as ``head_lr_scale`` and ``head_start``.
         """
         return cls((RateGroup("all", ".*", 1),), **settings)
+
+    def without_groups(self) -> MultirateConfig:
+        """Standard training with the head start and the learning rates of the head and of depth."""
+        return MultirateConfig.off(**{name: vars(self)[name] for name in WITHOUT_GROUPS})
 
     @cached_property
     def schedule(self) -> Schedule:

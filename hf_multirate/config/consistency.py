@@ -9,12 +9,21 @@ from typing import Any
 from hf_multirate.config.auto_periods import AutoPeriods
 from hf_multirate.config.rate_group import PRESETS, RateGroup
 from hf_multirate.config.schedule import TURNS
-from hf_multirate.config.validation import require_choice, require_int, require_number, shown, wrong_type
+from hf_multirate.config.validation import (
+    require_choice,
+    require_int,
+    require_number,
+    require_positive,
+    shown,
+    wrong_type,
+)
 
 
 INTEGERS = (
     ("check_ranks_every", "cycles", 0),
     ("turns_seed", "", 0),
+    ("head_start", "batches", 0),
+    ("head_start_steps", "steps", 1),
 )
 """Integer settings: name, unit, smallest value."""
 
@@ -100,6 +109,8 @@ def plain_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     for name, choices in CHOICES_OR_NONE.items():
         settings[name] = require_choice(name, values[name], choices, or_none=True)
     settings |= {name: learning_rate_setting(name, values[name]) for name in ("head_lr_scale", "lr_decay")}
+    rate = values["head_start_lr"]
+    settings["head_start_lr"] = None if rate is None else require_positive("head_start_lr", rate)
     settings["drift_factor"] = "auto" if values["drift_factor"] == "auto" else _drift_factor(values["drift_factor"])
     return settings
 

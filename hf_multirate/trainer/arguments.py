@@ -12,10 +12,17 @@ from typing import Any
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
 from hf_multirate.config.auto_periods import require_speedup
-from hf_multirate.config.config import MultirateConfig
+from hf_multirate.config.config import WITHOUT_GROUPS, MultirateConfig
 from hf_multirate.config.consistency import CHOICES, CHOICES_OR_NONE, learning_rate_setting
 from hf_multirate.config.rate_group import IDLE_RULES, parse_ladder
-from hf_multirate.config.validation import require_bool, require_choice, require_int, require_path, require_text
+from hf_multirate.config.validation import (
+    require_bool,
+    require_choice,
+    require_int,
+    require_path,
+    require_positive,
+    require_text,
+)
 
 
 logger = logging.getLogger(__name__)
@@ -28,8 +35,6 @@ SWITCH_VARIABLE = "HF_MULTIRATE"
 SWITCH = ("on", "off")
 MODES = (*SWITCH, "auto")
 LOGS = ("brief", "all")
-LEARNING_RATES = ("head_lr_scale", "lr_decay")
-"""Settings of the configuration that standard training has too."""
 
 
 def require_log(value: Any) -> str:
@@ -55,6 +60,9 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "multirate_head_lr_scale": learning_rate_setting,
     "multirate_lr_decay": learning_rate_setting,
     "multirate_check_ranks_every": partial(require_int, least=0, unit="cycles"),
+    "multirate_head_start": partial(require_int, least=0, unit="batches"),
+    "multirate_head_start_steps": partial(require_int, least=1, unit="steps"),
+    "multirate_head_start_lr": require_positive,
     "multirate_config": require_path,
     "multirate_record": require_bool,
 }
@@ -157,6 +165,20 @@ class MultirateTrainingArguments(TrainingArguments):
             "processes (default: 0, never)."
         },
     )
+    multirate_head_start: int | None = field(
+        default=None,
+        metadata={
+            "help": "Number of batches for a head start: the base model runs forward on the first batches, and a new "
+            "head is trained on its outputs before the first step. Works with multirate='off' too (default: 0, none)."
+        },
+    )
+    multirate_head_start_steps: int | None = field(
+        default=None, metadata={"help": "Number of steps of the head in its head start (default: 150)."}
+    )
+    multirate_head_start_lr: float | None = field(
+        default=None,
+        metadata={"help": "Learning rate of these steps (default: chosen on batches that are held out)."},
+    )
     multirate_log: str = field(
         default="brief",
         metadata={
@@ -210,8 +232,9 @@ class MultirateTrainingArguments(TrainingArguments):
                 "multirate_speedup."
             )
         given = {name.removeprefix("multirate_"): value for name, value in fields.items() if value is not None}
+        _check_head_start(given)
         if mode == "off":
-            return MultirateConfig.off(**{name: given[name] for name in LEARNING_RATES if name in given})
+            return MultirateConfig.off(**{name: given[name] for name in WITHOUT_GROUPS if name in given})
         if mode == "auto":
             return _auto(speedup, path, given)
         if path is None:
@@ -236,6 +259,15 @@ class MultirateTrainingArguments(TrainingArguments):
 @dataclass
 class MultirateSeq2SeqTrainingArguments(Seq2SeqTrainingArguments, MultirateTrainingArguments):
     """`transformers.Seq2SeqTrainingArguments` with the fields of `MultirateTrainingArguments`."""
+
+
+def _check_head_start(given: dict[str, Any]) -> None:
+    settings: list[str] = [name for name in ("head_start_steps", "head_start_lr") if name in given]
+    if settings and not given.get("head_start"):
+        raise ValueError(
+            f"multirate_{settings[0]} is {given[settings[0]]}, but there is no head start. Set multirate_head_start "
+            f"to a number of batches, such as 16, or remove multirate_{settings[0]}."
+        )
 
 
 def _auto(speedup: float | None, path: str | None, given: dict[str, Any]) -> MultirateConfig:

@@ -22,13 +22,13 @@ from hf_multirate.distributed.unsupported import check_supported
 from hf_multirate.model.partition import FrozenError
 from hf_multirate.optim.parameter_groups import divide_parameter_groups
 from hf_multirate.trainer.arguments import MultirateTrainingArguments, require_log, switched_off
-from hf_multirate.trainer.run_logging import RunLoggingMixin
+from hf_multirate.trainer.head_start import HeadStartMixin
 
 
 logger = logging.getLogger(__name__)
 
 
-class MultirateMixin(RunLoggingMixin):
+class MultirateMixin(HeadStartMixin):
     """Multirate training for any subclass of `transformers.Trainer`: ``class Mine(MultirateMixin, TheirTrainer)``.
 
     Args:
@@ -62,7 +62,7 @@ class MultirateMixin(RunLoggingMixin):
         if multirate is not None and not isinstance(multirate, MultirateConfig):
             wrong_type("multirate", "a MultirateConfig, as MultirateConfig.from_dict() makes one", multirate)
         # Created before super().__init__, which may evaluate or create an optimizer. The arguments are read later.
-        self.multirate = Multirate(multirate or MultirateConfig())
+        self.multirate = Multirate(self._switched(multirate or MultirateConfig()))
         self._control(self.multirate)
         super().__init__(*args, **kwargs)
         self._read_arguments()
@@ -86,11 +86,14 @@ class MultirateMixin(RunLoggingMixin):
 
     def _read_arguments(self) -> None:
         if self._configured_by_arguments:
-            self.multirate.config = _from_arguments(self.args)
-        if self._switched_off:
-            self.multirate.config = _standard_training(self.multirate.config)
+            self.multirate.config = self._switched(_from_arguments(self.args))
+        self._check_head_start()
         if not self.multirate.config.is_standard_training:
             check_supported(cast(Trainer, self), self.multirate.config)
+
+    def _switched(self, config: MultirateConfig) -> MultirateConfig:
+        """``config``, or standard training with its head start if the environment switches rate groups off."""
+        return config.without_groups() if self._switched_off else config
 
     def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
         """See `transformers.Trainer`. At fast steps, backward stops above the idle groups."""
@@ -171,11 +174,6 @@ def _skipping_backward(accelerator: Accelerator, at_fast_step: Callable[[], bool
 
 def _from_arguments(args: TrainingArguments) -> MultirateConfig:
     return args.to_multirate_config() if isinstance(args, MultirateTrainingArguments) else MultirateConfig()
-
-
-def _standard_training(config: MultirateConfig) -> MultirateConfig:
-    """Standard training with the learning rates of ``config``, as the baseline of a comparison."""
-    return MultirateConfig.off(head_lr_scale=config.head_lr_scale, lr_decay=config.lr_decay)
 
 
 class MultirateTrainer(MultirateMixin, Trainer):

@@ -128,6 +128,14 @@ def test_log_keys(tmp_path: Path) -> None:
     assert {cells[0] for cells in table.values()} == {"yes", "no", "if learning rates differ"}
 
 
+def test_head_start_keys(tmp_path: Path) -> None:
+    trainer = trainer_for(tmp_path, MultirateConfig.off(head_start=2, head_start_steps=2))
+    trainer.train()
+    keys = {key for key in trainer.state.log_history[0] if key.startswith("multirate/")}
+    listed = rows(section("log_keys", "Head start"), "head start key")
+    assert {f"multirate/head_start/{key}" for key in listed} == keys
+
+
 def test_timing_keys() -> None:
     assert list(rows(section("log_keys", "Timing"), "key")) == list(StepTimer().summary())
 
