@@ -36,6 +36,12 @@ from hf_multirate.optim.loss_decrease import LossDecreaseAverages
 logger = logging.getLogger(__name__)
 
 
+NO_HEAD_START = (
+    "head_start of the configuration applies to MultirateTrainer only. In a custom training loop, call "
+    "hf_multirate.head_start(model, batches) before attach(), and leave head_start out of the configuration."
+)
+
+
 class Multirate:
     """Multirate training of one model with one optimizer.
 
@@ -185,6 +191,8 @@ class Multirate:
             TypeError: ``step`` is not an integer.
         """
         pipeline = self._attached("begin_step()")
+        if self.config.head_start:
+            self._warn(NO_HEAD_START)
         begun = self._settled.schedule.at(require_step(step))
         if pipeline.step is None or pipeline.step.index != begun.index:
             self._step = begun

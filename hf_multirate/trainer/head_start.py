@@ -66,7 +66,7 @@ class HeadStartMixin(RunLoggingMixin):
             _ = trainable_head(model) if self._training else head_of(model)
 
     def _awaits_head_start(self) -> bool:
-        if not (self.multirate.config.head_start and self._training) or self._resumes or self.state.global_step:
+        if not (self.multirate.config.head_start and self._training) or self.state.global_step:
             return False
         return self._started is not unwrap_model(cast(nn.Module, self.model))
 

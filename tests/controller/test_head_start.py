@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from transformers import BertForMaskedLM
 
-from hf_multirate import HeadStartResult, head_start
+from hf_multirate import HeadStartResult, Multirate, MultirateConfig, head_start
 from hf_multirate.controller.head_start import RATES, WEIGHT_DECAY
 from hf_multirate.model.presets import head_parameters
 from tests.support.runs import assert_same, differ, example
@@ -260,3 +260,18 @@ def test_the_result_has_seconds() -> None:
     result = head_start(model, batches[:2], steps=2, learning_rate=1e-3)
     assert isinstance(result, HeadStartResult)
     assert 0 < result.seconds < 600
+
+
+@pytest.mark.parametrize("number", [0, 4])
+def test_in_a_custom_loop_the_field_does_nothing_and_says_so_once(
+    number: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, batches = learnable("bert")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with Multirate(MultirateConfig(head_start=number)).attach(model, optimizer) as multirate:
+        for step in range(3):
+            multirate.begin_step(step)
+            model(**batches[step]).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert caplog.text.count("head_start of the configuration applies to MultirateTrainer only") == bool(number)
