@@ -108,25 +108,25 @@ def plain_settings(values: Mapping[str, Any]) -> dict[str, Any]:
         settings[name] = require_choice(name, values[name], choices)
     for name, choices in CHOICES_OR_NONE.items():
         settings[name] = require_choice(name, values[name], choices, or_none=True)
-    settings |= {name: learning_rate_setting(name, values[name]) for name in ("head_lr_scale", "lr_decay")}
+    settings["head_lr_scale"] = require_positive("head_lr_scale", values["head_lr_scale"])
+    settings["lr_decay"] = require_decay("lr_decay", values["lr_decay"])
     rate = values["head_start_lr"]
     settings["head_start_lr"] = None if rate is None else require_positive("head_start_lr", rate)
     settings["drift_factor"] = "auto" if values["drift_factor"] == "auto" else _drift_factor(values["drift_factor"])
     return settings
 
 
-def learning_rate_setting(name: str, value: Any) -> float:
-    """Check ``head_lr_scale``, a positive number, or ``lr_decay``, a number above 0 and up to 1.
+def require_decay(name: str, value: Any) -> float:
+    """Check a learning-rate decay, a number above 0 and up to 1.
 
     Raises:
         TypeError: the value is not a number.
         ValueError: the value is out of range.
     """
-    wanted = "a number above 0 and up to 1" if name.endswith("lr_decay") else "a positive number"
-    number = require_number(name, value, wanted)
-    if number <= 0 or (name.endswith("lr_decay") and number > 1):
-        raise ValueError(f"{name} must be {wanted}, got {number:g}.")
-    return number
+    decay = require_positive(name, value)
+    if decay > 1:
+        raise ValueError(f"{name} must be a number above 0 and up to 1, got {decay}.")
+    return decay
 
 
 def _drift_factor(value: Any) -> float:

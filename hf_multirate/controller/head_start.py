@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.nn.parallel import DistributedDataParallel
+from transformers import PreTrainedModel
 
 from hf_multirate.backward.kept_activations import KeptOutputs
 from hf_multirate.config.validation import require_int, require_items, require_positive
@@ -155,9 +156,8 @@ def trainable_head(model: nn.Module) -> list[nn.Parameter]:
 def warn_of_old_head(model: nn.Module) -> None:
     """Warn if the head is that of a language model, which is not new."""
     inner = unwrap_peft(model)
-    # Only transformers models have this method; it returns None for a model with a new head.
-    embeddings: Any = getattr(inner, "get_output_embeddings", lambda: None)()
-    if embeddings is not None:
+    # None for a model with a new head.
+    if isinstance(inner, PreTrainedModel) and inner.get_output_embeddings() is not None:
         logger.warning(
             "the head of %s is that of a language model, which was trained before. A head start is for a new head: on "
             "a few batches an old one can lose more than it gains. Set head_start=0.", type(inner).__name__,

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from torch import nn
 
 from hf_multirate.config.config import MultirateConfig
-from hf_multirate.model.presets import parameter_levels, preset_names
-from hf_multirate.model.unwrap import canonical_parameters
+from hf_multirate.model.presets import head_parameters, parameter_levels
 
 
 def learning_rate_factors(
@@ -45,13 +44,12 @@ def _head(config: MultirateConfig, model: nn.Module) -> set[nn.Parameter]:
     if config.head_lr_scale == 1.0:
         return set()
     try:
-        names = preset_names("head", None, model)
+        return set(head_parameters(model).values())
     except ValueError as error:
         raise ValueError(
             f"head_lr_scale is {config.head_lr_scale:g}, but the head is unknown: {error}. Remove head_lr_scale, or "
             "give the rate group of the new parameters an lr_scale."
         ) from error
-    return {parameter for name, parameter in canonical_parameters(model).items() if name in names}
 
 
 def _depths(config: MultirateConfig, model: nn.Module) -> dict[nn.Parameter, int]:

@@ -73,9 +73,8 @@ def warn_of_lost_steps(
 ) -> None:
     """Warn if the step of a low-precision parameter is scaled after the optimizer may have rounded it to zero."""
     for group in config.groups:
-        scales_steps = group.random_subset is not None
         names = [name for name in partition[group.name] if parameters[name].dtype in (torch.bfloat16, torch.float16)]
-        if scales_steps and names:
+        if group.random_subset is not None and names:
             logger.warning(
                 "rate group %r scales the steps of the optimizer because of its random subset, and %d of its "
                 "parameters are %s, e.g. %r. Steps below the precision of a weight are lost before they are "

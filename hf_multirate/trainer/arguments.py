@@ -13,7 +13,7 @@ from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
 from hf_multirate.config.auto_periods import require_speedup
 from hf_multirate.config.config import WITHOUT_GROUPS, MultirateConfig
-from hf_multirate.config.consistency import CHOICES, CHOICES_OR_NONE, learning_rate_setting
+from hf_multirate.config.consistency import CHOICES, CHOICES_OR_NONE, require_decay
 from hf_multirate.config.rate_group import IDLE_RULES, parse_ladder
 from hf_multirate.config.validation import (
     require_bool,
@@ -57,8 +57,8 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "multirate_inactive_forward": partial(require_choice, choices=CHOICES_OR_NONE["inactive_forward"]),
     "multirate_inactive_buffers": partial(require_choice, choices=CHOICES["inactive_buffers"]),
     "multirate_inactive_dtype": partial(require_choice, choices=CHOICES_OR_NONE["inactive_dtype"]),
-    "multirate_head_lr_scale": learning_rate_setting,
-    "multirate_lr_decay": learning_rate_setting,
+    "multirate_head_lr_scale": require_positive,
+    "multirate_lr_decay": require_decay,
     "multirate_check_ranks_every": partial(require_int, least=0, unit="cycles"),
     "multirate_head_start": partial(require_int, least=0, unit="batches"),
     "multirate_head_start_steps": partial(require_int, least=1, unit="steps"),
