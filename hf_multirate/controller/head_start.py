@@ -156,8 +156,10 @@ def trainable_head(model: nn.Module) -> list[nn.Parameter]:
 def warn_of_old_head(model: nn.Module) -> None:
     """Warn if the head is that of a language model, which is not new."""
     inner = unwrap_peft(model)
-    # None for a model with a new head.
-    if isinstance(inner, PreTrainedModel) and inner.get_output_embeddings() is not None:
+    if not isinstance(inner, PreTrainedModel):
+        return
+    embeddings: Any = inner.get_output_embeddings()  # type: ignore[no-untyped-call]
+    if embeddings is not None:  # None for a model with a new head
         logger.warning(
             "the head of %s is that of a language model, which was trained before. A head start is for a new head: on "
             "a few batches an old one can lose more than it gains. Set head_start=0.", type(inner).__name__,
