@@ -11,7 +11,9 @@ from hf_multirate.averaged_copies.trainer import AveragedCopiesMixin, AveragedCo
 from hf_multirate.config.config import MultirateConfig
 from hf_multirate.config.random_subset import RandomSubset
 from hf_multirate.config.rate_group import RateGroup
+from hf_multirate.controller.head_start import HeadStartResult, head_start
 from hf_multirate.controller.multirate import Multirate
+from hf_multirate.optim.parameter_groups import multirate_parameter_groups
 from hf_multirate.planning import Plan, plan
 from hf_multirate.trainer.arguments import MultirateSeq2SeqTrainingArguments, MultirateTrainingArguments
 from hf_multirate.trainer.trainer import MultirateMixin, MultirateSeq2SeqTrainer, MultirateTrainer
@@ -24,6 +26,7 @@ __all__ = [
     "AveragedCopiesMixin",
     "AveragedCopiesTrainer",
     "CopiesConfig",
+    "HeadStartResult",
     "Multirate",
     "MultirateConfig",
     "MultirateMixin",
@@ -34,5 +37,7 @@ __all__ = [
     "Plan",
     "RandomSubset",
     "RateGroup",
+    "head_start",
+    "multirate_parameter_groups",
     "plan",
 ]

@@ -31,6 +31,7 @@ PUBLIC = [
     "AveragedCopiesMixin",
     "AveragedCopiesTrainer",
     "CopiesConfig",
+    "HeadStartResult",
     "Multirate",
     "MultirateConfig",
     "MultirateMixin",
@@ -41,6 +42,8 @@ PUBLIC = [
     "Plan",
     "RandomSubset",
     "RateGroup",
+    "head_start",
+    "multirate_parameter_groups",
     "plan",
 ]
 

@@ -76,7 +76,7 @@ class Run:
     def cycle(self) -> None:
         """Train for a cycle of steps, until all processes are done."""
         for _ in range(self._period):
-            self._multirate.select(self._step)
+            self._multirate.set_step(self._step)
             labels = torch.zeros(len(self._batch), dtype=torch.long)
             with self._multirate.micro_batch(last=True):
                 self._wrapped(input_ids=self._batch, labels=labels).loss.backward()

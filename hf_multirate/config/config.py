@@ -25,6 +25,9 @@ from hf_multirate.config.validation import require_items, require_text, shown
 DEFAULT_PERIODS = (1, 2, 4)
 """Periods of the default ladder: three parts of equal depth, the top part first."""
 
+WITHOUT_GROUPS = ("head_lr_scale", "lr_decay", "head_start", "head_start_steps", "head_start_lr")
+"""Settings that standard training has too."""
+
 
 @dataclass(frozen=True)
 class MultirateConfig:
@@ -60,6 +63,12 @@ class MultirateConfig:
         auto_periods: Speed-up for which periods are chosen once the model is known; None keeps the periods of
             ``groups``. If set, ``groups`` must be ordered from the top of the model down and have period 1. Empty
             ``groups`` stand for one group per block.
+        head_lr_scale: Factor on the learning rate of the head, see `hf_multirate.model.learning_rates`.
+        lr_decay: Factor on the learning rate from each block to the block below it, between 0 and 1.
+        head_start: Number of batches for a head start of the head before the first step, see
+            `hf_multirate.head_start`; 0 for none. They are the first batches of training.
+        head_start_steps: Number of steps of the head on these batches.
+        head_start_lr: Learning rate of these steps; None chooses it on batches that are held out.
 
     Raises:
         ValueError: a value is out of range, two groups share a name, a group has no pattern, or none has period 1.
@@ -77,6 +86,11 @@ class MultirateConfig:
     turns: str = "drawn"
     turns_seed: int = 0
     auto_periods: AutoPeriods | None = None
+    head_lr_scale: float = 1.0
+    lr_decay: float = 1.0
+    head_start: int = 0
+    head_start_steps: int = 150
+    head_start_lr: float | None = None
 
     def __post_init__(self) -> None:
         """Validate the values, and convert them to plain ones and ``groups`` to a tuple."""
@@ -193,9 +207,17 @@ class MultirateConfig:
         return cls(groups, auto_periods=AutoPeriods(speedup, max_period), **settings)
 
     @classmethod
-    def off(cls) -> MultirateConfig:
-        """Standard training: one group that gets a gradient at every step."""
-        return cls((RateGroup("all", ".*", 1),))
+    def off(cls, **settings: Any) -> MultirateConfig:
+        """Standard training: one group that gets a gradient at every step.
+
+        Args:
+            **settings: Further fields of `MultirateConfig`, such as ``head_lr_scale`` and ``head_start``.
+        """
+        return cls((RateGroup("all", ".*", 1),), **settings)
+
+    def without_groups(self) -> MultirateConfig:
+        """Standard training with the head start and the learning rates of the head and of depth."""
+        return MultirateConfig.off(**{name: vars(self)[name] for name in WITHOUT_GROUPS})
 
     @cached_property
     def schedule(self) -> Schedule:
@@ -212,12 +234,21 @@ class MultirateConfig:
 
     @cached_property
     def is_standard_training(self) -> bool:
-        """Whether every step is a step of standard training."""
+        """Whether every step is a step of standard training, with or without `scales_learning_rates`."""
         redrawn = any(
             group.random_subset is not None and group.random_subset.redraw == "step" for group in self.groups
         )
-        scaled = any(group.lr_scale != 1.0 for group in self.groups)
-        return self.auto_periods is None and self.cycles.cycle == 1 and not redrawn and not scaled
+        return self.auto_periods is None and self.cycles.cycle == 1 and not redrawn
+
+    @cached_property
+    def scales_learning_rates(self) -> bool:
+        """Whether some parameters have another learning rate than the one of the script."""
+        return any(scale != 1.0 for scale in (self.head_lr_scale, self.lr_decay, *(g.lr_scale for g in self.groups)))
+
+    @cached_property
+    def takes_long_steps(self) -> bool:
+        """Whether some group has ``idle="long_step"`` and a period."""
+        return any(group.idle == "long_step" and group.period > 1 for group in self.groups)
 
     @cached_property
     def skips_backward(self) -> bool:

@@ -9,12 +9,21 @@ from typing import Any
 from hf_multirate.config.auto_periods import AutoPeriods
 from hf_multirate.config.rate_group import PRESETS, RateGroup
 from hf_multirate.config.schedule import TURNS
-from hf_multirate.config.validation import require_choice, require_int, require_number, shown, wrong_type
+from hf_multirate.config.validation import (
+    require_choice,
+    require_int,
+    require_number,
+    require_positive,
+    shown,
+    wrong_type,
+)
 
 
 INTEGERS = (
     ("check_ranks_every", "cycles", 0),
     ("turns_seed", "", 0),
+    ("head_start", "batches", 0),
+    ("head_start_steps", "steps", 1),
 )
 """Integer settings: name, unit, smallest value."""
 
@@ -99,8 +108,25 @@ def plain_settings(values: Mapping[str, Any]) -> dict[str, Any]:
         settings[name] = require_choice(name, values[name], choices)
     for name, choices in CHOICES_OR_NONE.items():
         settings[name] = require_choice(name, values[name], choices, or_none=True)
+    settings["head_lr_scale"] = require_positive("head_lr_scale", values["head_lr_scale"])
+    settings["lr_decay"] = require_decay("lr_decay", values["lr_decay"])
+    rate = values["head_start_lr"]
+    settings["head_start_lr"] = None if rate is None else require_positive("head_start_lr", rate)
     settings["drift_factor"] = "auto" if values["drift_factor"] == "auto" else _drift_factor(values["drift_factor"])
     return settings
+
+
+def require_decay(name: str, value: Any) -> float:
+    """Check a learning-rate decay, a number above 0 and up to 1.
+
+    Raises:
+        TypeError: the value is not a number.
+        ValueError: the value is out of range.
+    """
+    decay = require_positive(name, value)
+    if decay > 1:
+        raise ValueError(f"{name} must be a number above 0 and up to 1, got {decay}.")
+    return decay
 
 
 def _drift_factor(value: Any) -> float:

@@ -12,7 +12,7 @@ from hf_multirate.config.validation import (
     require_choice,
     require_int,
     require_items,
-    require_number,
+    require_positive,
     require_text,
     shown,
     wrong_type,
@@ -125,15 +125,12 @@ class RateGroup:
         if not name:
             raise ValueError("a rate group needs a name, got ''.")
         of = f"of rate group {shown(name)}"
-        scale = require_number(f"lr_scale {of}", self.lr_scale, "a positive number")
-        if scale <= 0:
-            raise ValueError(f"lr_scale {of} must be a positive number, got {shown(scale)}.")
         values = {
             "name": name,
             "patterns": _patterns(name, self.patterns),
             "period": require_int(f"period {of}", self.period, least=1, unit="steps"),
             "idle": require_choice(f"idle {of}", self.idle, IDLE_RULES),
-            "lr_scale": scale,
+            "lr_scale": require_positive(f"lr_scale {of}", self.lr_scale),
             "drift_steps": _drift_steps(self),
         }
         for field, value in values.items():

@@ -83,6 +83,19 @@ def require_number(name: str, value: Any, wanted: str = "a number") -> float:
     return plain
 
 
+def require_positive(name: str, value: Any) -> float:
+    """Check a finite number above 0, and return it as a float.
+
+    Raises:
+        ValueError: the value is not finite, or not above 0.
+        TypeError: the value is not a number.
+    """
+    plain = require_number(name, value, "a number above 0")
+    if plain <= 0:
+        raise ValueError(f"{name} must be a number above 0, got {plain}.")
+    return plain
+
+
 def require_bool(name: str, value: Any) -> bool:
     """Check a bool, including numpy bools.
 

@@ -26,6 +26,7 @@ from hf_multirate.controller.step_timer import StepTimer
 from hf_multirate.model.auto_periods import choose_periods
 from hf_multirate.model.cost_model import StepCosts
 from hf_multirate.model.describe import describe
+from hf_multirate.model.learning_rates import learning_rate_factors
 from hf_multirate.model.partition import Partition, left_out, settle
 from hf_multirate.model.setup_warnings import drops_layers, warn_of_lost_steps, warn_of_tied_head, warn_of_towers
 from hf_multirate.model.unwrap import canonical_parameters, unwrap_model
@@ -33,6 +34,12 @@ from hf_multirate.optim.loss_decrease import LossDecreaseAverages
 
 
 logger = logging.getLogger(__name__)
+
+
+NO_HEAD_START = (
+    "head_start of the configuration applies to MultirateTrainer only. In a custom training loop, call "
+    "hf_multirate.head_start(model, batches) before attach(), and leave head_start out of the configuration."
+)
 
 
 class Multirate:
@@ -67,6 +74,7 @@ class Multirate:
         self._corrections = 0
         self._pipeline: StepPipeline | None = None
         self._warned: set[str] = set()
+        self._scales_steps = False
 
     def assign(self, model: nn.Module) -> Multirate:
         """Sort the parameters of ``model`` into rate groups. The model is not changed.
@@ -75,13 +83,15 @@ class Multirate:
             The controller itself.
 
         Raises:
-            ValueError: a group matches no parameter, or a trainable parameter is in no group.
+            ValueError: a group matches no parameter, a trainable parameter is in no group, or the model has no head
+                or depth for the learning rates of the configuration.
             FrozenError: a subclass of `ValueError`, if frozen parameters are the reason.
         """
         require_model("assign()", model)
         first = self._partition is None
         self._settled, self._partition = settle(choose_periods(self.config, model, self._warn), model)
         self._model = model
+        learning_rate_factors(self._settled, self._partition.parameters(model), model)  # raises if they do not fit
         if first:
             warn_of_towers(self._settled, model)
             warn_of_tied_head(self._settled, self._partition, model)
@@ -119,7 +129,7 @@ class Multirate:
         self._costs, self._corrections = pipeline.costs, 0
         self.timing = StepTimer(pipeline.costs.speedup(self._settled.schedule.kinds))
         self.applied_steps, self._step = 0, None
-        self._pipeline = pipeline
+        self._pipeline, self._scales_steps = pipeline, pipeline.rates.scales
         mark_attached(optimizer, unwrap_model(model))
         return self
 
@@ -181,6 +191,8 @@ class Multirate:
             TypeError: ``step`` is not an integer.
         """
         pipeline = self._attached("begin_step()")
+        if self.config.head_start:
+            self._warn(NO_HEAD_START)
         begun = self._settled.schedule.at(require_step(step))
         if pipeline.step is None or pipeline.step.index != begun.index:
             self._step = begun
@@ -241,7 +253,7 @@ class Multirate:
     @property
     def changes_training(self) -> bool:
         """Whether training differs from standard training."""
-        return not self._settled.is_standard_training
+        return not self._settled.is_standard_training or self._scales_steps
 
     @property
     def skips_backward(self) -> bool:
@@ -297,6 +309,10 @@ class Multirate:
     def relative_cost(self) -> float:
         """Predicted cost of the present step, as a share of a full step."""
         return 1.0 if self._step is None or self._costs is None else self._costs.of(self._step.live)
+
+    def learning_rates(self) -> dict[str, tuple[float, float]]:
+        """Rate group name -> its lowest and its highest learning rate. Available while attached."""
+        return self._attached("learning_rates()").rates.by_rate_group()
 
     @property
     def loss_decrease(self) -> LossDecreaseAverages:

@@ -19,10 +19,12 @@ from hf_multirate.controller.guards import before_save_or_eval
 from hf_multirate.distributed import GradSync, sync_for
 from hf_multirate.distributed.synced_step import SyncedStep, require_wrapper
 from hf_multirate.model.cost_model import StepCosts, layers_of
+from hf_multirate.model.learning_rates import learning_rate_factors
 from hf_multirate.model.step_part import StepPart
 from hf_multirate.model.unwrap import canonical_parameters, is_compiled, unwrap_model
 from hf_multirate.optim.adalora import AdaLoraUpdate, rank_allocators
-from hf_multirate.optim.optimizer_check import check_optimizer
+from hf_multirate.optim.learning_rates import LearningRates
+from hf_multirate.optim.optimizer_check import check_optimizer, require_rates
 from hf_multirate.optim.random_subsets import RandomSubsets
 from hf_multirate.optim.state_check import check_state
 from hf_multirate.optim.step_hooks import StepHooks
@@ -70,7 +72,11 @@ class StepPipeline:
         self.costs = StepCosts([group.name for group in config.groups], groups, layers_of(model))
         self._synced = SyncedStep(config, sync, groups, self._fingerprint) if type(sync) is not GradSync else None
         self._check = self._missing_gradients(groups, compiled=compiled)
-        self.updater = ParameterUpdater(config, optimizer, groups, self._missed)
+        factors = learning_rate_factors(config, groups, model)
+        self.rates = LearningRates(optimizer, config.groups, groups, factors)
+        if self.rates.scales:
+            require_rates(optimizer, "it cannot be scaled")
+        self.updater = ParameterUpdater(config, optimizer, groups, self.rates, self._missed)
         self._parts = self._configured(groups, compiled=compiled)
         # Each list holds only the parts that override the method.
         self._begins = [p.begin for p in self._parts if type(p).begin is not StepPart.begin]
@@ -95,7 +101,7 @@ class StepPipeline:
             parts += [inactive, backward]
         if self._synced is not None:
             parts.append(self._synced)
-        parts.append(self.updater)
+        parts += [self.updater, *([self.rates] if self.rates.scales else [])]
         if any(group.random_subset is not None for group in config.groups):
             parts.append(RandomSubsets(config, self.optimizer, groups))
         if config.skips_backward:

@@ -137,3 +137,12 @@ def _split(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
             bucket.append(p)
             filled += size
         yield bucket
+
+
+def average(tensors: Sequence[torch.Tensor], group: dist.ProcessGroup | None) -> None:
+    """Replace tensors by their mean over the processes of a group, in place; None is one process."""
+    if group is None:
+        return
+    for tensor in tensors:
+        dist.all_reduce(tensor, group=group)
+        tensor.div_(group.size())

@@ -40,6 +40,20 @@ def check_supported(trainer: Trainer, config: MultirateConfig) -> None:
         raise_if_random_subsets(config)
 
 
+def check_head_start(trainer: Trainer) -> None:
+    """Check that the distributed set-up of ``trainer`` allows a head start.
+
+    Raises:
+        NotImplementedError: parameters or layers are spread over several devices.
+    """
+    reason = _model(trainer)
+    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
+        kind = "DeepSpeed" if trainer.is_deepspeed_enabled else "FSDP"
+        reason = f"{kind}, which may shard the head. {PROCESSES.replace(' or FSDP2', '')}"
+    if reason is not None:
+        raise NotImplementedError(f"head_start does not work with {reason} Or set head_start=0.")
+
+
 def raise_if_random_subsets(config: MultirateConfig) -> None:
     """Raise `NotImplementedError` if ``config`` has random subsets, which need unsharded parameters."""
     if any(group.random_subset is not None for group in config.groups):

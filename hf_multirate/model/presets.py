@@ -67,9 +67,7 @@ def preset_names(
     if kind == "head":
         if value is not None:
             raise ValueError(f"preset 'head' takes no value, got {value!r}; use 'head' or 'last:1'")
-        members = _head_parameters(model)
-        if not members:
-            raise ValueError(_why_no_head(model))
+        members = set(head_parameters(model).values())
     elif kind == "part" and isinstance(value, tuple):
         members = _part_parameters(*value, *levels(model, place))
     elif kind in ("last", "depth"):
@@ -117,10 +115,20 @@ def _part_parameters(part: int, parts: int, stack: Stack, levels: dict[nn.Parame
     return {parameter for parameter, level in levels.items() if above < level <= lowest}
 
 
-def _head_parameters(model: nn.Module) -> set[nn.Parameter] | None:
-    """Parameters outside the base model; None without a base model."""
+def head_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters outside the base model, by canonical name.
+
+    Args:
+        model: A transformers model, or a peft model around one.
+
+    Raises:
+        ValueError: the model has no base model, or no parameter outside of it.
+    """
     base = base_of(model)
-    return None if base is None else set(unwrap_peft(model).parameters()) - set(base.parameters())
+    outside = set() if base is None else set(unwrap_peft(model).parameters()) - set(base.parameters())
+    if not outside:
+        raise ValueError(_why_no_head(model))
+    return {name: parameter for name, parameter in canonical_parameters(model).items() if parameter in outside}
 
 
 def _why_no_head(model: nn.Module) -> str:

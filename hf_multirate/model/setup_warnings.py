@@ -73,13 +73,11 @@ def warn_of_lost_steps(
 ) -> None:
     """Warn if the step of a low-precision parameter is scaled after the optimizer may have rounded it to zero."""
     for group in config.groups:
-        scales_steps = group.lr_scale != 1.0 or (group.period > 1 and group.idle == "long_step")
-        scales_steps = scales_steps or group.random_subset is not None
         names = [name for name in partition[group.name] if parameters[name].dtype in (torch.bfloat16, torch.float16)]
-        if scales_steps and names:
+        if group.random_subset is not None and names:
             logger.warning(
-                "rate group %r scales the steps of the optimizer (lr_scale, long steps or a random subset), and %d of "
-                "its parameters are %s, e.g. %r. Steps below the precision of a weight are lost before they are "
+                "rate group %r scales the steps of the optimizer because of its random subset, and %d of its "
+                "parameters are %s, e.g. %r. Steps below the precision of a weight are lost before they are "
                 "scaled. Keep such parameters in float32, and use bf16=True for mixed precision.",
                 group.name, len(names), parameters[names[0]].dtype, names[0],
             )  # fmt: skip

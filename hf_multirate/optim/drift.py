@@ -164,12 +164,6 @@ def _dot(parameter: Tensor, update: Tensor | None, sign: float) -> Tensor | None
     return sign * extrapolation(parameter) * product.sum(dtype=torch.float32)
 
 
-def scale_last_step_(parameters: Sequence[Tensor], before: Sequence[Tensor], factor: float) -> None:
-    """Multiply the step from ``before`` to the present values of ``parameters`` by ``factor``, in place."""
-    targets = [local(parameter) for parameter in parameters]
-    torch._foreach_add_(targets, torch._foreach_sub(targets, list(before)), alpha=factor - 1.0)
-
-
 SAMPLED = 1 << 15
 """Number of sampled elements of a large parameter; `COLUMNS` may require more."""
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hf_multirate.config.schedule import Schedule, Step
+from hf_multirate.optim.learning_rates import LearningRates
 from hf_multirate.optim.update_group import UpdateGroup
 
 
@@ -18,16 +19,20 @@ class LossDecreaseTracker:
     """Tracks the inner products of gradients with last updates.
 
     Args:
-        optimizer: The optimizer, for learning rates and last updates.
+        optimizer: The optimizer, for last updates.
         names: Parameter -> name.
         schedule: The steps at which each group gets a gradient.
+        rates: Learning rates of the parameter groups of the optimizer.
     """
 
-    def __init__(self, optimizer: Optimizer, names: Mapping[Tensor, str], schedule: Schedule) -> None:
+    def __init__(
+        self, optimizer: Optimizer, names: Mapping[Tensor, str], schedule: Schedule, rates: LearningRates
+    ) -> None:
         self.averages = LossDecreaseAverages()
         self._optimizer = optimizer
         self._names = names
         self._schedule = schedule
+        self._rates = rates
         self._scale: tuple[Step, float] | None = None
 
     def track(
@@ -48,9 +53,10 @@ class LossDecreaseTracker:
             self._scale = step, self._gradient_scale()
         settings = self._optimizer.param_groups[group.place]
         products = group.gradient_update_products(stepped, settings, self._scale[1])
-        rate = settings.get("lr")
-        if counts and rate is not None:  # an optimizer without a learning rate chooses its own step sizes
-            rate = float(rate) * group.rate_group.lr_scale
+        if (
+            counts and settings.get("lr") is not None
+        ):  # an optimizer without a learning rate chooses its own step sizes
+            rate = self._rates.rate(group.place)
             age = self._schedule.steps_since_refresh(group.index, step.index - 1) + 1
             self.averages.add({self._names[p]: -rate * product for p, product in products.items()}, age)
         return products

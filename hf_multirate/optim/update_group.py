@@ -26,12 +26,11 @@ class UpdateGroup:
         parameters: The parameters.
         rule: Drift rule.
         factors: Drift factors.
-        before: Values before the present step, if the step is lengthened or recorded.
+        before: Values before the present step, if the step is recorded.
         drift: Function of the learning rate that takes one drift step; see `DriftRule.prepare_drift`.
         basis: Settings and state from which ``drift`` was prepared.
         new_levels: Levels of drift factors that follow from the present step.
         drifts: Whether the rate group drifts.
-        step_factor: Factor on the steps of live parameters.
     """
 
     index: int
@@ -45,13 +44,10 @@ class UpdateGroup:
     basis: Basis | None = None
     new_levels: dict[Tensor, int] = field(default_factory=dict)
     drifts: bool = field(init=False)
-    step_factor: float = field(init=False)
 
     def __post_init__(self) -> None:
-        """Derive the settings that every step needs."""
+        """Derive the setting that every step needs."""
         self.drifts = self.rate_group.idle == "drift"
-        length = self.rate_group.period if self.rate_group.idle == "long_step" else 1
-        self.step_factor = length * self.rate_group.lr_scale
 
     def gradient_update_products(
         self, stepped: Sequence[nn.Parameter], settings: Mapping[str, Any], scale: float

@@ -1,4 +1,4 @@
-"""Updates of parameters around the step of the optimizer: drift, long steps and learning-rate scales."""
+"""Updates of idle parameters after the step of the optimizer: drift."""
 
 from __future__ import annotations
 
@@ -14,33 +14,30 @@ from hf_multirate.config.config import MultirateConfig
 from hf_multirate.config.rate_group import RateGroup
 from hf_multirate.config.schedule import Step
 from hf_multirate.model.step_part import StepPart
-from hf_multirate.optim.drift import DisplacementDrift, DriftRule, SGDDrift, scale_last_step_
+from hf_multirate.optim.drift import DisplacementDrift, DriftRule, SGDDrift
 from hf_multirate.optim.dtensor import full_tensor, local, shard_of
+from hf_multirate.optim.learning_rates import LearningRates
 from hf_multirate.optim.loss_decrease import LossDecreaseAverages, LossDecreaseTracker
 from hf_multirate.optim.state_check import check_drift
 from hf_multirate.optim.update_group import DriftFactors, UpdateGroup, choose_rule
 
 
 def moves_parameters(config: MultirateConfig) -> bool:
-    """Whether the configuration changes parameters outside of the optimizer: drift, long steps or random subsets."""
+    """Whether the configuration changes parameters outside of the optimizer: drift or random subsets."""
     return any(
-        group.random_subset is not None or group.lr_scale != 1.0 or (group.period > 1 and group.idle != "freeze")
-        for group in config.groups
+        group.random_subset is not None or (group.period > 1 and group.idle == "drift") for group in config.groups
     )
 
 
 class ParameterUpdater(StepPart):
-    """Moves idle groups that drift, and scales the steps of live groups.
-
-    The optimizer updates every live parameter. This part multiplies that update by ``lr_scale``, and with
-    ``idle="long_step"`` by the period. It also moves the idle groups that drift.
-    """
+    """Moves idle groups that drift. The optimizer updates the live groups."""
 
     def __init__(
         self,
         config: MultirateConfig,
         optimizer: Optimizer,
         groups: Mapping[str, Mapping[str, nn.Parameter]],
+        rates: LearningRates,
         missed: Callable[[], Collection[nn.Parameter]] = tuple,
     ) -> None:
         """Sort the parameters of the rate groups by the parameter groups of the optimizer.
@@ -49,6 +46,7 @@ class ParameterUpdater(StepPart):
             config: The configuration.
             optimizer: The optimizer.
             groups: Rate group name -> parameter name -> parameter.
+            rates: Learning rates of the parameter groups of the optimizer.
             missed: Returns the parameters that had no gradient when they were last live. They do not drift.
 
         Raises:
@@ -57,10 +55,11 @@ class ParameterUpdater(StepPart):
         self._optimizer = optimizer
         self._schedule = config.schedule
         self._missed = missed
+        self._rates = rates
         self._drift_factor = config.drift_factor
         self._displacement = DisplacementDrift()
         self._names: dict[Tensor, str] = {p: name for members in groups.values() for name, p in members.items()}
-        self._tracker = LossDecreaseTracker(optimizer, self._names, self._schedule)
+        self._tracker = LossDecreaseTracker(optimizer, self._names, self._schedule, rates)
         group_index = self._places()
         update_groups = [
             self._update_group(i, rate_group, j, [p for p in groups[rate_group.name].values() if group_index[p] == j])
@@ -131,7 +130,7 @@ class ParameterUpdater(StepPart):
         tracks = self._tracks(step)
         for group in self._groups:
             group.before, group.new_levels = [], {}
-            if group.index in step.live and (tracks or group.drifts or group.step_factor != 1.0):
+            if group.index in step.live and (tracks or group.drifts):
                 self._read(group, step, tracks=tracks)
         return True
 
@@ -142,12 +141,12 @@ class ParameterUpdater(StepPart):
             products = self._tracker.track(group, stepped, step, counts=tracks)
             group.new_levels = group.factors.next_levels(products) if adapts else {}
         group.rule = self._rule(group.place)  # a schedule may switch momentum on or off
-        if group.step_factor != 1.0 or self._repeats(group, step):
+        if self._repeats(group, step):
             group.before = [local(parameter).clone() for parameter in stepped]
 
     @torch.no_grad()
     def after_step(self, step: Step) -> None:
-        """Scale the step of live groups, and take a drift step of idle groups."""
+        """Record the step of live groups that drift, and take a drift step of idle groups."""
         for group in self._groups:
             if group.index not in step.live:
                 if self._drifts_at(group, step):
@@ -156,7 +155,7 @@ class ParameterUpdater(StepPart):
                 self._finish(group, step)
 
     def _finish(self, group: UpdateGroup, step: Step) -> None:
-        """Scale the step of a live group, and record it for drift."""
+        """Record the step of a live group for drift."""
         group.drift = None
         group.factors.set_levels(group.new_levels)
         if group.rule is not self._displacement:
@@ -166,8 +165,6 @@ class ParameterUpdater(StepPart):
         stepped = [parameter for parameter in group.parameters if parameter.grad is not None]
         if self._repeats(group, step):
             group.rule.record_step(stepped, group.before, self._optimizer.param_groups[group.place])
-        if group.step_factor != 1.0:
-            scale_last_step_(stepped, group.before, group.step_factor)
         group.before = []
 
     def moved(self, step: Step) -> Iterator[nn.Parameter]:
@@ -184,7 +181,7 @@ class ParameterUpdater(StepPart):
         if group.drift is None or not basis.same(group.basis):
             group.drift = group.rule.prepare_drift(moving, settings, group.factors.factors)
             group.basis = basis
-        group.drift(float(settings["lr"]) * group.rate_group.lr_scale)
+        group.drift(self._rates.rate(group.place))
 
     @property
     def levels(self) -> dict[str, int]:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import operator
-import random
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim import optimizer as torch_optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from hf_multirate.model.random_state import random_state_restored
 from hf_multirate.optim.dtensor import local
 
 
@@ -71,7 +69,7 @@ def restored_on_exit(optimizer: Optimizer) -> Iterator[None]:
             registry.clear()
         for parameter in parameters:
             parameter.grad = None
-        with _random_state_restored(parameters), _class_attributes_restored():
+        with random_state_restored(parameters), _class_attributes_restored():
             yield
     finally:
         for registry, entries in zip(hooks, saved_hooks, strict=True):
@@ -121,19 +119,3 @@ def _is_same(one: Any, other: Any) -> bool:
     pairs = (one.values(), other.values()) if isinstance(one, dict) else (one, other)
     keys = not isinstance(one, dict) or list(one) == list(other)
     return len(one) == len(other) and keys and all(map(operator.is_, *pairs))
-
-
-@contextmanager
-def _random_state_restored(parameters: Iterable[Tensor]) -> Iterator[None]:
-    kinds: dict[str, set[int]] = {}
-    for device in {p.device for p in parameters}:
-        if device.type not in ("cpu", "meta"):
-            kinds.setdefault(device.type, set()).add(device.index or 0)
-    python, numpy = random.getstate(), np.random.get_state()
-    kind, indices = next(iter(kinds.items()), ("cuda", set()))
-    with torch.random.fork_rng(sorted(indices), device_type=kind):
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)

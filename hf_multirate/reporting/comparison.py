@@ -32,7 +32,8 @@ def differences(run: RunRecord, baseline: RunRecord) -> list[str]:
 
 def notes(run: RunRecord, baseline: RunRecord) -> list[str]:
     """Differences in other settings, as texts."""
-    return _unequal(_arguments(run, baseline, NOTED_ARGUMENTS))
+    head_starts = (run.config.get("head_start", 0), baseline.config.get("head_start", 0))
+    return _unequal(_arguments(run, baseline, NOTED_ARGUMENTS) | {"batches of a head start": head_starts})
 
 
 def _arguments(run: RunRecord, baseline: RunRecord, names: Sequence[str]) -> dict[str, tuple[Any, Any]]:
@@ -44,7 +45,7 @@ def _unequal(pairs: Mapping[str, tuple[Any, Any]]) -> list[str]:
 
 
 def training_seconds(run: RunRecord) -> float:
-    """Seconds from the first step to the end of training, without evaluation."""
+    """Seconds from the first step to the end of training and of a head start, without evaluation."""
     return float(run.summary["seconds"] - run.summary["seconds_aside"].get("evaluation", 0.0))
 
 

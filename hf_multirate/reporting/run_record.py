@@ -217,6 +217,9 @@ def card_section(run: RunRecord) -> str:
         "speed-up over full steps, whole run": format_number(summary["speedup"]),
         "speed-up over full steps, predicted": format_number(summary["speedup_predicted_of_run"]),
     }
+    head_start = summary.get("head_start")
+    if head_start is not None:
+        figures["steps of the head before training"] = f"{head_start['steps']}, on {head_start['batches']} batches"
     return "\n".join(
         [
             "## Multirate training",

@@ -12,10 +12,17 @@ from typing import Any
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
 from hf_multirate.config.auto_periods import require_speedup
-from hf_multirate.config.config import MultirateConfig
-from hf_multirate.config.consistency import CHOICES, CHOICES_OR_NONE
+from hf_multirate.config.config import WITHOUT_GROUPS, MultirateConfig
+from hf_multirate.config.consistency import CHOICES, CHOICES_OR_NONE, require_decay
 from hf_multirate.config.rate_group import IDLE_RULES, parse_ladder
-from hf_multirate.config.validation import require_bool, require_choice, require_int, require_path, require_text
+from hf_multirate.config.validation import (
+    require_bool,
+    require_choice,
+    require_int,
+    require_path,
+    require_positive,
+    require_text,
+)
 from hf_multirate.trainer.progress_schedule import PROVISIONAL_STEPS
 from hf_multirate.trainer.train_time import COUNTS, TrainTime, require_train_time, train_time
 
@@ -52,7 +59,12 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "multirate_inactive_forward": partial(require_choice, choices=CHOICES_OR_NONE["inactive_forward"]),
     "multirate_inactive_buffers": partial(require_choice, choices=CHOICES["inactive_buffers"]),
     "multirate_inactive_dtype": partial(require_choice, choices=CHOICES_OR_NONE["inactive_dtype"]),
+    "multirate_head_lr_scale": require_positive,
+    "multirate_lr_decay": require_decay,
     "multirate_check_ranks_every": partial(require_int, least=0, unit="cycles"),
+    "multirate_head_start": partial(require_int, least=0, unit="batches"),
+    "multirate_head_start_steps": partial(require_int, least=1, unit="steps"),
+    "multirate_head_start_lr": require_positive,
     "multirate_config": require_path,
     "multirate_record": require_bool,
     "multirate_train_time": require_train_time,
@@ -144,12 +156,40 @@ class MultirateTrainingArguments(TrainingArguments):
         default=None,
         metadata={"help": "Precision of inactive modules: 'bfloat16' or 'float16' (default: that of the run)."},
     )
+    multirate_head_lr_scale: float | None = field(
+        default=None,
+        metadata={
+            "help": "Factor on the learning rate of the head, also with multirate='off'; 10 suits a new head "
+            "(default: 1)."
+        },
+    )
+    multirate_lr_decay: float | None = field(
+        default=None,
+        metadata={
+            "help": "Layer-wise learning-rate decay, also with multirate='off': factor from each block to the block "
+            "below it (default: 1)."
+        },
+    )
     multirate_check_ranks_every: int | None = field(
         default=None,
         metadata={
             "help": "To debug runs with several processes: every N cycles, raise an error if weights differ between "
             "processes (default: 0, never)."
         },
+    )
+    multirate_head_start: int | None = field(
+        default=None,
+        metadata={
+            "help": "Number of batches for a head start: the base model runs forward on the first batches, and a new "
+            "head is trained on its outputs before the first step. Works with multirate='off' too (default: 0, none)."
+        },
+    )
+    multirate_head_start_steps: int | None = field(
+        default=None, metadata={"help": "Number of steps of the head in its head start (default: 150)."}
+    )
+    multirate_head_start_lr: float | None = field(
+        default=None,
+        metadata={"help": "Learning rate of these steps (default: chosen on batches that are held out)."},
     )
     multirate_log: str = field(
         default="brief",
@@ -238,8 +278,9 @@ class MultirateTrainingArguments(TrainingArguments):
                 "multirate_speedup."
             )
         given = {name.removeprefix("multirate_"): value for name, value in fields.items() if value is not None}
+        _check_head_start(given)
         if mode == "off":
-            return MultirateConfig.off()
+            return MultirateConfig.off(**{name: given[name] for name in WITHOUT_GROUPS if name in given})
         if mode == "auto":
             return _auto(speedup, path, given)
         if path is None:
@@ -264,6 +305,15 @@ class MultirateTrainingArguments(TrainingArguments):
 @dataclass
 class MultirateSeq2SeqTrainingArguments(Seq2SeqTrainingArguments, MultirateTrainingArguments):
     """`transformers.Seq2SeqTrainingArguments` with the fields of `MultirateTrainingArguments`."""
+
+
+def _check_head_start(given: dict[str, Any]) -> None:
+    settings: list[str] = [name for name in ("head_start_steps", "head_start_lr") if name in given]
+    if settings and not given.get("head_start"):
+        raise ValueError(
+            f"multirate_{settings[0]} is {given[settings[0]]}, but there is no head start. Set multirate_head_start "
+            f"to a number of batches, such as 16, or remove multirate_{settings[0]}."
+        )
 
 
 def _auto(speedup: float | None, path: str | None, given: dict[str, Any]) -> MultirateConfig:

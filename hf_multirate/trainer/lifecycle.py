@@ -154,11 +154,17 @@ class TrainerLifecycleMixin(_Base):
         if not underway:
             self._controller.detach()
         # An override may set trainer.optimizer and return None, as Trainer permits.
+        created = self.optimizer is None
         optimizer = super().create_optimizer(*args, **kwargs) or cast(torch.optim.Optimizer, self.optimizer)
+        if created:
+            self._optimizer_created(optimizer)
         if self._training and not underway:  # during training, the next step attaches to it
             with self._controller.attach(cast(nn.Module, self.model), optimizer):
                 pass
         return optimizer
+
+    def _optimizer_created(self, optimizer: torch.optim.Optimizer) -> None:
+        """Called with a new optimizer, before a scheduler reads its learning rates."""
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """See `transformers.Trainer`, whose loop calls this once per step."""
@@ -273,7 +279,16 @@ class TrainerLifecycleMixin(_Base):
         write_saved(Path(output_dir, f"{self._files}.json"), self.state.global_step, skipped, config, state)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
+        try:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        except ValueError as error:
+            if "parameter group" not in str(error) and "optimizer's group" not in str(error):
+                raise
+            raise ValueError(
+                f"the optimizer of checkpoint {checkpoint} has other parameter groups than the optimizer of this run "
+                f"({error}). Rate groups with learning rates of their own have parameter groups of their own: resume "
+                "with the configuration of the checkpoint."
+            ) from error
         if checkpoint is None or not self._controller.changes_training:
             return
         self._saved_state = self._read(Path(checkpoint, f"{self._files}.json"))

@@ -92,7 +92,10 @@ class RunLoggingMixin(TrainerLifecycleMixin):
         """Reset the metrics for a new attempt after an out-of-memory error; each attempt has its own state."""
         if self._training and self._state_of_metrics is not self.state:
             if self._state_of_metrics is not None:
+                head_start = None if self._run_metrics is None else self._run_metrics.head_start
                 self._run_metrics = RunMetrics(self.multirate, self.args)
+                if head_start is not None:
+                    self._run_metrics.add_head_start(head_start)
             self._state_of_metrics = self.state
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
@@ -130,6 +133,8 @@ class RunLoggingMixin(TrainerLifecycleMixin):
                 values = metrics.log_values()
                 logs |= metrics.selected(values, self._log_setting())
             self._warn_once()
+        if metrics is not None and self._training and self.multirate.attached and "loss" in logs:
+            logs |= metrics.learning_rates()
         super().log(logs, *args, **kwargs)
         if metrics is not None:
             metrics.add_log_entry(values | logs, self.state.global_step)

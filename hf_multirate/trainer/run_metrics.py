@@ -48,9 +48,12 @@ class RunMetrics:
         self._blocks: dict[str, str] = {}
         self._kind = ""
         self._parts: dict[str, dict[str, Any]] = {}
+        self._rates: dict[str, tuple[float, float]] = {}
         self._units: dict[str, float] = {}
         self._all_units = 0.0
         self.begun = False
+        self.head_start: dict[str, float] | None = None
+        """Values of the head start of the run; None without one."""
 
     def begin(self, model: nn.Module, step: int, before: RunRecord | None) -> None:
         """Begin a run.
@@ -78,6 +81,13 @@ class RunMetrics:
         last: Mapping[str, float] = max(self._logs, key=lambda entry: entry["seconds"], default={})
         self._seconds_before = last.get("seconds", 0.0)
         self._outside_before = {key.removeprefix(OUTSIDE): last[key] for key in last if key.startswith(OUTSIDE)}
+        self.head_start = before.summary.get("head_start")
+
+    def add_head_start(self, values: Mapping[str, float]) -> None:
+        """Add the values of a head start. Its seconds count for the run, although they precede the first step."""
+        self.head_start = dict(values)
+        self._seconds_before += values["seconds"]
+        self._outside_before["head_start"] = values["seconds"]
 
     def add_batches(self, batches: Sequence[Any]) -> None:
         """Add the checksum of the batches of a step."""
@@ -105,6 +115,20 @@ class RunMetrics:
         return {
             f"{PREFIX}{key}": value for key, value in (values | self._loss_decrease()).items() if value is not None
         }
+
+    def add_rates(self) -> None:
+        """Read the learning rates of a step before the schedule changes them, as Trainer does."""
+        if self._multirate.settled.scales_learning_rates:
+            self._rates = self._multirate.learning_rates()
+
+    def learning_rates(self) -> dict[str, float]:
+        """Log key -> learning rate of each rate group, if the configuration gives them different ones."""
+        values: dict[str, float] = {}
+        for group, (lowest, highest) in self._rates.items():
+            values[f"{PREFIX}learning_rate/{group}"] = highest
+            if lowest < highest:
+                values[f"{PREFIX}lowest_learning_rate/{group}"] = lowest
+        return with_valid_keys(values)
 
     def selected(self, values: Mapping[str, float], log: str) -> dict[str, float]:
         """The part of `log_values` for the logs of Trainer.
@@ -170,6 +194,7 @@ class RunMetrics:
         summary = timing.summary() | {
             "seconds": round(self._seconds_before + elapsed, 4),
             "seconds_aside": self._outside_seconds(),
+            "head_start": self.head_start,
             "speedup": timing.speedup_of_run(elapsed),
             "speedup_predicted_of_run": timing.predicted_so_far,
             "steps": len(steps["full"]),

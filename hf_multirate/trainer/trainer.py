@@ -20,14 +20,16 @@ from hf_multirate.controller.multirate import Multirate
 from hf_multirate.controller.step_timer import StepTimer
 from hf_multirate.distributed.unsupported import check_supported
 from hf_multirate.model.partition import FrozenError
+from hf_multirate.optim.parameter_groups import divide_parameter_groups
 from hf_multirate.trainer.arguments import MultirateTrainingArguments, require_log, switched_off
+from hf_multirate.trainer.head_start import HeadStartMixin
 from hf_multirate.trainer.timed_training import TimedTrainingMixin
 
 
 logger = logging.getLogger(__name__)
 
 
-class MultirateMixin(TimedTrainingMixin):
+class MultirateMixin(TimedTrainingMixin, HeadStartMixin):
     """Multirate training for any subclass of `transformers.Trainer`: ``class Mine(MultirateMixin, TheirTrainer)``.
 
     Args:
@@ -57,13 +59,11 @@ class MultirateMixin(TimedTrainingMixin):
         **kwargs: Any,
     ) -> None:
         self.multirate_log = None if multirate_log is None else require_log(multirate_log)
-        self._configured_by_arguments = multirate is None
-        if switched_off():
-            multirate, self._configured_by_arguments = MultirateConfig.off(), False
-        elif multirate is not None and not isinstance(multirate, MultirateConfig):
+        self._configured_by_arguments, self._switched_off = multirate is None, switched_off()
+        if multirate is not None and not isinstance(multirate, MultirateConfig):
             wrong_type("multirate", "a MultirateConfig, as MultirateConfig.from_dict() makes one", multirate)
         # Created before super().__init__, which may evaluate or create an optimizer. The arguments are read later.
-        self.multirate = Multirate(multirate or MultirateConfig())
+        self.multirate = Multirate(self._switched(multirate or MultirateConfig()))
         self._control(self.multirate)
         super().__init__(*args, **kwargs)
         self._read_arguments()
@@ -82,11 +82,19 @@ class MultirateMixin(TimedTrainingMixin):
             self._read_arguments()
         return super().create_optimizer(*args, **kwargs)
 
+    def _optimizer_created(self, optimizer: torch.optim.Optimizer) -> None:
+        divide_parameter_groups(optimizer, cast(nn.Module, self.model), self.multirate.config)
+
     def _read_arguments(self) -> None:
         if self._configured_by_arguments:
-            self.multirate.config = _from_arguments(self.args)
+            self.multirate.config = self._switched(_from_arguments(self.args))
+        self._check_head_start()
         if not self.multirate.config.is_standard_training:
             check_supported(cast(Trainer, self), self.multirate.config)
+
+    def _switched(self, config: MultirateConfig) -> MultirateConfig:
+        """``config``, or standard training with its head start if the environment switches rate groups off."""
+        return config.without_groups() if self._switched_off else config
 
     def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
         """See `transformers.Trainer`. At fast steps, backward stops above the idle groups."""
@@ -96,6 +104,8 @@ class MultirateMixin(TimedTrainingMixin):
     def _before_step(self) -> None:
         # Gradients are not averaged yet if training_step skipped the last micro-batch of the step.
         self.multirate.synchronize()
+        if self._run_metrics is not None:
+            self._run_metrics.add_rates()
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Estimate as in `transformers.Trainer`, multiplied by the relative cost of the step."""

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hf_multirate import Multirate, MultirateConfig
+from hf_multirate import Multirate, MultirateConfig, multirate_parameter_groups
 from hf_multirate.backward.low_precision import LowPrecisionForward
 from tests.support.runs import PERIOD, example, trainer_for, weights
 from tests.support.small import batch, network
@@ -37,7 +37,7 @@ def config(idle: str = "drift", **settings: Any) -> MultirateConfig:
 def trained(settings: MultirateConfig, steps: int = 7) -> tuple[Body, list[torch.dtype], list[Tensor]]:
     """The network after ``steps``, dtypes of the weight that its first layer used at each, and all losses."""
     model, seen, losses = Body(), [], []
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    optimizer = torch.optim.SGD(multirate_parameter_groups(model, settings, lr=0.1), momentum=0.9)
     model.body[0].register_forward_hook(lambda module, args, output: seen.append(module.weight.dtype))
     with Multirate(settings).attach(model, optimizer) as multirate:
         for step in range(steps):

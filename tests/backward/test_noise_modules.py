@@ -17,7 +17,7 @@ from transformers.models.rwkv.modeling_rwkv import RwkvModel
 from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2Encoder, Wav2Vec2FeatureEncoder
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from hf_multirate import Multirate, MultirateConfig
+from hf_multirate import Multirate, MultirateConfig, multirate_parameter_groups
 from hf_multirate.backward.idle_forward import noise_off
 from hf_multirate.backward.noise_modules import only_noise
 from tests.support.tiny import FAMILIES
@@ -233,8 +233,8 @@ def _model(below: nn.Module) -> nn.Module:
 def _trained(below: nn.Module, period: int, steps: int = 6) -> list[dict[str, Any]]:
     """Buffers behind each step, with weights that are drawn for each, so that rate groups make no difference."""
     model, seen = _model(below).train(), []
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     config = MultirateConfig.two_rate("^head", period, "long_step", inactive_forward="eval")
+    optimizer = torch.optim.SGD(multirate_parameter_groups(model, config, lr=0.0))
     with Multirate(config).attach(model, optimizer) as multirate:
         for step in range(steps):
             torch.manual_seed(step)

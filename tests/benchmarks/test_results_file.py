@@ -95,7 +95,8 @@ def test_kept_results_are_of_the_present_methods_and_tasks() -> None:
     for file in files:
         for run in file.runs:
             spec = Spec(*(run[name] for name in Spec.__dataclass_fields__))
-            assert run["settings"] == spec.settings(), spec
+            if run["method"] not in RECORDED:  # whose settings exist no more
+                assert run["settings"] == spec.settings(), spec
             assert (run["seed"] == TRIAL_SEED) == (run["role"] == "trial")
             assert run["method"] in (*METHODS, *RECORDED)
             assert not run["machine"]["dirty"]

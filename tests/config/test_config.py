@@ -152,9 +152,18 @@ def test_everything_public_has_a_docstring_and_a_version() -> None:
             "RateGroup"} <= set(hf_multirate.__all__)  # fmt: skip
 
 
-def test_longer_steps_are_not_standard_training() -> None:
-    assert MultirateConfig((RateGroup("a", ".*", 1),)).is_standard_training
-    assert not MultirateConfig((RateGroup("a", ".*", 1, lr_scale=2.0),)).is_standard_training
+def test_learning_rates_are_no_multirate_training() -> None:
+    for config in (
+        MultirateConfig((RateGroup("a", ".*", 1, lr_scale=2.0),)),
+        MultirateConfig.off(head_lr_scale=10),
+        MultirateConfig.off(lr_decay=0.8),
+    ):
+        assert config.is_standard_training
+        assert config.scales_learning_rates
+        assert config == MultirateConfig.from_dict(config.to_dict())
+    assert not MultirateConfig.off().scales_learning_rates
+    assert MultirateConfig.two_rate("head", 3, "long_step").takes_long_steps
+    assert not MultirateConfig.two_rate("head", 1, "long_step").takes_long_steps
 
 
 def test_drift_steps_of_a_ladder() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from hf_multirate import Multirate, MultirateConfig, RateGroup
+from hf_multirate import Multirate, MultirateConfig, multirate_parameter_groups
 
 
 CONFIG = MultirateConfig.two_rate("2\\.", period=3, turns="fixed", idle="drift")
@@ -187,20 +187,18 @@ def test_a_model_without_trainable_parameters_is_refused() -> None:
         Multirate(CONFIG).assign(_model().requires_grad_(False))
 
 
-def test_a_closure_is_refused_where_steps_are_lengthened() -> None:
+def test_a_closure_is_refused_where_slow_groups_take_long_steps() -> None:
     model = _model()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with Multirate(MultirateConfig((RateGroup("all", ".*", 1, lr_scale=3.0),), turns="fixed")).attach(
-        model, optimizer
-    ) as multirate:
+    config = MultirateConfig.two_rate("^2", 2, "long_step", turns="fixed")
+    optimizer = torch.optim.SGD(multirate_parameter_groups(model, config, lr=0.1))
+    with Multirate(config).attach(model, optimizer) as multirate:
         multirate.begin_step(0)
         with pytest.raises(ValueError, match="closure"):
             optimizer.step(lambda: 0.0)
 
 
-@pytest.mark.parametrize("group", [RateGroup("all", ".*", 1, lr_scale=3.0), RateGroup("slow", ".*", 3, "long_step")])
-def test_long_steps_of_short_floats_are_warned_of(caplog: pytest.LogCaptureFixture, group: RateGroup) -> None:
-    config = MultirateConfig((group,) if group.period == 1 else (RateGroup("fast", "^2", 1), group), turns="fixed")
+def test_subsets_of_short_floats_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    config = MultirateConfig.random_subsets(3, turns="fixed")
     with caplog.at_level(logging.WARNING, "hf_multirate"):
         Multirate(config).assign(_model())
         assert caplog.text == ""

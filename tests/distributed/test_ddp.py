@@ -18,14 +18,16 @@ EQUAL = [
     "adamw-unused", "adamw-views", "adamw-static", "adamw-checkpointing", "adamw-reentrant",
     "adamw-unused-checkpointing", "adamw-gas3-ragged", "adamw-gas3-ragged-views", "adamw-ladder", "adamw-longstep",
     "sgd-longstep", "rmsprop-gas3", "adamw-middle", "adamw-evaluate-unused", "adamw-check",
-    "adamw-unused-routed", "sgd-unused-routed-longstep", "adamw-unused-routed-gas3",
+    "adamw-ladder-rates", "adamw-unused-routed", "sgd-unused-routed-longstep", "adamw-unused-routed-gas3",
     "adamw-auto", "sgd-auto", "adamw-auto-gas3", "adamw-auto-check",
+    "sgd-headstart", "adamw-headstart-lora-gas3", "sgd-headstart-chosen-check", "adamw-unused-headstart-routed",
 ]  # fmt: skip
 # Without a slow test only these run: each feature once, and not in every combination.
 CORE = [
     "long-sgd", "long-adamw-gas3-lora", "sgd-element", "sgd-neuron", "sgd-step", "sgd-copies", "sgd-longstep",
     "adamw-unused", "adamw-static", "adamw-checkpointing", "adamw-gas3-ragged-views", "adamw-ladder", "adamw-middle",
-    "adamw-check", "adamw-unused-routed-gas3", "adamw-auto",
+    "adamw-check", "adamw-ladder-rates", "adamw-unused-routed-gas3", "adamw-auto", "sgd-headstart",
+    "adamw-headstart-lora-gas3",
 ]  # fmt: skip
 CORE_SAVES = ["adamw-save", "rmsprop-save-lora", "sgd-save-gas3"]
 CORE_PLAIN = ["", "-fp16hook", "-unused", "-resnet"]
@@ -53,6 +55,7 @@ SAVES = [
     "adamw-save-auto",
     "rmsprop-save-auto-lora",
     "sgd-save-gas3",
+    "sgd-save-longstep-rates",
     "rmsprop-save-lora",
     "adamw-save-static",
     "adamw-save-checkpointing",

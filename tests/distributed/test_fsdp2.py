@@ -24,19 +24,25 @@ pytestmark = [
 EQUAL = [
     "adamw-checkpointing", "adamw-reentrant", "adamw-gas3-ragged", "adamw-ladder", "adamw-longstep", "sgd-longstep",
     "rmsprop-gas3", "adamw-middle", "adamw-evaluate", "adamw-evaluate-whole", "adamw-gas3-whole", "adamw-check",
-    "adamw-auto", "adamw-auto-gas3",
+    "adamw-ladder-rates", "adamw-auto", "adamw-auto-gas3",
 ]  # fmt: skip
 SAVES = [
     "adamw-save", "rmsprop-save", "sgd-save-gas3", "adamw-save-sharded", "rmsprop-save-sharded",
     "sgd-save-sharded-gas3", "rmsprop-save-lora", "adamw-save-bf16", "adamw-save-sharded-evaluate-whole",
-    "adamw-save-auto",
+    "adamw-save-auto", "adamw-save-longstep-rates",
 ]  # fmt: skip
 # Without a slow test only these run: each feature once, and not in every combination.
 CORE = [
     "long-sgd", "long-adamw-gas3-lora", "adamw-checkpointing", "adamw-ladder", "sgd-longstep", "adamw-middle",
-    "adamw-evaluate-whole", "adamw-auto-gas3",
+    "adamw-evaluate-whole", "adamw-ladder-rates", "adamw-auto-gas3",
 ]  # fmt: skip
-CORE_SAVES = ["adamw-save", "rmsprop-save-sharded", "sgd-save-sharded-gas3", "rmsprop-save-lora"]
+CORE_SAVES = [
+    "adamw-save",
+    "adamw-save-longstep-rates",
+    "rmsprop-save-sharded",
+    "sgd-save-sharded-gas3",
+    "rmsprop-save-lora",
+]
 MOVED = ["adamw-save", "rmsprop-save", "adamw-save-sharded", "rmsprop-save-sharded"]
 
 

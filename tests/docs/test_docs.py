@@ -77,7 +77,8 @@ def test_python_on_the_page_runs(page: str, tmp_path: Path) -> None:
 
 def test_pages_with_code_that_trains() -> None:
     trains = {page for page in HERE if any(".train()" in block for block in fences(page, "python"))}
-    methods = {f"docs/methods/{name}.md" for name in ("multirate", "random_subsets", "averaged_copies")}
+    names = ("multirate", "head_start", "learning_rates", "random_subsets", "averaged_copies")
+    methods = {f"docs/methods/{name}.md" for name in names}
     assert trains == {"README.md", "docs/index.md", "docs/quickstart.md", *methods}
 
 
@@ -127,6 +128,13 @@ def test_files_named_in_the_architecture_exist() -> None:
     names = re.findall(r"`((?:hf_multirate|tests)/[^`]*)`", read("docs/architecture.md"))
     assert len(names) > 20
     assert [name for name in names if not (ROOT / name).exists()] == []
+
+
+def test_classes_and_functions_named_in_the_architecture_exist() -> None:
+    source = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "hf_multirate").rglob("*.py"))
+    names = set(re.findall(r"`([A-Z]\w*[a-z]\w*|[a-z]+_\w+)(?:\(\))?`", read("docs/architecture.md")))
+    assert len(names) > 20
+    assert [name for name in sorted(names) if not re.search(rf"\b{name}\b", source)] == []
 
 
 def anchors(text: str) -> set[str]:

@@ -111,15 +111,29 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_log_keys(tmp_path: Path) -> None:
     table = rows(section("log_keys", "Logs"), "key")
-    trainer = trainer_for(tmp_path, CONFIG, max_steps=24, multirate_log="all")
+    config = dataclasses.replace(CONFIG, lr_decay=0.9)
+    trainer = trainer_for(tmp_path, config, max_steps=24, multirate_log="all")
     trainer.train()
     keys = {key for entry in trainer.state.log_history for key in entry if key.startswith("multirate/")}
-    logged = {re.sub(r"/[^/]+$", "/BLOCK", key) if key.count("/") == 2 else key for key in keys}
+    logged = {re.sub(r"(/\w*learning_rate)/[^/]+$", r"\1/GROUP", key) for key in keys}
+    logged = {
+        key if key.endswith("/GROUP") or key.count("/") < 2 else re.sub(r"/[^/]+$", "/BLOCK", key) for key in logged
+    }
     expected = set(table) if FIVE else {key for key in table if "grad_norm" not in key}
     assert logged == expected
     brief = {key for key, (word, _) in table.items() if word == "yes"}
     assert brief == DEFAULT_KEYS | {"multirate/phase"}
-    assert {cells[0] for cells in table.values()} == {"yes", "no"}
+    differ = {key for key, (word, _) in table.items() if word == "if learning rates differ"}
+    assert differ == {"multirate/learning_rate/GROUP", "multirate/lowest_learning_rate/GROUP"}
+    assert {cells[0] for cells in table.values()} == {"yes", "no", "if learning rates differ"}
+
+
+def test_head_start_keys(tmp_path: Path) -> None:
+    trainer = trainer_for(tmp_path, MultirateConfig.off(head_start=2, head_start_steps=2))
+    trainer.train()
+    keys = {key for key in trainer.state.log_history[0] if key.startswith("multirate/")}
+    listed = rows(section("log_keys", "Head start"), "head start key")
+    assert {f"multirate/head_start/{key}" for key in listed} == keys
 
 
 def test_timing_keys() -> None:

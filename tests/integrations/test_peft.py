@@ -13,7 +13,7 @@ from peft.optimizers import create_loraplus_optimizer
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from hf_multirate import MultirateConfig, MultirateTrainer, RateGroup
+from hf_multirate import MultirateConfig, MultirateTrainer, RateGroup, multirate_parameter_groups
 from tests.support.runs import FIVE, Watched, arguments, assert_same, differ, example, weights
 
 
@@ -137,12 +137,12 @@ def test_lr_scale_is_the_ratio_of_lora_plus(tmp_path: Path, ratio: float) -> Non
         return "B" if "lora_B" in name or parameter.dim() == 1 else None
 
     groups = (RateGroup("B", (), 1, lr_scale=ratio), RateGroup("rest", ".*", 1))
-    ours = trainer_of(
-        tmp_path,
-        MultirateConfig(groups, group_fn=faster),
-        "lora",
-        optimizers=lambda model: (AdamW(model.parameters(), lr=1e-3), None),
-    )
+    config = MultirateConfig(groups, group_fn=faster)
+
+    def scaled(model: nn.Module) -> Any:
+        return AdamW(multirate_parameter_groups(model, config, lr=1e-3)), None
+
+    ours = trainer_of(tmp_path, config, "lora", optimizers=scaled)
     start = weights(ours)
     ours.train()
     one, other = weights(plain), weights(ours)

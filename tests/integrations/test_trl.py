@@ -85,6 +85,33 @@ def dpo(folder: Path, kind: type[DPOTrainer], lora: bool, **rest: Any) -> DPOTra
     )  # fmt: skip
 
 
+def reward(folder: Path, **rest: Any) -> Any:
+    rows = [
+        {"prompt": WORDS[i % 6] + " ", "chosen": WORDS[i % 6 + 1], "rejected": WORDS[i % 6 + 2]} for i in range(12)
+    ]
+    torch.manual_seed(1)
+    model = LlamaForSequenceClassification(LlamaConfig(**{**DECODER, "num_labels": 1}))
+    args = RewardConfig(output_dir=str(folder), bf16=False, **DEFAULTS)
+    return MultirateReward(
+        model=model, args=args, processing_class=tokenizer(), train_dataset=Dataset.from_list(rows), **rest
+    )
+
+
+def test_a_head_start_of_a_reward_model(tmp_path: Path) -> None:
+    trainers = []
+    for number in (0, 4):
+        config = MultirateConfig.off(head_start=number, head_start_lr=1e-2)
+        trainers.append(reward(tmp_path / str(number), multirate=config))
+        trainers[-1].train()
+    logged = trainers[1].state.log_history[0]
+    assert logged["multirate/head_start/loss_after"] < logged["multirate/head_start/loss_before"]
+    assert set(logged) - {"epoch", "step"} == {key for key in logged if key.startswith("multirate/head_start/")}
+    keys = [set(trainer.state.log_history[number]) for number, trainer in enumerate(trainers)]
+    assert keys[0] == keys[1]
+    assert trainers[0]._metrics.keys() == trainers[1]._metrics.keys()
+    assert trainers[0]._metrics["eval"] == trainers[1]._metrics["eval"] == {}
+
+
 CASES = [
     pytest.param(make, ours, plain, lora, checkpointing, id=f"{plain.__name__}-{lora}-{checkpointing}")
     for make, ours, plain in ((sft, MultirateSFT, SFTTrainer), (dpo, MultirateDPO, DPOTrainer))

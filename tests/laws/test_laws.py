@@ -112,6 +112,11 @@ def results(folder: Path, config: MultirateConfig | None, family: str, **setting
     return {"weights": weights(trainer), "history": entries, "optimizer": trainer.optimizer.state_dict()}
 
 
+def by_name(found: dict[str, Any], idle: str) -> dict[str, Any]:
+    """Without the state of the optimizer for long steps: it is by position, which depends on the rate groups."""
+    return {key: value for key, value in found.items() if key != "optimizer" or idle != "long_step"}
+
+
 @pytest.mark.parametrize(("family", "settings"), LAWS)
 def test_period_one_is_standard_training(tmp_path: Path, family: str, settings: dict[str, Any]) -> None:
     wanted = results(tmp_path, None, family, **settings)
@@ -142,7 +147,7 @@ def test_order_of_disjoint_groups_does_not_matter(tmp_path: Path, optim: str, id
         RateGroup("slow", ["embeddings"], 4, idle),
     )
     first, *others = (
-        results(tmp_path, MultirateConfig(order), "bert", optim=optim)
+        by_name(results(tmp_path, MultirateConfig(order), "bert", optim=optim), idle)
         for order in (groups, groups[::-1], (groups[1], groups[0], groups[2]))
     )
     for other in others:
@@ -161,7 +166,7 @@ def test_groups_of_one_period_are_one_group(tmp_path: Path, optim: str, idle: st
         )
     )
     together = MultirateConfig.two_rate(["classifier", "pooler"], 3, idle)
-    one, other = (results(tmp_path, config, "bert", optim=optim) for config in (apart, together))
+    one, other = (by_name(results(tmp_path, config, "bert", optim=optim), idle) for config in (apart, together))
     assert_same(one, other)
 
 

@@ -15,7 +15,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import SequentialSampler
 
-from hf_multirate import Multirate, MultirateConfig, MultirateTrainer, RateGroup
+from hf_multirate import Multirate, MultirateConfig, MultirateTrainer, RateGroup, multirate_parameter_groups
 from tests.support.reference import Gradient, Tensors, algorithm_1, multirate_adamw
 from tests.support.runs import arguments
 
@@ -124,8 +124,9 @@ def test_sgd_is_algorithm_1_in_float64(name: str, rate: Rate, idle: str, k: int)
     literal = {key: settings[key] for key in settings.keys() & {"weight_decay", "nesterov"}}
     literal |= {"mu": settings["momentum"], "long_step": idle == "long_step"}
     wanted = expected(algorithm_1, deepcopy(model), k=k, h=lambda n: k * rate(n), **literal)
-    optimizer = SGD(model.parameters(), lr=RATE, **settings)
-    got = multirate_loop(model, optimizer, config(k, idle, inactive_forward=None), rate)
+    chosen = config(k, idle, inactive_forward=None)
+    optimizer = SGD(multirate_parameter_groups(model, chosen, lr=RATE), **settings)
+    got = multirate_loop(model, optimizer, chosen, rate)
     assert residual(got, wanted) < 1e-10
 
 
@@ -160,8 +161,8 @@ def test_adam_is_its_literal_form_in_float64(
     literal |= {"long_step": idle == "long_step", "coupled": kind is Adam}
     literal["s"] = drift_factor
     wanted = expected(multirate_adamw, deepcopy(model), k=k, lr=rate, **literal)
-    optimizer = kind(model.parameters(), lr=RATE, **settings)
     chosen = config(k, idle, drift_factor="auto" if drift_factor is None else drift_factor)
+    optimizer = kind(multirate_parameter_groups(model, chosen, lr=RATE), **settings)
     got = multirate_loop(model, optimizer, chosen, rate)
     assert residual(got, wanted) < 1e-10
 

@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_multirate.optim.adam_drift import AdamDrift
-from hf_multirate.optim.drift import COLUMNS, SAMPLED, DisplacementDrift, SGDDrift, scale_last_step_
+from hf_multirate.optim.drift import COLUMNS, SAMPLED, DisplacementDrift, SGDDrift
 from hf_multirate.optim.update_group import choose_rule
 
 
@@ -220,13 +220,6 @@ def test_only_optimizers_of_torch_itself_have_rules_of_their_own() -> None:
     assert choose_rule(other, other.param_groups[0], displacement) is displacement
     plain = torch.optim.SGD([parameter], lr=0.1)
     assert choose_rule(plain, plain.param_groups[0], displacement) is displacement
-
-
-def test_stretch_lengthens_a_step() -> None:
-    parameter = nn.Parameter(torch.tensor([2.0]))
-    with torch.no_grad():
-        scale_last_step_([parameter], [torch.tensor([1.0])], 5.0)
-    assert parameter.item() == 6.0
 
 
 def test_many_parameters_at_once_are_each_by_itself() -> None:

@@ -13,7 +13,7 @@ from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
 from torch.optim.lr_scheduler import OneCycleLR
 from transformers import TrainerCallback
 
-from hf_multirate import Multirate, MultirateConfig, RateGroup
+from hf_multirate import Multirate, MultirateConfig, RateGroup, multirate_parameter_groups
 from hf_multirate.optim.adam_drift import AdamDrift
 from hf_multirate.optim.drift import SAMPLED
 from tests.support.runs import CONFIG, assert_same, trainer_for, weights
@@ -184,8 +184,8 @@ def test_complex_numbers_move_as_the_pairs_of_real_ones_that_they_are(kind: Any,
     ends, levels = [], []
     for pairs in (False, True):
         model = Complex(pairs=pairs)
-        optimizer = kind(model.parameters(), lr=1e-4, **settings)
         config = MultirateConfig((RateGroup("fast", "2", 1), RateGroup("slow", ".*", 3, idle, lr_scale=0.5)))
+        optimizer = kind(multirate_parameter_groups(model, config, lr=1e-4), **settings)
         with Multirate(config).attach(model, optimizer) as multirate:
             for step in range(12):
                 multirate.begin_step(step)

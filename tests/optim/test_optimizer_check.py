@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from hf_multirate import AveragedCopies, CopiesConfig, Multirate, MultirateConfig, MultirateTrainer, RateGroup
+from hf_multirate import AveragedCopies, CopiesConfig, Multirate, MultirateConfig, MultirateTrainer
 from hf_multirate.controller.guards import unwrap_optimizer
 from hf_multirate.trainer.checkpoint_files import read_saved
 from tests.support.runs import CONFIG, PERIOD, arguments, assert_same, example, phases, trainer_for, weights
@@ -294,9 +294,7 @@ def test_master_weights_train_where_idle_groups_are_frozen(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     "config",
     [
-        MultirateConfig.two_rate("5", PERIOD, "long_step"),
         MultirateConfig.random_subsets(PERIOD),
-        MultirateConfig((RateGroup("all", ".*", 1, lr_scale=2.0),)),
         MultirateConfig.two_rate("5", PERIOD, drift_steps=1, idle="drift"),
     ],
 )

@@ -12,7 +12,7 @@ from torch import is_tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, set_seed
 from transformers.training_args import OptimizerNames
 
-from hf_multirate import Multirate, MultirateConfig
+from hf_multirate import Multirate, MultirateConfig, multirate_parameter_groups
 from tests.support.runs import CONFIG, FIVE, PERIOD, assert_same, phases, trainer_for, weights
 from tests.support.tiny import ENCODER
 
@@ -80,11 +80,10 @@ def test_not_tried_because_plain_training_cannot(tmp_path: Path, name: str) -> N
 @pytest.mark.parametrize("idle", ["drift", "long_step"])
 def test_muon(idle: str) -> None:
     model = nn.Sequential(*[nn.Linear(4, 4, bias=False) for _ in range(3)])
-    optimizer = torch.optim.Muon(model.parameters(), lr=0.1)
+    config = MultirateConfig.two_rate(r"2\.", PERIOD, idle, turns="fixed")
+    optimizer = torch.optim.Muon(multirate_parameter_groups(model, config, lr=0.1))
     seen = []
-    with Multirate(MultirateConfig.two_rate(r"2\.", PERIOD, idle, turns="fixed")).attach(
-        model, optimizer
-    ) as multirate:
+    with Multirate(config).attach(model, optimizer) as multirate:
         for step in range(2 * PERIOD):
             before = model[0].weight.detach().clone()
             multirate.begin_step(step)

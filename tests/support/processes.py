@@ -117,6 +117,9 @@ def config_of(words: list[str]) -> Any:  # noqa: PLR0911
     if "plain" in words or "copies" in words:
         return CopiesConfig((1, 2), turns="fixed") if "copies" in words else None
     settings: dict[str, Any] = {"check_ranks_every": 1} if "check" in words else {}
+    settings |= {"head_lr_scale": 10.0, "lr_decay": 0.8} if "rates" in words else {}
+    if "headstart" in words:
+        settings |= {"head_start": 4, "head_start_steps": 20, "head_start_lr": None if "chosen" in words else 1e-2}
     if "still" in words:  # what the callback of `reference` comes to
         settings |= {"drift_factor": 0.0, "inactive_forward": "train"}
         settings["group_fn"] = lambda name, _: "fast" if is_fast(name) else None

@@ -1,0 +1,131 @@
+"""Parameter groups of an optimizer by rate group and learning rate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from transformers.trainer_pt_utils import get_parameter_names
+
+from hf_multirate.config.config import MultirateConfig
+from hf_multirate.config.validation import require_number
+from hf_multirate.model.auto_periods import choose_periods
+from hf_multirate.model.learning_rates import learning_rate_factors
+from hf_multirate.model.partition import settle
+from hf_multirate.model.unwrap import canonical_parameters, unwrap_model
+
+
+FACTOR = "multirate_lr_factor"
+"""Key of a parameter group: the factor that its learning rate contains."""
+
+NO_DECAY = (r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)")
+"""Patterns of parameters without weight decay, as in `transformers.Trainer.get_decay_parameter_names`."""
+
+Settings = dict[str, Any]
+"""A parameter group of an optimizer: its parameters and their settings."""
+
+
+def multirate_parameter_groups(
+    model: nn.Module,
+    config: MultirateConfig,
+    lr: float | None = None,
+    weight_decay: float | None = None,
+    groups: Iterable[Mapping[str, Any]] | None = None,
+) -> list[Settings]:
+    """Parameter groups for an optimizer, with the learning rates of ``config``.
+
+    `MultirateTrainer` creates such groups itself. Use this function for an optimizer of your own::
+
+        optimizer = torch.optim.AdamW(multirate_parameter_groups(model, config, lr=2e-5, weight_decay=0.01))
+
+    Args:
+        model: The model.
+        config: The configuration.
+        lr: Learning rate of a parameter with factor 1. Optional if all ``groups`` have a learning rate.
+        weight_decay: Weight decay of all parameters but biases and norms, as in `transformers.Trainer`. None leaves
+            the choice to the optimizer. Not used with ``groups``.
+        groups: Parameter groups to divide further, e.g. those of ``peft.optimizers.create_loraplus_optimizer``. Their
+            settings are kept, and their learning rates are multiplied.
+
+    Returns:
+        One parameter group for each rate group, weight decay and learning rate. They contain the trainable parameters.
+
+    Raises:
+        ValueError: the rate groups do not fit the model, or a group has no learning rate.
+        TypeError: ``lr`` or ``weight_decay`` is not a number.
+    """
+    model = unwrap_model(model)
+    rate = None if lr is None else require_number("lr", lr)
+    if groups is None:
+        groups = _by_decay(model, None if weight_decay is None else require_number("weight_decay", weight_decay))
+    given = [{**({} if rate is None else {"lr": rate}), **group} for group in groups]
+    if any(group.get("lr") is None for group in given):
+        raise ValueError(
+            "multirate_parameter_groups needs lr, the learning rate of a parameter with factor 1, got none."
+        )
+    return _divided(given, *_keys(model, config))
+
+
+def divide_parameter_groups(optimizer: Optimizer, model: nn.Module, config: MultirateConfig) -> None:
+    """Divide the parameter groups of a new ``optimizer`` by rate group and learning rate, in place.
+
+    Nothing changes if all parameters have the same learning rate and no group takes long steps.
+
+    Raises:
+        ValueError: the rate groups do not fit the model, or the optimizer has no parameter groups of its own.
+    """
+    if not config.scales_learning_rates and not config.takes_long_steps:
+        return
+    model = unwrap_model(model)
+    if "param_groups" not in vars(optimizer) or any(group.get("lr") is None for group in optimizer.param_groups):
+        raise ValueError(
+            f"the parameter groups of optimizer {type(optimizer).__name__} cannot have learning rates of their own. "
+            "Remove lr_scale, head_lr_scale, lr_decay and idle='long_step', or use AdamW or SGD."
+        )
+    optimizer.param_groups[:] = _divided(optimizer.param_groups, *_keys(model, config))
+
+
+Key = tuple[int, float]
+"""Index of a rate group, and a factor on the learning rate."""
+
+
+def _keys(model: nn.Module, config: MultirateConfig) -> tuple[dict[Tensor, Key], dict[Tensor, str]]:
+    """Parameter -> key of its parameter group, and parameter -> name."""
+    settled, partition = settle(choose_periods(config, model), model)
+    members = partition.parameters(model)
+    factors = learning_rate_factors(settled, members, model)
+    owner = {p: i for i, group in enumerate(settled.groups) for p in members[group.name].values()}
+    return {p: (i, factors[p]) for p, i in owner.items()}, {p: n for n, p in canonical_parameters(model).items()}
+
+
+def _divided(
+    groups: Sequence[Mapping[str, Any]], keys: Mapping[Tensor, Key], names: Mapping[Tensor, str]
+) -> list[Settings]:
+    """Divide ``groups``. Those with the given learning rate come first, because Trainer logs the rate of the first."""
+    divided: list[Settings] = []
+    for group in groups:
+        parts: dict[Key | None, list[Tensor]] = {}
+        for parameter in group["params"]:
+            parts.setdefault(keys.get(parameter), []).append(parameter)
+        for key, parameters in sorted(parts.items(), key=lambda item: -1 if item[0] is None else item[0][0]):
+            factor = 1.0 if key is None else key[1]
+            part = {**group, "params": parameters, "lr": group["lr"] * factor, FACTOR: factor}
+            if "param_names" in group:
+                part["param_names"] = [names.get(parameter, "") for parameter in parameters]
+            divided.append(part)
+    return sorted(divided, key=lambda group: abs(math.log(group[FACTOR])))
+
+
+def _by_decay(model: nn.Module, weight_decay: float | None) -> list[Settings]:
+    trainable = {name: p for name, p in canonical_parameters(model).items() if p.requires_grad}
+    if weight_decay is None:
+        return [{"params": list(trainable.values())}]
+    decayed = set(get_parameter_names(model, [nn.LayerNorm], list(NO_DECAY)))  # type: ignore[no-untyped-call]
+    groups = [
+        {"params": [p for name, p in trainable.items() if name in decayed], "weight_decay": weight_decay},
+        {"params": [p for name, p in trainable.items() if name not in decayed], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
