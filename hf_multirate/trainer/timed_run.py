@@ -1,8 +1,9 @@
-"""A run that ends after a given time: it times its first steps, settles the number of steps, and corrects it once."""
+"""A run that ends after a given time: it times its first steps, settles the number of steps, and corrects it."""
 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, NamedTuple, Protocol
@@ -22,11 +23,14 @@ LEAST_SHARE, LARGEST_SHARE, LAST_SHARE = 0.02, 0.1, 0.5
 
 FEW_STEPS = 6
 
+CORRECTIONS = (0.5, 0.75, 0.875)
+"""Shares of the run at which the number of steps is corrected. A machine whose load changes late misses the time less."""
+
 TOLERANCE = 0.01
-"""Share of the time by which the end may be off at half-time without a correction."""
+"""Share of the time by which the end may be off without a correction."""
 
 CHECKS = 100
-"""Number of times that the clocks of all processes are compared in the first half of the run."""
+"""Number of times that the clocks of all processes are compared in a run."""
 
 WINDOW, MIN_WINDOW = 1 / 3, 10
 """Share of the steps so far, and smallest number of steps, over which the present speed is measured."""
@@ -43,7 +47,7 @@ class Outside(Protocol):
 
 
 class Mark(NamedTuple):
-    """A reading in the first half of a run.
+    """A reading after the number of steps was settled.
 
     Attributes:
         step: Number of steps.
@@ -86,7 +90,8 @@ class TimedRun:
         self._expected = float(state.get("expected", 0.0))
         self.seconds_per_step = 0.0
         """Seconds of a step by which the number of steps was settled or corrected last."""
-        self._half_time_over = bool(state.get("half_time_over", False))
+        self._corrections = int(state.get("corrections", 0))
+        """Number of shares in `CORRECTIONS` that are over."""
         self._resumed = bool(state)
         self._last = spent.before.training
         self._reading: Reading | None = None
@@ -104,7 +109,7 @@ class TimedRun:
             "estimate": self.estimate.state(),
             "marks": [list(mark) for mark in self._marks],
             "expected": self._expected,
-            "half_time_over": self._half_time_over,
+            "corrections": self._corrections,
         }
 
     def measure(self, step: int, kind: Kind) -> None:
@@ -196,23 +201,27 @@ class TimedRun:
 
     def _is_check(self, step: int) -> bool:
         """Whether the clocks are compared after ``step`` steps: depends on the step only, as in all processes."""
-        if self._half_time_over:
+        if self._corrections == len(CORRECTIONS):
             return False
         start, steps = self.plan.totals[0]
-        return (step - start) % max(1, (steps - start) // CHECKS) == 0 or step == self._half(steps)
+        return (step - start) % max(1, (steps - start) // CHECKS) == 0 or step == self._next_correction()
 
-    def _half(self, steps: int) -> int:
-        return (steps + 1) // 2
+    def _next_correction(self) -> int:
+        """Number of steps at which the next correction is due, if its share of the time is not over before."""
+        return math.ceil(self.plan.totals[-1][1] * CORRECTIONS[self._corrections])
 
     def _correct(self, step: int, reading: Reading) -> int | None:
-        """At half-time, correct the number of steps if the end would be off by more than `TOLERANCE`."""
-        steps = self.plan.totals[0][1]
-        if self._half_time_over:
+        """At a share of `CORRECTIONS`, correct the number of steps if the end would be off by more than `TOLERANCE`."""
+        steps = self.plan.totals[-1][1]
+        if self._corrections == len(CORRECTIONS):
             return None
         self._marks.append(Mark(step, reading.training, self._expected))
-        if reading.counted(self.plan.counts) < self.plan.seconds / 2 and step < self._half(steps):
+        used = reading.counted(self.plan.counts) / self.plan.seconds
+        if used < CORRECTIONS[self._corrections] and step < self._next_correction():
             return None
-        self._half_time_over = True
+        self._corrections += 1
+        while self._corrections < len(CORRECTIONS) and used >= CORRECTIONS[self._corrections]:
+            self._corrections += 1
         seconds = self.seconds_per_step = self._present_seconds()
         if step >= steps or abs(self._end(step, steps, reading, seconds) / self.plan.seconds - 1.0) <= TOLERANCE:
             return None
@@ -225,10 +234,11 @@ class TimedRun:
     def _present_seconds(self) -> float:
         """Mean seconds of a step at the present speed, that of the last third of the steps since `_settle_first`.
 
-        The speed is the time of these steps over that of the same kinds of steps at the start.
+        The speed is the time of these steps over that of the same kinds of steps at the start. Steps before the last
+        correction do not count.
         """
         last, first = self._marks[-1], self._marks[0]
-        start = first.step + (last.step - first.step) * (1.0 - WINDOW)
+        start = max(first.step + (last.step - first.step) * (1.0 - WINDOW), self.plan.totals[-1][0])
         earlier = [mark for mark in self._marks if mark.step <= start and last.step - mark.step >= MIN_WINDOW]
         since = earlier[-1] if earlier else first
         expected = last.expected - since.expected

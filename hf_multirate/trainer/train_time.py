@@ -171,7 +171,7 @@ class TrainTimePlan:
         setup: The parts of the set-up that a plan belongs to, as JSON values.
         measured: Progress after 0, 1, 2, ... of the measured steps.
         totals: Pairs ``(step, steps)``: after ``step`` steps the number of steps of the run was set to ``steps``. The
-            first pair is after the measured steps, a second one at half-time.
+            first pair is after the measured steps, a later pairs are corrections.
         used: Seconds by purpose at the time of writing; for information only.
     """
 

@@ -127,13 +127,22 @@ def test_no_correction_within_the_tolerance() -> None:
     assert len(corrected.plan.totals) == 2
 
 
-def test_no_second_correction() -> None:
+def test_later_corrections_of_a_machine_that_changes_again() -> None:
     def twice(step: int, live: int) -> float:
-        return constant(step, live) * (1.0 if step < 200 else 1.5 if step < 700 else 3.0)
+        return constant(step, live) * (1.0 if step < 200 else 1.5 if step < 500 else 3.0)
 
     run = Loop(twice).run()
-    assert len(run.plan.totals) == 2
-    assert run.used > 700.0
+    assert [after for after, _ in run.plan.totals[1:]] == [475, 585, 609]
+    assert run.used == pytest.approx(600.0, rel=0.02)
+    progress = [run.plan.progress(step) for step in range(run.plan.totals[-1][1] + 1)]
+    assert progress == sorted(progress)
+    assert progress[-1] == 1.0
+
+
+def test_no_correction_after_the_last_share() -> None:
+    run = Loop(lambda step, _: 0.5 if step < 1100 else 2.0).run()
+    assert run.plan.totals == [(24, 1200)]
+    assert run.used == pytest.approx(750.0)
 
 
 def test_half_time_is_that_of_the_time_or_of_the_steps() -> None:
