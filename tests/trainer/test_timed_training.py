@@ -80,6 +80,24 @@ def test_standard_training_has_it_as_well(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*record*"))
 
 
+class Started(Timed):
+    """A head start of six seconds."""
+
+    def _take_head_start(self, loader: Any) -> None:
+        before = self._awaits_head_start()
+        super()._take_head_start(loader)
+        self.train_time_clock.now += 6.0 if before else 0.0
+
+
+def test_a_head_start_is_part_of_the_time(tmp_path: Path) -> None:
+    trainer = timed(tmp_path, kind=Started, multirate_head_start=4, multirate_head_start_steps=5)
+    trainer.train()
+    assert "multirate/head_start/steps" in trainer.state.log_history[0]
+    assert trainer.train_time_clock.now == pytest.approx(60.0, abs=1.0)
+    assert trainer.train_time_plan.measured[1] == pytest.approx(7.0 / 60.0)
+    assert len(planned(trainer)) == 1  # the first step, with the head start before it, is no slow machine
+
+
 def test_equal_steps_are_a_run_of_that_many_steps(tmp_path: Path) -> None:
     """Where every step takes the same, progress is that of steps, and the rates are those of max_steps."""
     trainer = timed(
