@@ -24,7 +24,7 @@ LEAST_SHARE, LARGEST_SHARE, LAST_SHARE = 0.02, 0.1, 0.5
 FEW_STEPS = 6
 
 CORRECTIONS = (0.5, 0.75, 0.875)
-"""Shares of the run at which the number of steps is corrected. A machine whose load changes late misses the time less."""
+"""Shares of the run at which the number of steps is corrected: with several, a late change of speed costs less."""
 
 TOLERANCE = 0.01
 """Share of the time by which the end may be off without a correction."""
@@ -211,7 +211,7 @@ class TimedRun:
         return math.ceil(self.plan.totals[-1][1] * CORRECTIONS[self._corrections])
 
     def _correct(self, step: int, reading: Reading) -> int | None:
-        """At a share of `CORRECTIONS`, correct the number of steps if the end would be off by more than `TOLERANCE`."""
+        """At one of `CORRECTIONS`, correct the number if the end would be off by more than `TOLERANCE`."""
         steps = self.plan.totals[-1][1]
         if self._corrections == len(CORRECTIONS):
             return None

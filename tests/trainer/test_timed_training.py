@@ -527,7 +527,7 @@ def test_a_plan_that_cannot_be_written(tmp_path: Path, warnings_of: Any) -> None
 def test_two_processes_take_the_slower_one(tmp_path: Path) -> None:
     launch(tmp_path, "ddp", 2, ["slower"], script="timed_processes.py")
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
-    assert len(first["totals"]) == 2
+    assert len(first["totals"]) >= 2
     assert second["clock"] == pytest.approx(60.0, rel=0.05)
     assert first["clock"] < 50.0
     assert {key: value for key, value in first.items() if key != "clock"} == {
