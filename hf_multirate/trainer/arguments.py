@@ -23,6 +23,8 @@ from hf_multirate.config.validation import (
     require_positive,
     require_text,
 )
+from hf_multirate.trainer.progress_schedule import PROVISIONAL_STEPS
+from hf_multirate.trainer.train_time import COUNTS, TrainTime, require_train_time, train_time
 
 
 logger = logging.getLogger(__name__)
@@ -65,8 +67,18 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "multirate_head_start_lr": require_positive,
     "multirate_config": require_path,
     "multirate_record": require_bool,
+    "multirate_train_time": require_train_time,
+    "multirate_train_time_counts": partial(require_choice, choices=COUNTS),
+    "multirate_train_time_plan": require_path,
 }
 """Field -> function that checks its value, unless the value is None."""
+
+
+OTHER_FIELDS = (
+    "multirate_record", "multirate_log", "multirate_train_time", "multirate_train_time_counts",
+    "multirate_train_time_plan",
+)  # fmt: skip
+"""Fields that are not part of the configuration."""
 
 
 @dataclass
@@ -196,6 +208,24 @@ class MultirateTrainingArguments(TrainingArguments):
             "standard training)."
         },
     )
+    multirate_train_time: str | None = field(
+        default=None,
+        metadata={
+            "help": "Time to train for: '20min', '1h30m', '90s' or a number of seconds. The learning-rate schedule "
+            "ends with it (default: no limit)."
+        },
+    )
+    multirate_train_time_counts: str | None = field(
+        default=None,
+        metadata={
+            "help": "What multirate_train_time covers: 'everything', or 'training' without evaluation and saving "
+            "(default: everything)."
+        },
+    )
+    multirate_train_time_plan: str | None = field(
+        default=None,
+        metadata={"help": "The multirate_train_time.json of a run with multirate_train_time, to repeat it exactly."},
+    )
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Check the order of bases: with this class first, the defaults of other arguments would be lost."""
@@ -215,6 +245,21 @@ class MultirateTrainingArguments(TrainingArguments):
         super().__post_init__()  # type: ignore[no-untyped-call]  # transformers annotates no __post_init__
         vars(self).update(self._checked_fields())
         self.to_multirate_config()
+        self.to_train_time()
+
+    def to_train_time(self) -> TrainTime | None:
+        """The time to train for, from the fields; None without such a time.
+
+        Raises:
+            ValueError: the time or the plan cannot be read, or the fields contradict each other.
+        """
+        return train_time(
+            self.multirate_train_time,
+            self.multirate_train_time_counts,
+            self.multirate_train_time_plan,
+            # A trainer that gets the provisional number may copy the arguments.
+            max_steps=-1 if self.max_steps == PROVISIONAL_STEPS else self.max_steps,
+        )
 
     def to_multirate_config(self) -> MultirateConfig:
         """Build the configuration from the fields.
@@ -225,7 +270,8 @@ class MultirateTrainingArguments(TrainingArguments):
         """
         fields = self._checked_fields()
         mode, speedup, path = (fields.pop(f"multirate{name}") for name in ("", "_speedup", "_config"))
-        del fields["multirate_record"], fields["multirate_log"]  # not part of the configuration
+        for name in OTHER_FIELDS:
+            del fields[name]
         if speedup is not None and mode != "auto":
             raise ValueError(
                 f"multirate_speedup is {speedup}, but multirate is {mode!r}. Set multirate='auto', or remove "

@@ -195,6 +195,22 @@ PLAIN = {
     "multirate_record": NO_SWITCHES,
     "multirate_log": [*NO_CHOICES, None],
     "multirate_config": [5, True, b"a.json", ["a.json"], "", "none.json"],
+    "multirate_train_time": [
+        True,
+        [60],
+        {},
+        Unprintable(),
+        "",
+        "soon",
+        "1:30",
+        0,
+        -5,
+        "0s",
+        float("inf"),
+        float("nan"),
+    ],
+    "multirate_train_time_counts": NO_CHOICES,
+    "multirate_train_time_plan": [5, True, b"a.json", ["a.json"], ""],
 }
 
 

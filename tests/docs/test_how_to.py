@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from itertools import count
 from pathlib import Path
 from types import ModuleType
 
@@ -11,7 +12,7 @@ import pytest
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from hf_multirate import Multirate, MultirateConfig
+from hf_multirate import Multirate, MultirateConfig, MultirateTrainer
 from hf_multirate.cli import _parser
 from tests.docs.test_docs import ROOT, fences, readers_names
 
@@ -26,7 +27,7 @@ LINKED = [
 
 
 def test_every_question_has_a_page() -> None:
-    assert len(PAGES) == 10
+    assert len(PAGES) == 11
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft reads it
@@ -41,6 +42,8 @@ def test_python_on_the_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setitem(sys.modules, module.__name__, module)
     names = vars(module)
     names.update(readers_names(tmp_path))
+    seconds = count(step=10)  # the clock of this test: 10 s pass between two looks at it
+    monkeypatch.setattr(MultirateTrainer, "train_time_clock", staticmethod(lambda: float(next(seconds))))
     for block in blocks:
         exec(compile(block, page, "exec"), names)
     if page in ("own_loop.md", "distributed.md"):
@@ -48,7 +51,9 @@ def test_python_on_the_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.
         assert summary["full_steps"] + summary["fast_steps"] == 6
     if page == "estimate_speedup.md":
         assert [found.label for found in names["plans"]] == ["ladder", "head", "auto"]
-    if page not in WITHOUT_TRAINER:
+    if page == "train_time.md":
+        assert names["trainer"].state.global_step == names["again"].state.global_step > 10
+    elif page not in WITHOUT_TRAINER:
         assert names["trainer"].state.global_step == 6
     if page == "logs_and_report.md":
         assert (tmp_path / "multirate" / "report" / "report.html").is_file()

@@ -20,14 +20,16 @@ ALONE = "alone"
 """Instead of a wrapper: one process without torchrun."""
 
 
-def launch(folder: Path, wrapper: str, processes: int, cases: Sequence[str], *options: str) -> Path:
-    """Run ``cases`` in ``folder``; ``options`` are torchrun's."""
+def launch(
+    folder: Path, wrapper: str, processes: int, cases: Sequence[str], *options: str, script: str = "processes.py"
+) -> Path:
+    """Run ``cases`` of ``script`` in ``folder``; ``options`` are torchrun's."""
     folder.mkdir(exist_ok=True)
     environment = {**os.environ, "PYTHONPATH": str(HERE.parents[1]), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     # With the agent's own store gloo may read addresses of processes that died, and a restart then fails or hangs.
     environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", *options]
-    command = [sys.executable, *([] if wrapper == ALONE else torchrun), str(HERE / "processes.py")]
+    command = [sys.executable, *([] if wrapper == ALONE else torchrun), str(HERE / script)]
     done = subprocess.run(
         [*command, str(folder), wrapper, *cases], env=environment, capture_output=True, text=True, check=False
     )
