@@ -45,5 +45,6 @@ def switch_off(parameters: Iterable[nn.Parameter]) -> bool:
 def switch_on(parameters: Iterable[nn.Parameter]) -> None:
     """Switch ``requires_grad`` on again for the parameters among ``parameters`` that `switch_off` has switched off."""
     for parameter in parameters:
-        if _switched_off.pop(parameter, False):
+        if parameter in _switched_off:
+            del _switched_off[parameter]
             parameter.requires_grad_(True)

@@ -103,7 +103,7 @@ def _keys(model: nn.Module, config: MultirateConfig) -> tuple[dict[Tensor, Key],
     factors = learning_rate_factors(settled, members, model)
     owner = {p: i for i, group in enumerate(settled.groups) for p in members[group.name].values()}
     parameters = canonical_parameters(model)
-    never = {parameters[name] for name in partition.never_names}
+    never: set[Tensor] = {parameters[name] for name in partition.never_names}
     return {p: (i, factors[p]) for p, i in owner.items()}, {p: n for n, p in parameters.items()}, never
 
 
