@@ -13,6 +13,7 @@ from hf_multirate.config.rate_group import NEVER, RateGroup
 from hf_multirate.config.text import shortened
 from hf_multirate.model.cost_model import StepCosts, boundary, layers_of
 from hf_multirate.model.partition import Partition
+from hf_multirate.model.stages import SettledStage, speedup_of_stages
 from hf_multirate.model.unwrap import canonical_parameters
 
 
@@ -39,6 +40,20 @@ def describe(config: MultirateConfig, partition: Partition, model: nn.Module) ->
     return "\n".join([*lines, *_costs(config, partition, model)])
 
 
+def describe_stages(stages: Sequence[SettledStage], model: nn.Module) -> str:
+    """Describe each stage, and the predicted speed-up of the whole run."""
+    texts, speedups, begin = [], [], 0.0
+    layers = layers_of(model)
+    for number, stage in enumerate(stages, 1):
+        texts.append(f"stage {number} of {len(stages)}, from {begin:.0%} to {stage.until:.0%} of training")
+        texts.append(describe(stage.config, stage.partition, model))
+        names = [group.name for group in stage.config.groups]
+        costs = StepCosts(names, stage.partition, layers, stage.partition.never_names)
+        speedups.append(costs.speedup(stage.config.schedule.kinds))
+        begin = stage.until
+    return "\n".join([*texts, f"predicted speed-up of the run: {speedup_of_stages(stages, speedups):.2f}x"])
+
+
 def _rule(group: RateGroup) -> str:
     redrawn = group.random_subset is not None and group.random_subset.redraw == "step"
     return group.idle if group.steps > 1 or redrawn else "-"
@@ -61,7 +76,8 @@ def _costs(config: MultirateConfig, partition: Partition, model: nn.Module) -> l
     layers = layers_of(model)
     costs = StepCosts([group.name for group in config.groups], partition, layers, partition.never_names)
     kinds = config.schedule.kinds
-    if len(kinds) == 1 and not partition.never:
+    idle = partition.never or config.has_never
+    if len(kinds) == 1 and not idle:
         subsets = [group.random_subset.fraction for group in config.groups if group.random_subset is not None]
         if config.is_standard_training or not subsets:
             return ["every step is a full step: standard training"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
@@ -188,16 +188,27 @@ def settle(config: MultirateConfig, model: nn.Module) -> tuple[MultirateConfig, 
         FrozenError: the groups would fit if fewer parameters were frozen.
         ValueError: the groups do not fit the model.
     """
-    settled, partition = _settle(config, model)
-    never = {group.name: partition[group.name] for group in settled.groups if group.is_never}
-    if not never:
-        return settled, partition
-    groups = [group for group in settled.groups if not group.is_never]
-    members = {group.name: partition[group.name] for group in groups}
-    return replace(settled, groups=groups), Partition(members, partition.frozen, never)
+    settled, partition = settle_with_never(config, model)
+    return without_never(settled, partition, never_in(settled, partition))
 
 
-def _settle(config: MultirateConfig, model: nn.Module) -> tuple[MultirateConfig, Partition]:
+def never_in(config: MultirateConfig, partition: Partition) -> frozenset[str]:
+    """Names of the parameters in groups with period ``"never"``."""
+    return frozenset(name for group in config.groups if group.is_never for name in partition[group.name])
+
+
+def without_never(config: MultirateConfig, partition: Partition, names: Set[str]) -> tuple[MultirateConfig, Partition]:
+    """Move the parameters ``names``, which never get a gradient, from the groups to `Partition.never`."""
+    if not names:
+        return config, partition
+    members = {group: tuple(name for name in found if name not in names) for group, found in partition.items()}
+    never = {group: tuple(name for name in found if name in names) for group, found in partition.items()}
+    groups = [group for group in config.groups if members[group.name]]
+    kept = {group.name: members[group.name] for group in groups}
+    return replace(config, groups=groups), Partition(kept, partition.frozen, {k: v for k, v in never.items() if v})
+
+
+def settle_with_never(config: MultirateConfig, model: nn.Module) -> tuple[MultirateConfig, Partition]:
     """As `settle`, with the groups that never get a gradient."""
     try:
         return config, assign(config, model)

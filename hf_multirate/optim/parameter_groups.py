@@ -12,9 +12,7 @@ from transformers.trainer_pt_utils import get_parameter_names
 
 from hf_multirate.config.config import MultirateConfig
 from hf_multirate.config.validation import require_number
-from hf_multirate.model.auto_periods import choose_periods
-from hf_multirate.model.learning_rates import learning_rate_factors
-from hf_multirate.model.partition import settle
+from hf_multirate.model.stages import factors_of_run, settle_stages
 from hf_multirate.model.unwrap import canonical_parameters, unwrap_model
 
 
@@ -93,18 +91,24 @@ def divide_parameter_groups(optimizer: Optimizer, model: nn.Module, config: Mult
 
 
 Key = tuple[int, float]
-"""Index of a rate group, and a factor on the learning rate."""
+"""Index of a rate group (of its groups in all stages), and a factor on the learning rate."""
 
 
 def _keys(model: nn.Module, config: MultirateConfig) -> tuple[dict[Tensor, Key], dict[Tensor, str], set[Tensor]]:
     """Parameter -> key of its parameter group, parameter -> name, and the parameters that never get a gradient."""
-    settled, partition = settle(choose_periods(config, model), model)
-    members = partition.parameters(model)
-    factors = learning_rate_factors(settled, members, model)
-    owner = {p: i for i, group in enumerate(settled.groups) for p in members[group.name].values()}
+    stages = settle_stages(config, model)
+    factors = factors_of_run(stages, model)
+    groups: dict[nn.Parameter, list[int]] = {}
+    for stage in stages:
+        members = stage.partition.parameters(model)
+        for i, group in enumerate(stage.config.groups):
+            for parameter in members[group.name].values():
+                groups.setdefault(parameter, []).append(i)
+    order = {indices: i for i, indices in enumerate(sorted({tuple(found) for found in groups.values()}))}
     parameters = canonical_parameters(model)
-    never: set[Tensor] = {parameters[name] for name in partition.never_names}
-    return {p: (i, factors[p]) for p, i in owner.items()}, {p: n for n, p in parameters.items()}, never
+    never: set[Tensor] = {parameters[name] for name in stages[0].partition.never_names}
+    keys: dict[Tensor, Key] = {p: (order[tuple(found)], factors[p]) for p, found in groups.items()}
+    return keys, {p: n for n, p in parameters.items()}, never
 
 
 def _divided(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,10 +23,11 @@ from hf_multirate.config.validation import require_bool
 from hf_multirate.controller.multirate import Multirate
 from hf_multirate.model.cost_model import boundary, layers_of, step_cost
 from hf_multirate.model.partition import Partition
+from hf_multirate.model.stages import settle_stages, shares_of, speedup_of_stages
 from hf_multirate.model.unwrap import canonical_parameters
 from hf_multirate.planning.inputs import check_batch, first_rows, require_arguments
 from hf_multirate.planning.measure import Live, StepCost, count_step, kinds_of, seconds_of
-from hf_multirate.planning.results import GroupPlan, Plan, StepPlan
+from hf_multirate.planning.results import GroupPlan, Plan, StagePlan, StepPlan
 
 
 def plan(
@@ -55,7 +57,32 @@ def plan(
     batch = recursively_apply(lambda tensor: tensor.to(device), dict(batch))
     with _restored(model), torch.enable_grad():
         check_batch(model, batch)
-        return [_plan(model, batch, label, config, measure=measure) for label, config in configs.items()]
+        return [
+            (_plan_stages if config.stage_list else _plan)(model, batch, label, config, measure=measure)
+            for label, config in configs.items()
+        ]
+
+
+def _plan_stages(
+    model: nn.Module, batch: Mapping[str, Any], label: str, config: MultirateConfig, *, measure: bool
+) -> Plan:
+    stages = settle_stages(config, model)
+    plans = [
+        _plan(model, batch, f"{label}, stage {number}", stage.given, measure=measure)
+        for number, stage in enumerate(stages, 1)
+    ]
+    measured = [plan.speedup_measured for plan in plans if plan.speedup_measured]
+    bounds = [plan.bound_measured for plan in plans if plan.bound_measured]
+    return replace(
+        plans[0],
+        label=label,
+        speedup=speedup_of_stages(stages, [plan.speedup for plan in plans]),
+        bound=speedup_of_stages(stages, [plan.bound for plan in plans]),
+        blockers=tuple(f"stage {i}: {text}" for i, plan in enumerate(plans, 1) for text in plan.blockers),
+        speedup_measured=speedup_of_stages(stages, measured) if len(measured) == len(plans) else None,
+        bound_measured=speedup_of_stages(stages, bounds) if len(bounds) == len(plans) else None,
+        stages=tuple(StagePlan(share, plan) for share, plan in zip(shares_of(stages), plans, strict=True)),
+    )
 
 
 def _plan(model: nn.Module, batch: Mapping[str, Any], label: str, config: MultirateConfig, *, measure: bool) -> Plan:

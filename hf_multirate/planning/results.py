@@ -53,8 +53,21 @@ class StepPlan:
 
 
 @dataclass(frozen=True)
+class StagePlan:
+    """Predicted speed-up of a stage.
+
+    Attributes:
+        share: Share of the steps of training in the stage.
+        plan: Plan of the configuration of the stage.
+    """
+
+    share: float
+    plan: Plan
+
+
+@dataclass(frozen=True)
 class Plan:
-    """Predicted speed-up of a configuration.
+    """Predicted speed-up of a configuration. With stages, its groups and steps are those of the first stage.
 
     Attributes:
         label: Label of the configuration in tables.
@@ -65,6 +78,7 @@ class Plan:
         blockers: Reasons for a low speed-up, as texts.
         speedup_measured: Speed-up over standard training from measured seconds; None if not measured.
         bound_measured: Limit of the measured speed-up for very long periods; None if not measured.
+        stages: Plans of the stages; empty without stages.
     """
 
     label: str
@@ -75,6 +89,7 @@ class Plan:
     blockers: tuple[str, ...]
     speedup_measured: float | None = None
     bound_measured: float | None = None
+    stages: tuple[StagePlan, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to a dictionary of plain values."""

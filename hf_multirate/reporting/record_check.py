@@ -58,6 +58,11 @@ SUMMARY: dict[str, Shape] = {
     ),
 }  # fmt: skip
 
+STAGES = items(
+    fields({"until": number(0), "periods": table(period), "speedup_predicted": optional(number(finite=False))})
+)
+"""The stages in the summary of a run that has some."""
+
 ENVIRONMENT: dict[str, Shape] = {
     "versions": table(text),
     **dict.fromkeys(("device", "cores", "threads", "processes"), anything),
@@ -87,6 +92,7 @@ def check_record(values: Mapping[str, Any]) -> None:
         ValueError: a value is missing or has the wrong type, or two values contradict each other.
     """
     fields(RECORD)(values, "the record")
+    STAGES(values["summary"].get("stages", []), "the record.summary.stages")
     steps = values["steps"]
     if len(steps["seconds"]) != len(steps["full"]):
         raise ValueError(

@@ -28,6 +28,10 @@ from hf_multirate.trainer.never import FrozenGroupsMixin
 logger = logging.getLogger(__name__)
 
 
+MANY_STEPS = 10**6
+"""Number of steps of a run for checks before its number of steps is known."""
+
+
 class MultirateMixin(FrozenGroupsMixin):
     """Multirate training for any subclass of `transformers.Trainer`: ``class Mine(MultirateMixin, TheirTrainer)``.
 
@@ -84,6 +88,10 @@ class MultirateMixin(FrozenGroupsMixin):
     def _optimizer_created(self, optimizer: torch.optim.Optimizer) -> None:
         divide_parameter_groups(optimizer, cast(nn.Module, self.model), self.multirate.config)
 
+    def _attach_controller(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Any:
+        # Trainer of transformers 4.57 creates the optimizer before it knows the number of steps.
+        return self.multirate.attach(model, optimizer, self.state.max_steps or MANY_STEPS)
+
     def _read_arguments(self) -> None:
         if self._configured_by_arguments:
             self.multirate.config = self._switched(_from_arguments(self.args))
@@ -124,7 +132,7 @@ class MultirateMixin(FrozenGroupsMixin):
         self._first_step += self.multirate.applied_steps
         self.multirate.timing = StepTimer()  # detach() stops its clock, and that of the run continues
         self.multirate.detach()
-        self.multirate.attach(self._model_to_control(), cast(torch.optim.Optimizer, self.optimizer))
+        self._attach_controller(self._model_to_control(), cast(torch.optim.Optimizer, self.optimizer))
         if state is not None:
             self.multirate.load_state_dict(state)
         self.multirate.timing = timing

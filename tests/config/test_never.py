@@ -20,11 +20,11 @@ def test_json_round_trip(tmp_path: Path) -> None:
     assert MultirateConfig.from_json_file(path) == config
 
 
-def test_the_schedule_has_the_other_groups_only() -> None:
-    config = MultirateConfig.ladder([1, 2, "never"])
-    assert config.schedule.periods == (1, 2)
+def test_the_schedule_has_it_at_no_step() -> None:
+    config = MultirateConfig.ladder([1, 2, "never"], turns="fixed")
+    assert config.schedule.periods == (1, 2, 0)
     assert not MultirateConfig.two_rate(period="never").is_standard_training
-    assert not MultirateConfig.two_rate(period="never").skips_backward
+    assert [config.schedule.live(step) for step in (0, 1)] == [(0, 1), (0,)]
 
 
 @pytest.mark.parametrize(
