@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.optim import SGD, AdamW
+from torch.optim import SGD, AdamW, RMSprop
 
 from hf_multirate import Multirate, MultirateConfig, multirate_parameter_groups, plan
 from tests.support.runs import assert_same, example
@@ -47,14 +47,14 @@ def test_the_same_stage_twice_is_a_schedule_that_restarts() -> None:
     assert_same(optimizers[0].state_dict(), optimizers[1].state_dict())
 
 
+@pytest.mark.parametrize("kind", [SGD, RMSprop])  # drift of RMSprop has state of its own
 @pytest.mark.parametrize("saved", range(1, STEPS))
 @pytest.mark.parametrize("config", [TWICE, STAGES], ids=["twice", "unfreezing"])
-def test_state_of_any_step_continues_the_run(config: MultirateConfig, saved: int) -> None:
-    model, optimizer = network(), None
-    whole = None
+def test_state_of_any_step_continues_the_run(config: MultirateConfig, saved: int, kind: Any) -> None:
+    whole: Any = None
     for resumed in (False, True):
         model = network()
-        optimizer = SGD(multirate_parameter_groups(model, config, lr=0.1), momentum=0.9)
+        optimizer = kind(multirate_parameter_groups(model, config, lr=0.01), momentum=0.9)
         multirate = Multirate(config).attach(model, optimizer, total_steps=STEPS)
         for step in range(STEPS):
             if step == saved and resumed:
