@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from itertools import pairwise
 from typing import Any
 
 from torch import nn
@@ -13,7 +14,8 @@ from torch.optim import Optimizer
 from hf_multirate.config.config import MultirateConfig
 from hf_multirate.config.rate_group import RateGroup
 from hf_multirate.config.schedule import Schedule, Step
-from hf_multirate.config.validation import require_step, wrong_type
+from hf_multirate.config.stages import stage_ends
+from hf_multirate.config.validation import require_int, require_step, wrong_type
 from hf_multirate.controller.guards import (
     check_unattached,
     mark_attached,
@@ -21,16 +23,17 @@ from hf_multirate.controller.guards import (
     require_model,
     unwrap_optimizer,
 )
-from hf_multirate.controller.step_pipeline import StepPipeline
+from hf_multirate.controller.step_pipeline import Members, StepPipeline
 from hf_multirate.controller.step_timer import StepTimer
-from hf_multirate.model.auto_periods import choose_periods
 from hf_multirate.model.cost_model import StepCosts
-from hf_multirate.model.describe import describe
-from hf_multirate.model.learning_rates import learning_rate_factors
-from hf_multirate.model.partition import Partition, left_out, settle
+from hf_multirate.model.describe import describe, describe_stages
+from hf_multirate.model.never import switch_off, switch_on
+from hf_multirate.model.partition import Partition, left_out
 from hf_multirate.model.setup_warnings import drops_layers, warn_of_lost_steps, warn_of_tied_head, warn_of_towers
-from hf_multirate.model.unwrap import canonical_parameters, unwrap_model
+from hf_multirate.model.stages import SettledStage, factors_of_run, settle_stages, speedup_of_stages
+from hf_multirate.model.unwrap import canonical_parameters, is_ddp, unwrap_model
 from hf_multirate.optim.loss_decrease import LossDecreaseAverages
+from hf_multirate.optim.state_check import check_state
 
 
 logger = logging.getLogger(__name__)
@@ -39,6 +42,11 @@ logger = logging.getLogger(__name__)
 NO_HEAD_START = (
     "head_start of the configuration applies to MultirateTrainer only. In a custom training loop, call "
     "hf_multirate.head_start(model, batches) before attach(), and leave head_start out of the configuration."
+)
+
+WRAPPED_TOO_EARLY = (
+    "the rate groups {groups} have period 'never', but their parameters were trainable when the model was wrapped in "
+    "DistributedDataParallel, which waits for their gradients. Call freeze_never(model) of the controller first."
 )
 
 
@@ -67,6 +75,13 @@ class Multirate:
         self.applied_steps = 0
         """Number of steps applied since `attach`, without the steps that a gradient scaler skipped."""
         self._settled = config
+        self._stages: tuple[SettledStage, ...] = ()
+        self._stage = 0
+        self._ends: tuple[int, ...] = (0,)
+        """Number of steps before each stage begins, and of the run; only the first without stages."""
+        self._speedups: list[float] = []
+        self._loaded: Mapping[str, Mapping[str, Any]] | None = None
+        """State of a checkpoint that the first step puts into the parts of its stage."""
         self._step: Step | None = None
         self._model: nn.Module | None = None
         self._partition: Partition | None = None
@@ -75,6 +90,11 @@ class Multirate:
         self._pipeline: StepPipeline | None = None
         self._warned: set[str] = set()
         self._scales_steps = False
+        self._wrapped: nn.Module | None = None
+        """The attached model with its wrapper."""
+        self._frozen: nn.Module | None = None
+        """The model whose groups with period ``"never"`` are frozen."""
+        self._thaws_at_detach = False
 
     def assign(self, model: nn.Module) -> Multirate:
         """Sort the parameters of ``model`` into rate groups. The model is not changed.
@@ -89,28 +109,78 @@ class Multirate:
         """
         require_model("assign()", model)
         first = self._partition is None
-        self._settled, self._partition = settle(choose_periods(self.config, model, self._warn), model)
+        self._stages = settle_stages(self.config, model, self._warn)
         self._model = model
-        learning_rate_factors(self._settled, self._partition.parameters(model), model)  # raises if they do not fit
-        if first:
-            warn_of_towers(self._settled, model)
-            warn_of_tied_head(self._settled, self._partition, model)
-            warn_of_lost_steps(self._settled, self._partition, canonical_parameters(model))
+        self._set_stage(0)
+        factors_of_run(self._stages, model)  # raises if they do not fit
+        for stage in self._stages if first else ():
+            warn_of_towers(stage.config, model)
+            warn_of_tied_head(stage.config, stage.partition, model)
+            warn_of_lost_steps(stage.config, stage.partition, canonical_parameters(model))
         return self
 
-    def attach(self, model: nn.Module, optimizer: Optimizer) -> Multirate:
-        """Attach to ``model`` and ``optimizer`` until `detach`, or until the end of a ``with`` block.
+    def _set_stage(self, index: int) -> None:
+        self._stage = index
+        self._settled, self._partition = self._stages[index].config, self._stages[index].partition
 
-        Args:
-            model: The model, possibly wrapped by DistributedDataParallel, ``fully_shard`` or ``torch.compile``.
-            optimizer: One torch optimizer with every trainable parameter, possibly wrapped by Accelerate.
+    def freeze_never(self, model: nn.Module) -> Multirate:
+        """Switch ``requires_grad`` off for the groups with period ``"never"``, until `thaw_never`.
+
+        `attach` does this until `detach`. Call this method first if the model will be wrapped by
+        DistributedDataParallel, which has to know the frozen parameters::
+
+            multirate = Multirate(config).freeze_never(model)
+            optimizer = AdamW(multirate_parameter_groups(model, config, lr=2e-5))
+            multirate.attach(DistributedDataParallel(model), optimizer)
 
         Returns:
             The controller itself.
 
         Raises:
-            ValueError: the groups do not fit the model, the optimizer lacks a parameter, or it moves parameters
-                without a gradient.
+            ValueError: the groups do not fit the model.
+        """
+        require_model("freeze_never()", model)
+        self._freeze_never(unwrap_model(model))
+        self._thaws_at_detach = False
+        return self
+
+    def _freeze_never(self, model: nn.Module) -> bool:
+        """As `freeze_never`; returns whether a parameter was on."""
+        if self._frozen is model:  # a wrapper such as fully_shard may have replaced the parameters
+            switch_off(self._never_parameters().values())
+        else:
+            self.thaw_never()
+        self.assign(model)
+        if not self.partition.never:
+            return False
+        self._frozen = model
+        return switch_off(self._never_parameters().values())
+
+    def _never_parameters(self) -> dict[str, nn.Parameter]:
+        assert self._model is not None  # assigned before
+        parameters = canonical_parameters(self._model)
+        return {name: parameters[name] for name in self.partition.never_names}
+
+    def thaw_never(self) -> None:
+        """Switch ``requires_grad`` on again for the parameters of `freeze_never`."""
+        if self._frozen is not None:
+            switch_on(self._frozen.parameters())
+        self._frozen, self._thaws_at_detach = None, False
+
+    def attach(self, model: nn.Module, optimizer: Optimizer, total_steps: int | None = None) -> Multirate:
+        """Attach to ``model`` and ``optimizer`` until `detach`, or until the end of a ``with`` block.
+
+        Args:
+            model: The model, possibly wrapped by DistributedDataParallel, ``fully_shard`` or ``torch.compile``.
+            optimizer: One torch optimizer with every trainable parameter, possibly wrapped by Accelerate.
+            total_steps: Number of optimizer steps of the whole run, which a configuration with stages needs.
+
+        Returns:
+            The controller itself.
+
+        Raises:
+            ValueError: the groups do not fit the model, the optimizer lacks a parameter, it moves parameters without a
+                gradient, or ``total_steps`` is missing.
             RuntimeError: a controller is attached to the model or the optimizer already, or the processes of the run
                 have different configurations or models.
             NotImplementedError: the wrapper or an adapter of the model is not supported.
@@ -120,18 +190,88 @@ class Multirate:
         if self.attached:
             raise RuntimeError("this controller is attached already. Call detach() first.")
         check_unattached(optimizer, unwrap_model(model))
-        self.assign(unwrap_model(model))
-        self._warn(left_out(self.config, self._settled))
+        self._ends = self._stage_ends(total_steps)
+        frozen_before = self._frozen is unwrap_model(model)
+        switched = self._freeze_never(unwrap_model(model))
+        if not frozen_before:
+            self._thaws_at_detach = self._frozen is not None
+            if switched and is_ddp(model):
+                self.thaw_never()
+                raise ValueError(WRAPPED_TOO_EARLY.format(groups=list(self.partition.never)))
+        try:
+            return self._attach(model, optimizer)
+        except BaseException:
+            self._thaw_after_attach()
+            raise
+
+    def _thaw_after_attach(self) -> None:
+        if self._thaws_at_detach:
+            self.thaw_never()
+
+    def _stage_ends(self, total_steps: int | None) -> tuple[int, ...]:
+        if not self.config.stage_list:
+            return (0,)
+        if total_steps is None:
+            raise ValueError(
+                "the configuration has stages, which end at shares of the steps of training, but total_steps is None: "
+                "call attach(model, optimizer, total_steps=...)."
+            )
+        total = require_int("total_steps", total_steps, least=1, unit="steps")
+        ends = (0, *stage_ends([stage.until for stage in self.config.stage_list], total))
+        empty = [number for number, (begin, end) in enumerate(pairwise(ends), 1) if begin == end]
+        self._warn(f"stages {empty} have no step, because the run has only {total} steps." if empty else None)
+        return ends
+
+    def _attach(self, model: nn.Module, optimizer: Optimizer) -> Multirate:
+        for stage in self._stages:
+            self._warn(left_out(stage.given, stage.config))
         self._warn(drops_layers(unwrap_model(model)) if self.skips_backward else None)
-        members = self.partition.parameters(unwrap_model(model))
-        groups = {group.name: members[group.name] for group in self._settled.groups}
-        pipeline = StepPipeline(self._settled, model, optimizer, groups, self._after_applied)
-        self._costs, self._corrections = pipeline.costs, 0
-        self.timing = StepTimer(pipeline.costs.speedup(self._settled.schedule.kinds))
-        self.applied_steps, self._step = 0, None
-        self._pipeline, self._scales_steps = pipeline, pipeline.rates.scales
+        first, *later = self._stages
+        checked = []
+        for stage in later:  # made once, so that their errors are raised before training
+            pipeline = self._make_pipeline(stage, model, optimizer)
+            pipeline.close()
+            checked.append(pipeline)
+        pipelines = [self._make_pipeline(first, model, optimizer), *checked]
+        pairs = zip(pipelines, self._stages, strict=True)
+        self._speedups = [pipeline.costs.speedup(stage.config.schedule.kinds) for pipeline, stage in pairs]
+        self._scales_steps = any(pipeline.rates.scales for pipeline in pipelines)
+        self._pipeline, self._wrapped, self._costs, self._corrections = pipelines[0], model, pipelines[0].costs, 0
+        self.timing = StepTimer(speedup_of_stages(self._stages, self._speedups), full_cost=self._costs.full)
+        self.applied_steps, self._step, self._loaded = 0, None, None
         mark_attached(optimizer, unwrap_model(model))
         return self
+
+    def _make_pipeline(self, stage: SettledStage, model: nn.Module, optimizer: Optimizer) -> StepPipeline:
+        parts = stage.partition.parameters(unwrap_model(model))
+        groups = {group.name: parts[group.name] for group in stage.config.groups}
+        factors = factors_of_run(self._stages, unwrap_model(model))
+        members = Members(groups, self._never_parameters(), factors)
+        return StepPipeline(stage.config, model, optimizer, members, self._after_applied)
+
+    def _at(self, step: int) -> Step:
+        """The step with index ``step``. Begins another stage if the step belongs to it."""
+        last = len(self._stages) - 1
+        index = next((i for i, end in enumerate(self._ends[1:]) if step < end), last)
+        if index != self._stage:
+            self._begin_stage(index, step)
+        begin = self._ends[index]
+        if self._loaded is not None and self._pipeline is not None:
+            if step > begin:  # otherwise the state belongs to the stage before
+                self._pipeline.load_state_dict(self._loaded)
+            self._loaded = None
+        return self._settled.schedule.at(step - begin)
+
+    def _begin_stage(self, index: int, step: int) -> None:
+        """Close the parts of the present stage, and make those of stage ``index``."""
+        pipeline = self._attached("begin_step()")
+        pipeline.close()
+        self._set_stage(index)
+        assert self._wrapped is not None  # attached before
+        self._pipeline = self._make_pipeline(self._stages[index], self._wrapped, pipeline.optimizer)
+        self._costs, self._corrections = self._pipeline.costs, 0
+        periods = ", ".join(f"{group.name}: {group.period}" for group in self._settled.groups)
+        logger.info("stage %d of %d begins before step %d. Periods: %s.", index + 1, len(self._stages), step, periods)
 
     def _warn(self, text: str | None) -> None:
         if text is not None and text not in self._warned:
@@ -144,11 +284,12 @@ class Multirate:
             self._pipeline.close()
             mark_detached(self._pipeline.optimizer, self._model)
             self.timing.finish()
-        self._pipeline = None
+        self._pipeline = self._wrapped = self._loaded = None
+        self._thaw_after_attach()
 
     def __getstate__(self) -> dict[str, Any]:
         """State for copies and pickles, which are detached."""
-        return vars(self) | {"_pipeline": None}
+        return vars(self) | {"_pipeline": None, "_wrapped": None, "_frozen": None, "_thaws_at_detach": False}
 
     def __enter__(self) -> Multirate:
         return self
@@ -190,10 +331,11 @@ class Multirate:
             ValueError: ``step`` is negative.
             TypeError: ``step`` is not an integer.
         """
-        pipeline = self._attached("begin_step()")
+        self._attached("begin_step()")
         if self.config.head_start:
             self._warn(NO_HEAD_START)
-        begun = self._settled.schedule.at(require_step(step))
+        begun = self._at(require_step(step))
+        pipeline = self._attached("begin_step()")  # that of the stage
         if pipeline.step is None or pipeline.step.index != begun.index:
             self._step = begun
             pipeline.open(begun)
@@ -203,9 +345,9 @@ class Multirate:
 
     def set_step(self, step: int) -> None:
         """Set the live groups of ``step``. Unlike with `begin_step`, backward is partial within `micro_batch` only."""
-        pipeline = self._attached("begin_step()")
-        self._step = self._settled.schedule.at(step)
-        pipeline.begin(self._step)
+        self._attached("begin_step()")
+        self._step = self._at(step)
+        self._attached("begin_step()").begin(self._step)
         self.timing.start()
 
     def micro_batch(self, last: bool = False) -> AbstractContextManager[None]:
@@ -230,12 +372,14 @@ class Multirate:
         self.applied_steps += 1
         if self._costs is not None and self._costs.corrections > self._corrections:
             self._corrections = self._costs.corrections
-            self.timing.speedup_predicted = self._costs.speedup(self._settled.schedule.kinds)
+            self._speedups[self._stage] = self._costs.speedup(self._settled.schedule.kinds)
+            self.timing.speedup_predicted = speedup_of_stages(self._stages, self._speedups)
         self.timing.stop(full=step.full, predicted_cost=self.relative_cost)
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
         """State for a checkpoint besides model and optimizer, by parameter name. Call it while attached."""
-        return self._attached("state_dict()").state_dict()
+        pipeline = self._attached("state_dict()")
+        return pipeline.state_dict() if self._loaded is None else {k: dict(v) for k, v in self._loaded.items()}
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
         """Load a `state_dict`. Call it after `attach`.
@@ -243,7 +387,12 @@ class Multirate:
         Raises:
             ValueError: ``state`` is damaged, or belongs to another model.
         """
-        self._attached("load_state_dict()").load_state_dict(state)
+        pipeline = self._attached("load_state_dict()")
+        if len(self._stages) == 1:
+            pipeline.load_state_dict(state)
+            return
+        check_state(state)
+        self._loaded = state  # the first step says which stage it belongs to
 
     def _attached(self, caller: str) -> StepPipeline:
         if self._pipeline is None:
@@ -253,16 +402,35 @@ class Multirate:
     @property
     def changes_training(self) -> bool:
         """Whether training differs from standard training."""
-        return not self._settled.is_standard_training or self._scales_steps
+        if not self._stages:
+            return not self.config.is_standard_training
+        never = bool(self._stages[0].partition.never)
+        standard = all(stage.config.is_standard_training for stage in self._stages)
+        return not standard or self._scales_steps or never
 
     @property
     def skips_backward(self) -> bool:
         """Whether any step leaves some parameters without a gradient."""
-        return self._settled.skips_backward
+        return any(stage.config.skips_backward for stage in self._stages) or self._settled.skips_backward
+
+    @property
+    def stages(self) -> tuple[SettledStage, ...]:
+        """The stages of the run on the assigned model; one if the configuration has no stages."""
+        return self._stages
+
+    @property
+    def stage(self) -> int:
+        """Number of the present stage, counted from 1."""
+        return self._stage + 1
+
+    @property
+    def stage_speedups(self) -> list[float]:
+        """Predicted speed-up of each stage. Available once attached."""
+        return list(self._speedups)
 
     @property
     def settled(self) -> MultirateConfig:
-        """The configuration in use: with automatic periods chosen, and without fully frozen groups."""
+        """The configuration in use: with automatic periods chosen, and without frozen groups."""
         return self._settled
 
     @property
@@ -285,7 +453,7 @@ class Multirate:
     @property
     def step(self) -> int | None:
         """Index of the last step that has begun; None before the first step."""
-        return None if self._step is None else self._step.index
+        return None if self._step is None else self._ends[self._stage] + self._step.index
 
     @property
     def phase(self) -> int:
@@ -307,7 +475,7 @@ class Multirate:
 
     @property
     def relative_cost(self) -> float:
-        """Predicted cost of the present step, as a share of a full step."""
+        """Predicted cost of the present step, as a share of a step of standard training."""
         return 1.0 if self._step is None or self._costs is None else self._costs.of(self._step.live)
 
     def learning_rates(self) -> dict[str, tuple[float, float]]:
@@ -323,4 +491,6 @@ class Multirate:
         """A text table of the rate groups, the boundary below which backward is skipped, and the predicted cost."""
         partition = self.partition
         assert self._model is not None  # assigned together with the partition
-        return describe(self._settled, partition, self._model)
+        if not self.config.stage_list:
+            return describe(self._settled, partition, self._model)
+        return describe_stages(self._stages, self._model)

@@ -106,6 +106,11 @@ class TimedTrainingMixin(RunLoggingMixin):
                 f"a {type(self.lr_scheduler).__name__} was passed in optimizers, and its length cannot follow "
                 "multirate_train_time. Pass optimizers=(optimizer, None), and choose a schedule by lr_scheduler_type."
             )
+        if self.multirate.config.stage_list:
+            raise NotImplementedError(
+                "multirate_train_time does not work with stages, which end at shares of a number of steps that is "
+                "unknown until the first steps are timed. Set max_steps, or use one configuration."
+            )
         message = check_schedule(args)
         if message is not None:
             logger.warning("%s", message)

@@ -22,14 +22,18 @@ from hf_multirate.distributed.unsupported import check_supported
 from hf_multirate.model.partition import FrozenError
 from hf_multirate.optim.parameter_groups import divide_parameter_groups
 from hf_multirate.trainer.arguments import MultirateTrainingArguments, require_log, switched_off
-from hf_multirate.trainer.head_start import HeadStartMixin
+from hf_multirate.trainer.never import FrozenGroupsMixin
 from hf_multirate.trainer.timed_training import TimedTrainingMixin
 
 
 logger = logging.getLogger(__name__)
 
 
-class MultirateMixin(TimedTrainingMixin, HeadStartMixin):
+MANY_STEPS = 10**6
+"""Number of steps of a run for checks before its number of steps is known."""
+
+
+class MultirateMixin(TimedTrainingMixin, FrozenGroupsMixin):
     """Multirate training for any subclass of `transformers.Trainer`: ``class Mine(MultirateMixin, TheirTrainer)``.
 
     Args:
@@ -85,6 +89,10 @@ class MultirateMixin(TimedTrainingMixin, HeadStartMixin):
     def _optimizer_created(self, optimizer: torch.optim.Optimizer) -> None:
         divide_parameter_groups(optimizer, cast(nn.Module, self.model), self.multirate.config)
 
+    def _attach_controller(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Any:
+        # Trainer of transformers 4.57 creates the optimizer before it knows the number of steps.
+        return self.multirate.attach(model, optimizer, self.state.max_steps or MANY_STEPS)
+
     def _read_arguments(self) -> None:
         if self._configured_by_arguments:
             self.multirate.config = self._switched(_from_arguments(self.args))
@@ -125,7 +133,7 @@ class MultirateMixin(TimedTrainingMixin, HeadStartMixin):
         self._first_step += self.multirate.applied_steps
         self.multirate.timing = StepTimer()  # detach() stops its clock, and that of the run continues
         self.multirate.detach()
-        self.multirate.attach(self._model_to_control(), cast(torch.optim.Optimizer, self.optimizer))
+        self._attach_controller(self._model_to_control(), cast(torch.optim.Optimizer, self.optimizer))
         if state is not None:
             self.multirate.load_state_dict(state)
         self.multirate.timing = timing

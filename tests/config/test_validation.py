@@ -126,6 +126,7 @@ SETTINGS: list[tuple[Maker, str, list[Any]]] = [
     (config, "head_start", [*NO_INTEGERS, None, -1, HUGE]),
     (config, "head_start_steps", [*NO_INTEGERS, None, 0, -1, HUGE]),
     (config, "head_start_lr", [*NO_NUMBERS, 0, 0.0, -1.0]),
+    (config, "stage_list", [*NO_ITEMS, None, [5], [(0.5,)], [(2.0, MultirateConfig())], [(1.0, "off")]]),
     (AutoPeriods, "speedup", [*NO_NUMBERS, 0, 0.5, -1]),
     (AutoPeriods, "max_period", [*NO_INTEGERS, None, 0, 1, -2, 12, HUGE]),
     (CopiesConfig, "periods", [*NO_ITEMS, None, [], [1], [2, 4], (1, 3, 4), (1, 1), [1, 2.0], [1, "2"], [True, 2],
@@ -152,7 +153,7 @@ SETTINGS: list[tuple[Maker, str, list[Any]]] = [
                                               Unprintable()]),
 ]  # fmt: skip
 NAMED_OTHERWISE = {"fast": "rate group 'fast'", "blocks": "", "groups": "", "name": "", "path": "config",
-                   "patterns": "", "periods": "period"}  # fmt: skip
+                   "patterns": "", "periods": "period", "stage_list": "stage"}  # fmt: skip
 """Settings whose errors name a part of them, as a group or a pattern."""
 
 

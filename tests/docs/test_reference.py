@@ -111,7 +111,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_log_keys(tmp_path: Path) -> None:
     table = rows(section("log_keys", "Logs"), "key")
-    config = dataclasses.replace(CONFIG, lr_decay=0.9)
+    config = MultirateConfig.stages([(1.0, dataclasses.replace(CONFIG, lr_decay=0.9))])
     trainer = trainer_for(tmp_path, config, max_steps=24, multirate_log="all")
     trainer.train()
     keys = {key for entry in trainer.state.log_history for key in entry if key.startswith("multirate/")}
@@ -125,7 +125,7 @@ def test_log_keys(tmp_path: Path) -> None:
     assert brief == DEFAULT_KEYS | {"multirate/phase"}
     differ = {key for key, (word, _) in table.items() if word == "if learning rates differ"}
     assert differ == {"multirate/learning_rate/GROUP", "multirate/lowest_learning_rate/GROUP"}
-    assert {cells[0] for cells in table.values()} == {"yes", "no", "if learning rates differ"}
+    assert {cells[0] for cells in table.values()} == {"yes", "no", "if learning rates differ", "with stages"}
 
 
 def test_head_start_keys(tmp_path: Path) -> None:
