@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from hf_multirate.config.validation import require_items, require_number, shown, wrong_type
+from hf_multirate.config.validation import require_int, require_items, require_number, shown, wrong_type
 
 
 if TYPE_CHECKING:
@@ -109,3 +109,31 @@ def stage_ends(shares: Sequence[float], total_steps: int) -> tuple[int, ...]:
     (3, 10)
     """
     return tuple(round(share * total_steps) for share in shares)
+
+
+def ends_of_run(
+    stages: Sequence[Stage], total_steps: int | None, warn: Callable[[str | None], None]
+) -> tuple[int, ...]:
+    """Number of steps before each stage and after the last; only 0 without stages.
+
+    Args:
+        stages: The stages.
+        total_steps: Number of steps of the run.
+        warn: Function that receives a warning, or None.
+
+    Raises:
+        ValueError: ``total_steps`` is missing or below 1.
+        TypeError: ``total_steps`` is not an integer.
+    """
+    if not stages:
+        return (0,)
+    if total_steps is None:
+        raise ValueError(
+            "the configuration has stages, which end at shares of the steps of training, but total_steps is None: "
+            "call attach(model, optimizer, total_steps=...)."
+        )
+    total = require_int("total_steps", total_steps, least=1, unit="steps")
+    ends = (0, *stage_ends([stage.until for stage in stages], total))
+    empty = [number for number, (begin, end) in enumerate(pairwise(ends), 1) if begin == end]
+    warn(f"stages {empty} have no step, because the run has only {total} steps." if empty else None)
+    return ends

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from itertools import pairwise
 from typing import Any
 
 from torch import nn
@@ -14,8 +13,9 @@ from torch.optim import Optimizer
 from hf_multirate.config.config import MultirateConfig
 from hf_multirate.config.rate_group import RateGroup
 from hf_multirate.config.schedule import Schedule, Step
-from hf_multirate.config.stages import stage_ends
-from hf_multirate.config.validation import require_int, require_step, wrong_type
+from hf_multirate.config.stages import ends_of_run
+from hf_multirate.config.validation import require_step, wrong_type
+from hf_multirate.controller.frozen_groups import FrozenGroups
 from hf_multirate.controller.guards import (
     check_unattached,
     mark_attached,
@@ -27,7 +27,6 @@ from hf_multirate.controller.step_pipeline import Members, StepPipeline
 from hf_multirate.controller.step_timer import StepTimer
 from hf_multirate.model.cost_model import StepCosts
 from hf_multirate.model.describe import describe, describe_stages
-from hf_multirate.model.never import switch_off, switch_on
 from hf_multirate.model.partition import Partition, left_out
 from hf_multirate.model.setup_warnings import drops_layers, warn_of_lost_steps, warn_of_tied_head, warn_of_towers
 from hf_multirate.model.stages import SettledStage, factors_of_run, settle_stages, speedup_of_stages
@@ -92,9 +91,7 @@ class Multirate:
         self._scales_steps = False
         self._wrapped: nn.Module | None = None
         """The attached model with its wrapper."""
-        self._frozen: nn.Module | None = None
-        """The model whose groups with period ``"never"`` are frozen."""
-        self._thaws_at_detach = False
+        self._frozen = FrozenGroups()
 
     def assign(self, model: nn.Module) -> Multirate:
         """Sort the parameters of ``model`` into rate groups. The model is not changed.
@@ -141,31 +138,19 @@ class Multirate:
         """
         require_model("freeze_never()", model)
         self._freeze_never(unwrap_model(model))
-        self._thaws_at_detach = False
+        self._frozen.until_detach = False
         return self
 
     def _freeze_never(self, model: nn.Module) -> bool:
         """As `freeze_never`; returns whether a parameter was on."""
-        if self._frozen is model:  # a wrapper such as fully_shard may have replaced the parameters
-            switch_off(self._never_parameters().values())
-        else:
-            self.thaw_never()
+        if self._frozen.model is model:  # a wrapper such as fully_shard may have replaced the parameters
+            self._frozen.freeze(model, self.partition.never_names)
         self.assign(model)
-        if not self.partition.never:
-            return False
-        self._frozen = model
-        return switch_off(self._never_parameters().values())
-
-    def _never_parameters(self) -> dict[str, nn.Parameter]:
-        assert self._model is not None  # assigned before
-        parameters = canonical_parameters(self._model)
-        return {name: parameters[name] for name in self.partition.never_names}
+        return self._frozen.freeze(model, self.partition.never_names)
 
     def thaw_never(self) -> None:
         """Switch ``requires_grad`` on again for the parameters of `freeze_never`."""
-        if self._frozen is not None:
-            switch_on(self._frozen.parameters())
-        self._frozen, self._thaws_at_detach = None, False
+        self._frozen.restore()
 
     def attach(self, model: nn.Module, optimizer: Optimizer, total_steps: int | None = None) -> Multirate:
         """Attach to ``model`` and ``optimizer`` until `detach`, or until the end of a ``with`` block.
@@ -190,37 +175,22 @@ class Multirate:
         if self.attached:
             raise RuntimeError("this controller is attached already. Call detach() first.")
         check_unattached(optimizer, unwrap_model(model))
-        self._ends = self._stage_ends(total_steps)
-        frozen_before = self._frozen is unwrap_model(model)
+        self._ends = ends_of_run(self.config.stage_list, total_steps, self._warn)
+        frozen_before = self._frozen.model is unwrap_model(model)
         switched = self._freeze_never(unwrap_model(model))
         if not frozen_before:
-            self._thaws_at_detach = self._frozen is not None
-            if switched and is_ddp(model):
-                self.thaw_never()
-                raise ValueError(WRAPPED_TOO_EARLY.format(groups=list(self.partition.never)))
+            self._frozen.until_detach = self._frozen.model is not None
         try:
+            if switched and not frozen_before and is_ddp(model):
+                raise ValueError(WRAPPED_TOO_EARLY.format(groups=list(self.partition.never)))
             return self._attach(model, optimizer)
         except BaseException:
             self._thaw_after_attach()
             raise
 
     def _thaw_after_attach(self) -> None:
-        if self._thaws_at_detach:
-            self.thaw_never()
-
-    def _stage_ends(self, total_steps: int | None) -> tuple[int, ...]:
-        if not self.config.stage_list:
-            return (0,)
-        if total_steps is None:
-            raise ValueError(
-                "the configuration has stages, which end at shares of the steps of training, but total_steps is None: "
-                "call attach(model, optimizer, total_steps=...)."
-            )
-        total = require_int("total_steps", total_steps, least=1, unit="steps")
-        ends = (0, *stage_ends([stage.until for stage in self.config.stage_list], total))
-        empty = [number for number, (begin, end) in enumerate(pairwise(ends), 1) if begin == end]
-        self._warn(f"stages {empty} have no step, because the run has only {total} steps." if empty else None)
-        return ends
+        if self._frozen.until_detach:
+            self._frozen.restore()
 
     def _attach(self, model: nn.Module, optimizer: Optimizer) -> Multirate:
         for stage in self._stages:
@@ -246,7 +216,9 @@ class Multirate:
         parts = stage.partition.parameters(unwrap_model(model))
         groups = {group.name: parts[group.name] for group in stage.config.groups}
         factors = factors_of_run(self._stages, unwrap_model(model))
-        members = Members(groups, self._never_parameters(), factors)
+        parameters = canonical_parameters(unwrap_model(model))
+        never = {name: parameters[name] for name in stage.partition.never_names}
+        members = Members(groups, never, factors)
         return StepPipeline(stage.config, model, optimizer, members, self._after_applied)
 
     def _at(self, step: int) -> Step:
@@ -289,7 +261,7 @@ class Multirate:
 
     def __getstate__(self) -> dict[str, Any]:
         """State for copies and pickles, which are detached."""
-        return vars(self) | {"_pipeline": None, "_wrapped": None, "_frozen": None, "_thaws_at_detach": False}
+        return vars(self) | {"_pipeline": None, "_wrapped": None, "_frozen": FrozenGroups()}
 
     def __enter__(self) -> Multirate:
         return self
