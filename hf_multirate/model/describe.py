@@ -96,7 +96,8 @@ def _costs(config: MultirateConfig, partition: Partition, model: nn.Module) -> l
             f"predicted cost {costs.of(groups):.2f} of {unit}"
         )
     speedup = costs.speedup(kinds)
-    return [*lines, f"predicted speed-up: {speedup:.2f}x over a cycle of {sum(kinds.values())} steps"]
+    steps = sum(kinds.values())
+    return [*lines, f"predicted speed-up: {speedup:.2f}x" + (f" over a cycle of {steps} steps" if steps > 1 else "")]
 
 
 def shorten_names(names: Sequence[str]) -> list[str]:
