@@ -14,7 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from hf_multirate.config.auto_periods import AutoPeriods
-from hf_multirate.config.consistency import check_auto_periods, check_groups, plain_settings
+from hf_multirate.config.consistency import (
+    check_activation_cache,
+    check_auto_periods,
+    check_groups,
+    plain_settings,
+)
 from hf_multirate.config.random_subset import RandomSubset
 from hf_multirate.config.rate_group import RateGroup, depth_ladder
 from hf_multirate.config.schedule import Schedule
@@ -69,6 +74,10 @@ class MultirateConfig:
             `hf_multirate.head_start`; 0 for none. They are the first batches of training.
         head_start_steps: Number of steps of the head on these batches.
         head_start_lr: Learning rate of these steps; None chooses it on batches that are held out.
+        activation_cache: Where outputs of the frozen lower blocks are kept, so that they run once for each row:
+            ``memory``, ``disk``, or None to run them at every step. See `hf_multirate.backward.activation_cache`.
+        activation_cache_gb: Largest size of the kept outputs in GB, for each process in memory, and in all on disk.
+        activation_cache_dir: Folder of a cache on disk; None is a folder in ``output_dir`` of Trainer.
 
     Raises:
         ValueError: a value is out of range, two groups share a name, a group has no pattern, or none has period 1.
@@ -91,6 +100,9 @@ class MultirateConfig:
     head_start: int = 0
     head_start_steps: int = 150
     head_start_lr: float | None = None
+    activation_cache: str | None = None
+    activation_cache_gb: float = 4.0
+    activation_cache_dir: str | None = None
 
     def __post_init__(self) -> None:
         """Validate the values, and convert them to plain ones and ``groups`` to a tuple."""
@@ -100,6 +112,7 @@ class MultirateConfig:
         if groups or self.auto_periods is None:
             check_groups(groups, self.group_fn)
         check_auto_periods(groups, self.auto_periods)
+        check_activation_cache(vars(self))
 
     @classmethod
     def two_rate(

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from hf_multirate.backward.activation_cache import ActivationCache
 from hf_multirate.config.config import MultirateConfig
 from hf_multirate.config.rate_group import RateGroup
 from hf_multirate.config.schedule import Schedule, Step
@@ -66,6 +67,8 @@ class Multirate:
         """Seconds of full and fast steps, and the resulting speed-up."""
         self.applied_steps = 0
         """Number of steps applied since `attach`, without the steps that a gradient scaler skipped."""
+        self.cache_folder: str | None = None
+        """Folder of an activation cache on disk, unless the configuration names one."""
         self._settled = config
         self._step: Step | None = None
         self._model: nn.Module | None = None
@@ -125,7 +128,7 @@ class Multirate:
         self._warn(drops_layers(unwrap_model(model)) if self.skips_backward else None)
         members = self.partition.parameters(unwrap_model(model))
         groups = {group.name: members[group.name] for group in self._settled.groups}
-        pipeline = StepPipeline(self._settled, model, optimizer, groups, self._after_applied)
+        pipeline = StepPipeline(self._settled, model, optimizer, groups, self._after_applied, self.cache_folder)
         self._costs, self._corrections = pipeline.costs, 0
         self.timing = StepTimer(pipeline.costs.speedup(self._settled.schedule.kinds))
         self.applied_steps, self._step = 0, None
@@ -313,6 +316,11 @@ class Multirate:
     def learning_rates(self) -> dict[str, tuple[float, float]]:
         """Rate group name -> its lowest and its highest learning rate. Available while attached."""
         return self._attached("learning_rates()").rates.by_rate_group()
+
+    @property
+    def activation_cache(self) -> ActivationCache | None:
+        """The activation cache; None without one, and while not attached."""
+        return None if self._pipeline is None else self._pipeline.activation_cache
 
     @property
     def loss_decrease(self) -> LossDecreaseAverages:

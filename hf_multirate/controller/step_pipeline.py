@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from hf_multirate.backward.activation_cache_setup import activation_cache_for
 from hf_multirate.backward.cost_check import CostCheck
 from hf_multirate.backward.idle_forward import InactiveForward
 from hf_multirate.backward.missing_gradients import MissingGradientCheck
@@ -41,6 +42,7 @@ class StepPipeline:
         optimizer: The optimizer of the parameters.
         groups: Rate group name -> parameter name -> parameter, in the order of ``config.groups``.
         applied: Called after each step that the optimizer has applied.
+        cache_folder: Folder of an activation cache on disk, unless the configuration names one.
 
     Raises:
         ValueError: the optimizer lacks a parameter, or it moves parameters without a gradient.
@@ -55,7 +57,9 @@ class StepPipeline:
         optimizer: Optimizer,
         groups: Mapping[str, Mapping[str, nn.Parameter]],
         applied: Callable[[Step], None],
+        cache_folder: str | None = None,
     ) -> None:
+        wrapped = model
         compiled = is_compiled(model)
         sync = GradSync() if config.is_standard_training else sync_for(model)
         model = unwrap_model(model)
@@ -78,6 +82,10 @@ class StepPipeline:
             require_rates(optimizer, "it cannot be scaled")
         self.updater = ParameterUpdater(config, optimizer, groups, self.rates, self._missed)
         self._parts = self._configured(groups, compiled=compiled)
+        trained = self._parameters.values()
+        self.activation_cache = activation_cache_for(config, wrapped, trained, cache_folder)
+        """The activation cache; None without one."""
+        self._parts += [] if self.activation_cache is None else [self.activation_cache]
         # Each list holds only the parts that override the method.
         self._begins = [p.begin for p in self._parts if type(p).begin is not StepPart.begin]
         self._contexts = [p.micro_batch for p in self._parts if type(p).micro_batch is not StepPart.micro_batch]
