@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -43,11 +43,15 @@ class CacheCounts:
     Attributes:
         hits: Rows whose output was kept already, in batches that were served from the cache.
         misses: Rows that ran through the whole model.
-        seconds: Seconds for keys, look-ups and putting batches together.
+        rows: Rows in the store, those of earlier runs and other processes included if it is on disk.
+        bytes: Size of the store in bytes.
+        seconds: Seconds for keys, look-ups, keeping rows and putting batches together.
     """
 
     hits: int = 0
     misses: int = 0
+    rows: int = 0
+    bytes: int = 0
     seconds: float = 0.0
 
 
@@ -83,19 +87,27 @@ class ActivationCache(StepPart):
             owner.register_forward_hook(OwnHook(self._leave, owner), always_call=True),
         ]
 
+    def summary(self) -> dict[str, float]:
+        """The counts by name."""
+        if self._handles:
+            self.counts.rows, self.counts.bytes = self.store.rows, self.store.size
+        return asdict(self.counts)
+
     def close(self) -> None:
         """See `StepPart`. Rows in memory are forgotten, and those on disk stay."""
+        self.summary()  # the last one
         for handle in self._handles:
             handle.remove()
+        self._handles = []
         self._leave_pass()
         self.store.close()
         self._recordings.clear()
 
     def _enter(self, owner: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before a forward pass of the owner: look up its rows, and replace the forward of the prefix."""
-        begun = time.perf_counter()
         self._leave_pass()
         self._check_weights()
+        begun = time.perf_counter()
         inputs = named_inputs(owner, args, kwargs)
         if inputs is None or any(inputs.get(name) for name in OTHER_OUTPUTS):
             self._pass_by()
@@ -110,6 +122,7 @@ class ActivationCache(StepPart):
         if kind not in self._tried:
             expected = self._try(args, kwargs, rows)
             self._tried[kind] = repr((kind[2], expected.dtype)).encode()
+            begun = time.perf_counter()  # the trial is no look-up
             rows = self._rows(inputs, kind)
             assert rows is not None  # it was not None before
         kept = self._look_up(rows, kind)

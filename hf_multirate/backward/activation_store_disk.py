@@ -84,8 +84,8 @@ class DiskStore(ActivationStore):
         if used + free < self.limit + SPARE:
             raise ValueError(
                 f"the activation cache may take {self.limit / GIGABYTE:.3g} GB in the folder {self._folder!r}, but "
-                f"its disk has only {free / GIGABYTE:.3g} GB left. Lower activation_cache_gb, or give a folder on another "
-                "disk with activation_cache_dir."
+                f"its disk has only {free / GIGABYTE:.3g} GB left. Lower activation_cache_gb, or give a folder on "
+                "another disk with activation_cache_dir."
             )
 
     @property

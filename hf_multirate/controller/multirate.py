@@ -75,6 +75,7 @@ class Multirate:
         self._partition: Partition | None = None
         self._costs: StepCosts | None = None
         self._corrections = 0
+        self._activation_cache: ActivationCache | None = None
         self._pipeline: StepPipeline | None = None
         self._warned: set[str] = set()
         self._scales_steps = False
@@ -130,6 +131,7 @@ class Multirate:
         groups = {group.name: members[group.name] for group in self._settled.groups}
         pipeline = StepPipeline(self._settled, model, optimizer, groups, self._after_applied, self.cache_folder)
         self._costs, self._corrections = pipeline.costs, 0
+        self._activation_cache = pipeline.activation_cache
         self.timing = StepTimer(pipeline.costs.speedup(self._settled.schedule.kinds))
         self.applied_steps, self._step = 0, None
         self._pipeline, self._scales_steps = pipeline, pipeline.rates.scales
@@ -151,7 +153,7 @@ class Multirate:
 
     def __getstate__(self) -> dict[str, Any]:
         """State for copies and pickles, which are detached."""
-        return vars(self) | {"_pipeline": None}
+        return vars(self) | {"_pipeline": None, "_activation_cache": None}
 
     def __enter__(self) -> Multirate:
         return self
@@ -319,8 +321,8 @@ class Multirate:
 
     @property
     def activation_cache(self) -> ActivationCache | None:
-        """The activation cache; None without one, and while not attached."""
-        return None if self._pipeline is None else self._pipeline.activation_cache
+        """The activation cache of the present or the last run; None without one."""
+        return self._activation_cache
 
     @property
     def loss_decrease(self) -> LossDecreaseAverages:

@@ -24,6 +24,9 @@ from hf_multirate.trainer.log_values import PREFIX, BlockEntries, default_values
 OUTSIDE = "seconds_of_"
 """Prefix, in log entries, of the seconds spent outside of steps."""
 
+CACHE = f"{PREFIX}activation_cache/"
+"""Prefix of the log keys of an activation cache."""
+
 
 class RunMetrics:
     """Collects metrics between two log entries and over a whole run.
@@ -130,6 +133,11 @@ class RunMetrics:
                 values[f"{PREFIX}lowest_learning_rate/{group}"] = lowest
         return with_valid_keys(values)
 
+    def activation_cache(self) -> dict[str, float]:
+        """Log key -> count of the activation cache of this process; empty without one."""
+        cache = self._multirate.activation_cache
+        return {} if cache is None else {f"{CACHE}{key}": value for key, value in cache.summary().items()}
+
     def selected(self, values: Mapping[str, float], log: str) -> dict[str, float]:
         """The part of `log_values` for the logs of Trainer.
 
@@ -195,6 +203,7 @@ class RunMetrics:
             "seconds": round(self._seconds_before + elapsed, 4),
             "seconds_aside": self._outside_seconds(),
             "head_start": self.head_start,
+            "activation_cache": self._cache_counts(),
             "speedup": timing.speedup_of_run(elapsed),
             "speedup_predicted_of_run": timing.predicted_so_far,
             "steps": len(steps["full"]),
@@ -215,6 +224,10 @@ class RunMetrics:
             logs=self._logs,
             summary=summary,
         )
+
+    def _cache_counts(self) -> dict[str, float] | None:
+        values = self.activation_cache()
+        return {key.removeprefix(CACHE): value for key, value in values.items()} if values else None
 
     def _groups(self) -> list[dict[str, Any]]:
         """The rate groups. With automatic periods, the names of parameters replace the patterns."""
