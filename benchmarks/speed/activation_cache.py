@@ -1,11 +1,11 @@
-"""Whole runs of several epochs with a frozen lower part: standard training, frozen blocks, and a cache of their outputs.
+"""Whole runs with a frozen lower part: standard training, frozen blocks, and a cache of their outputs.
 
     python -m benchmarks speed activation-cache --record FILE
     python -m benchmarks speed activation-cache --record FILE --epochs 3 10 --rounds 5
 
-Each run trains the embedded encoder of six blocks on sentences of film reviews, in one process. Runs are interleaved, and
-each is one line of ``--record``: a second call continues where the first one was stopped. CPU seconds are those of this
-process, which other processes hardly change.
+Each run trains the embedded encoder of six blocks on sentences of film reviews, in one process. Runs are interleaved,
+and each is one line of ``--record``: a second call continues where the first one was stopped. CPU seconds are those of
+this process, which other processes hardly change.
 """
 
 from __future__ import annotations

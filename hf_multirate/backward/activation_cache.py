@@ -120,11 +120,16 @@ class ActivationCache(StepPart):
             return
         expected = None
         if kind not in self._tried:
-            expected = self._try(args, kwargs, rows)
-            self._tried[kind] = repr((kind[2], expected.dtype)).encode()
+            recording = try_prefix(self._prefix, self._forward, args, kwargs, rows)
+            expected = recording.output
+            assert expected is not None  # otherwise the trial has raised an error
             begun = time.perf_counter()  # the trial is no look-up
+            # Positions that are not those of the input cannot be cut.
+            self._padded = self._padded and (rows.places is None or expected.shape[1:2] == (rows.width,))
+            self._tried[kind] = repr((kind[2], expected.dtype)).encode()
             rows = self._rows(inputs, kind)
             assert rows is not None  # it was not None before
+            self._record(rows, kind, recording)
         kept = self._look_up(rows, kind)
         self.counts.seconds += time.perf_counter() - begun
         self._enter_inference()
@@ -154,12 +159,10 @@ class ActivationCache(StepPart):
         seed = self._fingerprint.encode() + self._tried.get(kind, b"")
         return rows_of(self._prefix.owner, inputs, seed, padded=self._padded)
 
-    def _try(self, args: tuple[Any, ...], kwargs: dict[str, Any], rows: Rows) -> Tensor:
-        """Check that the upper blocks need nothing from below but the output of the boundary."""
-        expected = try_prefix(self._prefix, self._forward, args, kwargs, rows)
-        if rows.places is not None and expected.shape[1:2] != (rows.width,):
-            self._padded = False  # its positions are not those of the input
-        return expected
+    def _record(self, rows: Rows, kind: Kind, recording: Recording) -> None:
+        recording.output = None
+        width = None if recording.fits_every_width else rows.width
+        self._recordings[kind, rows.signature, width] = recording
 
     def _look_up(self, rows: Rows, kind: Kind) -> tuple[Recording, Tensor] | None:
         """The recording and the kept output of a batch; None unless all rows are kept."""
@@ -202,11 +205,8 @@ class ActivationCache(StepPart):
         recording = self._pass.enter_context(self._forward.recording(len(rows.keys), keep))
 
         def finish() -> None:
-            if recording.output is None:
-                return
-            recording.output = None
-            width = None if recording.fits_every_width else rows.width
-            self._recordings[kind, rows.signature, width] = recording
+            if recording.output is not None:
+                self._record(rows, kind, recording)
 
         self._finish = finish
 

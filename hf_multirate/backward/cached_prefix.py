@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
@@ -34,7 +34,7 @@ class Prefix:
     """All modules up to the last block below the first parameter that may get a gradient.
 
     Attributes:
-        owner: The module that gets the rows: the smallest transformers model with the blocks, or else the model.
+        owner: The module that gets the rows: see `_owner`.
         name: Name of the boundary, the last block of the prefix.
         blocks: The blocks in order, up to the boundary.
         above: The other blocks.
@@ -104,6 +104,8 @@ def find_prefix(model: nn.Module, trained: Collection[nn.Parameter]) -> Prefix:
     except ValueError as error:
         raise ValueError(f"activation_cache needs a model with a stack of blocks: {error}.") from error
     levels, identities = levels_of(model, stack), {id(parameter) for parameter in trained}
+    owner = _owner(model, stack, levels)
+    _check_owner(owner)
     direct = [
         (levels[module], f"{path}.{key}" if path else key)
         for path, module in model.named_modules()
@@ -117,8 +119,6 @@ def find_prefix(model: nn.Module, trained: Collection[nn.Parameter]) -> Prefix:
             f"activation_cache keeps the output of the blocks of {stack.path!r} that get no gradient in the whole "
             f"run, but there is none below {canonical_name(name)!r}. {REMEDY}"
         )
-    owner = _owner(model, stack)
-    _check_owner(owner)
     below = {module for module in owner.modules() if levels[module] >= len(stack.blocks) - number + 1}
     tensors = {
         f"{path}.{key}": tensor
@@ -147,12 +147,14 @@ def find_prefix(model: nn.Module, trained: Collection[nn.Parameter]) -> Prefix:
     )
 
 
-def _owner(model: nn.Module, stack: Stack) -> nn.Module:
+def _owner(model: nn.Module, stack: Stack, levels: Mapping[nn.Module, int]) -> nn.Module:
+    """The smallest transformers model with the stack and all modules below it that have parameters."""
+    lowest = len(stack.blocks) + 1
+    below = {part for part in model.modules() if levels[part] == lowest and list(part.parameters(recurse=False))}
     parts = stack.path.split(".")
-    for length in range(len(parts) - 1, -1, -1):
-        path = ".".join(parts[:length])
-        module = model.get_submodule(path)
-        if isinstance(module, PreTrainedModel):
+    for length in range(len(parts) - 1, 0, -1):
+        module = model.get_submodule(".".join(parts[:length]))
+        if isinstance(module, PreTrainedModel) and below <= set(module.modules()):
             return module
     return model
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_multirate.backward.cached_prefix import Prefix
-from hf_multirate.backward.prefix_forward import PrefixForward
+from hf_multirate.backward.prefix_forward import PrefixForward, Recording
 from hf_multirate.backward.row_keys import Rows
 from hf_multirate.model.hooks import OwnHook, tensors_in
 from hf_multirate.model.random_state import random_state_restored
@@ -46,11 +46,11 @@ def check_inputs(prefix: Prefix, inputs: Mapping[str, Any]) -> None:
 @torch.no_grad()
 def try_prefix(
     prefix: Prefix, forward: PrefixForward, args: tuple[Any, ...], kwargs: Mapping[str, Any], rows: Rows
-) -> Tensor:
+) -> Recording:
     """Compare two passes of a batch in evaluation mode, with the prefix and with its kept output.
 
     Returns:
-        The output of the boundary.
+        The recording of the first pass, with the output of the boundary.
 
     Raises:
         NotImplementedError: the results differ, or trained modules run below the boundary.
@@ -82,7 +82,7 @@ def try_prefix(
                     f"are such outputs, and so are connections from lower to upper blocks. {OFF}"
                 )
     torch.clear_autocast_cache()  # it would keep copies of the weights that have no gradient
-    return kept
+    return recording
 
 
 def check_boundary(prefix: Prefix, expected: Tensor, found: Tensor, rows: Rows) -> None:
@@ -101,7 +101,7 @@ def check_boundary(prefix: Prefix, expected: Tensor, found: Tensor, rows: Rows) 
 
 
 @contextmanager
-def _trained_above(prefix: Prefix, recording: Any) -> Iterator[None]:
+def _trained_above(prefix: Prefix, recording: Recording) -> Iterator[None]:
     """A context in which trained modules may run only after the boundary."""
 
     def check(module: nn.Module, args: Any) -> None:

@@ -27,12 +27,16 @@ class Empty:
     device: torch.device
     batched: bool
 
+    def has_positions(self, tail: tuple[int, ...]) -> bool:
+        """Whether the second dimension counts the positions, as in a kept row of the size ``tail``."""
+        return self.batched and len(self.shape) == len(tail) + 1 and self.shape[1] == tail[0]
+
     def tensor(self, kept: Tensor, tail: tuple[int, ...]) -> Tensor:
         """A tensor for the rows of ``kept``, without memory of its own; ``tail`` is the size of a recorded row."""
+        shape: tuple[int, ...] = self.shape
         if self.batched:
-            shape = kept.shape if self.shape[1:] == tail else (kept.shape[0], *self.shape[1:])
-        else:
-            shape = torch.Size(self.shape)
+            inner = kept.shape[1:2] if self.has_positions(tail) else self.shape[1:2]
+            shape = (kept.shape[0], *inner, *self.shape[2:])
         value = float("nan") if self.dtype.is_floating_point or self.dtype.is_complex else 0
         return torch.full((), value, dtype=self.dtype, device=self.device).expand(shape)
 
@@ -80,8 +84,8 @@ class Format:
         return any(isinstance(leaf, Kept) or (isinstance(leaf, Empty) and leaf.batched) for leaf in self.leaves)
 
     def fits_every_width(self, tail: tuple[int, ...]) -> bool:
-        """Whether all new tensors have the size of the kept output, or need none."""
-        return all(leaf.batched and leaf.shape[1:] == tail for leaf in self.leaves if isinstance(leaf, Empty))
+        """Whether all new tensors have as many positions as the kept output, or none of them."""
+        return all(leaf.has_positions(tail) for leaf in self.leaves if isinstance(leaf, Empty))
 
     def output(self, inputs: Sequence[Any], kept: Tensor, tail: tuple[int, ...]) -> Any:
         """An output for the rows of ``kept``; ``tail`` is the size of a kept row when the format was recorded."""
