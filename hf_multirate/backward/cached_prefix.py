@@ -105,7 +105,7 @@ def find_prefix(model: nn.Module, trained: Collection[nn.Parameter]) -> Prefix:
         raise ValueError(f"activation_cache needs a model with a stack of blocks: {error}.") from error
     levels, identities = levels_of(model, stack), {id(parameter) for parameter in trained}
     owner = _owner(model, stack, levels)
-    _check_owner(owner)
+    _check_owner(owner, stack)
     direct = [
         (levels[module], f"{path}.{key}" if path else key)
         for path, module in model.named_modules()
@@ -159,11 +159,11 @@ def _owner(model: nn.Module, stack: Stack, levels: Mapping[nn.Module, int]) -> n
     return model
 
 
-def _check_owner(owner: nn.Module) -> None:
+def _check_owner(owner: nn.Module, stack: Stack) -> None:
     if not isinstance(owner, PreTrainedModel):
         return
     settings = vars(owner.config)
-    decodes = settings.get("is_decoder") and settings.get("is_encoder_decoder")
+    decodes = settings.get("is_encoder_decoder") and "decoder" in stack.path
     if decodes or settings.get("add_cross_attention"):
         raise NotImplementedError(
             f"activation_cache does not work with {type(owner).__name__}, whose blocks have cross-attention: their "

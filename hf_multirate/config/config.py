@@ -118,7 +118,7 @@ class MultirateConfig:
     def two_rate(
         cls,
         fast: str | Sequence[str] = "depth:0.33",
-        period: int = 5,
+        period: int | str = 5,
         idle: str = "freeze",
         drift_steps: int | None = None,
         **settings: Any,
@@ -127,7 +127,7 @@ class MultirateConfig:
 
         Args:
             fast: Patterns or a preset for the fast parameters, see `RateGroup`.
-            period: Steps between two gradients of the slow group.
+            period: Steps between two gradients of the slow group; ``"never"`` freezes it.
             idle: Idle rule of the slow group: ``freeze``, ``drift`` or ``long_step``.
             drift_steps: Steps after a refresh at which the slow group drifts, with ``idle="drift"``; None for all.
             **settings: Further fields of `MultirateConfig`.
@@ -153,7 +153,7 @@ class MultirateConfig:
     @classmethod
     def ladder(
         cls,
-        periods: Sequence[int] = DEFAULT_PERIODS,
+        periods: Sequence[int | str] = DEFAULT_PERIODS,
         idle: str = "freeze",
         drift_steps: int | None = None,
         **settings: Any,
@@ -164,7 +164,8 @@ class MultirateConfig:
         embeddings. With periods 1, 2, 4, 8 every eighth step is a full step.
 
         Args:
-            periods: Steps between two gradients of each part, from the top; the first is 1.
+            periods: Steps between two gradients of each part, from the top; the first is 1. ``"never"`` freezes a
+                part.
             idle: Idle rule of the parts: ``freeze``, ``drift`` or ``long_step``.
             drift_steps: Steps after a refresh at which a part drifts, with ``idle="drift"``; None for all.
             **settings: Further fields of `MultirateConfig`.
@@ -234,8 +235,8 @@ class MultirateConfig:
 
     @cached_property
     def schedule(self) -> Schedule:
-        """Schedule of gradients: the live groups of each step."""
-        return self._schedule(group.gradient_period for group in self.groups)
+        """Schedule of gradients: the live groups of each step, among the groups that get gradients."""
+        return self._schedule(group.gradient_period for group in self.groups if not group.is_never)
 
     def _schedule(self, periods: Iterable[int]) -> Schedule:
         return Schedule(tuple(periods), self.turns, self.turns_seed)
@@ -243,7 +244,7 @@ class MultirateConfig:
     @cached_property
     def cycles(self) -> Schedule:
         """Schedule of cycles: as `schedule`, but a group with a random subset is live only when a subset is drawn."""
-        return self._schedule(group.period for group in self.groups)
+        return self._schedule(group.steps for group in self.groups if not group.is_never)
 
     @cached_property
     def is_standard_training(self) -> bool:
@@ -251,7 +252,12 @@ class MultirateConfig:
         redrawn = any(
             group.random_subset is not None and group.random_subset.redraw == "step" for group in self.groups
         )
-        return self.auto_periods is None and self.cycles.cycle == 1 and not redrawn
+        return self.auto_periods is None and self.cycles.cycle == 1 and not redrawn and not self.has_never
+
+    @cached_property
+    def has_never(self) -> bool:
+        """Whether some group never gets a gradient."""
+        return any(group.is_never for group in self.groups)
 
     @cached_property
     def scales_learning_rates(self) -> bool:
@@ -261,7 +267,7 @@ class MultirateConfig:
     @cached_property
     def takes_long_steps(self) -> bool:
         """Whether some group has ``idle="long_step"`` and a period."""
-        return any(group.idle == "long_step" and group.period > 1 for group in self.groups)
+        return any(group.idle == "long_step" and group.steps > 1 for group in self.groups)
 
     @cached_property
     def skips_backward(self) -> bool:

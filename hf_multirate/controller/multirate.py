@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from hf_multirate.backward.activation_cache import ActivationCache
+from hf_multirate.backward.activation_cache_setup import activation_cache_for
 from hf_multirate.config.config import MultirateConfig
 from hf_multirate.config.rate_group import RateGroup
 from hf_multirate.config.schedule import Schedule, Step
@@ -28,9 +29,10 @@ from hf_multirate.model.auto_periods import choose_periods
 from hf_multirate.model.cost_model import StepCosts
 from hf_multirate.model.describe import describe
 from hf_multirate.model.learning_rates import learning_rate_factors
+from hf_multirate.model.never import switch_off, switch_on
 from hf_multirate.model.partition import Partition, left_out, settle
 from hf_multirate.model.setup_warnings import drops_layers, warn_of_lost_steps, warn_of_tied_head, warn_of_towers
-from hf_multirate.model.unwrap import canonical_parameters, unwrap_model
+from hf_multirate.model.unwrap import canonical_parameters, is_ddp, unwrap_model
 from hf_multirate.optim.loss_decrease import LossDecreaseAverages
 
 
@@ -40,6 +42,11 @@ logger = logging.getLogger(__name__)
 NO_HEAD_START = (
     "head_start of the configuration applies to MultirateTrainer only. In a custom training loop, call "
     "hf_multirate.head_start(model, batches) before attach(), and leave head_start out of the configuration."
+)
+
+WRAPPED_TOO_EARLY = (
+    "the rate groups {groups} have period 'never', but their parameters were trainable when the model was wrapped in "
+    "DistributedDataParallel, which waits for their gradients. Call freeze_never(model) of the controller first."
 )
 
 
@@ -79,6 +86,9 @@ class Multirate:
         self._pipeline: StepPipeline | None = None
         self._warned: set[str] = set()
         self._scales_steps = False
+        self._frozen: nn.Module | None = None
+        """The model whose groups with period ``"never"`` are frozen."""
+        self._thaws_at_detach = False
 
     def assign(self, model: nn.Module) -> Multirate:
         """Sort the parameters of ``model`` into rate groups. The model is not changed.
@@ -102,6 +112,50 @@ class Multirate:
             warn_of_lost_steps(self._settled, self._partition, canonical_parameters(model))
         return self
 
+    def freeze_never(self, model: nn.Module) -> Multirate:
+        """Switch ``requires_grad`` off for the groups with period ``"never"``, until `thaw_never`.
+
+        `attach` does this until `detach`. Call this method first if the model will be wrapped by
+        DistributedDataParallel, which has to know the frozen parameters::
+
+            multirate = Multirate(config).freeze_never(model)
+            optimizer = AdamW(multirate_parameter_groups(model, config, lr=2e-5))
+            multirate.attach(DistributedDataParallel(model), optimizer)
+
+        Returns:
+            The controller itself.
+
+        Raises:
+            ValueError: the groups do not fit the model.
+        """
+        require_model("freeze_never()", model)
+        self._freeze_never(unwrap_model(model))
+        self._thaws_at_detach = False
+        return self
+
+    def _freeze_never(self, model: nn.Module) -> bool:
+        """As `freeze_never`; returns whether a parameter was on."""
+        if self._frozen is model:  # a wrapper such as fully_shard may have replaced the parameters
+            switch_off(self._never_parameters().values())
+        else:
+            self.thaw_never()
+        self.assign(model)
+        if not self.partition.never:
+            return False
+        self._frozen = model
+        return switch_off(self._never_parameters().values())
+
+    def _never_parameters(self) -> dict[str, nn.Parameter]:
+        assert self._model is not None  # assigned before
+        parameters = canonical_parameters(self._model)
+        return {name: parameters[name] for name in self.partition.never_names}
+
+    def thaw_never(self) -> None:
+        """Switch ``requires_grad`` on again for the parameters of `freeze_never`."""
+        if self._frozen is not None:
+            switch_on(self._frozen.parameters())
+        self._frozen, self._thaws_at_detach = None, False
+
     def attach(self, model: nn.Module, optimizer: Optimizer) -> Multirate:
         """Attach to ``model`` and ``optimizer`` until `detach`, or until the end of a ``with`` block.
 
@@ -124,15 +178,40 @@ class Multirate:
         if self.attached:
             raise RuntimeError("this controller is attached already. Call detach() first.")
         check_unattached(optimizer, unwrap_model(model))
-        self.assign(unwrap_model(model))
+        frozen_before = self._frozen is unwrap_model(model)
+        switched = self._freeze_never(unwrap_model(model))
+        if not frozen_before:
+            self._thaws_at_detach = self._frozen is not None
+            if switched and is_ddp(model):
+                self.thaw_never()
+                raise ValueError(WRAPPED_TOO_EARLY.format(groups=list(self.partition.never)))
+        try:
+            return self._attach(model, optimizer)
+        except BaseException:
+            self._thaw_after_attach()
+            raise
+
+    def _thaw_after_attach(self) -> None:
+        if self._thaws_at_detach:
+            self.thaw_never()
+
+    def _attach(self, model: nn.Module, optimizer: Optimizer) -> Multirate:
         self._warn(left_out(self.config, self._settled))
         self._warn(drops_layers(unwrap_model(model)) if self.skips_backward else None)
         members = self.partition.parameters(unwrap_model(model))
         groups = {group.name: members[group.name] for group in self._settled.groups}
-        pipeline = StepPipeline(self._settled, model, optimizer, groups, self._after_applied, self.cache_folder)
+        never = self._never_parameters()
+        pipeline = StepPipeline(self._settled, model, optimizer, groups, self._after_applied, never)
+        try:
+            trained = [parameter for group in groups.values() for parameter in group.values()]
+            self._activation_cache = activation_cache_for(self._settled, model, trained, self.cache_folder)
+        except BaseException:
+            pipeline.close()
+            raise
+        if self._activation_cache is not None:
+            pipeline.add(self._activation_cache)
         self._costs, self._corrections = pipeline.costs, 0
-        self._activation_cache = pipeline.activation_cache
-        self.timing = StepTimer(pipeline.costs.speedup(self._settled.schedule.kinds))
+        self.timing = StepTimer(pipeline.costs.speedup(self._settled.schedule.kinds), full_cost=pipeline.costs.full)
         self.applied_steps, self._step = 0, None
         self._pipeline, self._scales_steps = pipeline, pipeline.rates.scales
         mark_attached(optimizer, unwrap_model(model))
@@ -150,10 +229,12 @@ class Multirate:
             mark_detached(self._pipeline.optimizer, self._model)
             self.timing.finish()
         self._pipeline = None
+        self._thaw_after_attach()
 
     def __getstate__(self) -> dict[str, Any]:
         """State for copies and pickles, which are detached."""
-        return vars(self) | {"_pipeline": None, "_activation_cache": None}
+        detached = {"_pipeline": None, "_activation_cache": None, "_frozen": None, "_thaws_at_detach": False}
+        return vars(self) | detached
 
     def __enter__(self) -> Multirate:
         return self
@@ -258,7 +339,8 @@ class Multirate:
     @property
     def changes_training(self) -> bool:
         """Whether training differs from standard training."""
-        return not self._settled.is_standard_training or self._scales_steps
+        never = self._partition is not None and bool(self._partition.never)
+        return not self._settled.is_standard_training or self._scales_steps or never
 
     @property
     def skips_backward(self) -> bool:
@@ -267,7 +349,7 @@ class Multirate:
 
     @property
     def settled(self) -> MultirateConfig:
-        """The configuration in use: with automatic periods chosen, and without fully frozen groups."""
+        """The configuration in use: with automatic periods chosen, and without frozen groups."""
         return self._settled
 
     @property
@@ -312,7 +394,7 @@ class Multirate:
 
     @property
     def relative_cost(self) -> float:
-        """Predicted cost of the present step, as a share of a full step."""
+        """Predicted cost of the present step, as a share of a step of standard training."""
         return 1.0 if self._step is None or self._costs is None else self._costs.of(self._step.live)
 
     def learning_rates(self) -> dict[str, tuple[float, float]]:

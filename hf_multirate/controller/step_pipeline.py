@@ -9,8 +9,8 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from hf_multirate.backward.activation_cache_setup import activation_cache_for
 from hf_multirate.backward.cost_check import CostCheck
+from hf_multirate.backward.frozen_forward import FrozenForward
 from hf_multirate.backward.idle_forward import InactiveForward
 from hf_multirate.backward.missing_gradients import MissingGradientCheck
 from hf_multirate.backward.partial_backward import PartialBackward
@@ -42,7 +42,7 @@ class StepPipeline:
         optimizer: The optimizer of the parameters.
         groups: Rate group name -> parameter name -> parameter, in the order of ``config.groups``.
         applied: Called after each step that the optimizer has applied.
-        cache_folder: Folder of an activation cache on disk, unless the configuration names one.
+        never: Name -> parameter that never gets a gradient.
 
     Raises:
         ValueError: the optimizer lacks a parameter, or it moves parameters without a gradient.
@@ -57,13 +57,13 @@ class StepPipeline:
         optimizer: Optimizer,
         groups: Mapping[str, Mapping[str, nn.Parameter]],
         applied: Callable[[Step], None],
-        cache_folder: str | None = None,
+        never: Mapping[str, nn.Parameter] | None = None,
     ) -> None:
-        wrapped = model
         compiled = is_compiled(model)
         sync = GradSync() if config.is_standard_training else sync_for(model)
         model = unwrap_model(model)
         self._config, self._model, self._sync = config, model, sync
+        self._never = dict(never or {})
         self.optimizer = optimizer
         self.step: Step | None = None
         """The step that has begun and that the optimizer has not taken yet."""
@@ -73,7 +73,7 @@ class StepPipeline:
             subsets = any(group.random_subset is not None for group in config.groups)
             changes = moves_parameters(config)
             check_optimizer(optimizer, idles=config.skips_backward, changes=changes, exchanges=subsets)
-        self.costs = StepCosts([group.name for group in config.groups], groups, layers_of(model))
+        self.costs = StepCosts([group.name for group in config.groups], groups, layers_of(model), self._never)
         self._synced = SyncedStep(config, sync, groups, self._fingerprint) if type(sync) is not GradSync else None
         self._check = self._missing_gradients(groups, compiled=compiled)
         factors = learning_rate_factors(config, groups, model)
@@ -82,10 +82,6 @@ class StepPipeline:
             require_rates(optimizer, "it cannot be scaled")
         self.updater = ParameterUpdater(config, optimizer, groups, self.rates, self._missed)
         self._parts = self._configured(groups, compiled=compiled)
-        trained = self._parameters.values()
-        self.activation_cache = activation_cache_for(config, wrapped, trained, cache_folder)
-        """The activation cache; None without one."""
-        self._parts += [] if self.activation_cache is None else [self.activation_cache]
         # Each list holds only the parts that override the method.
         self._begins = [p.begin for p in self._parts if type(p).begin is not StepPart.begin]
         self._contexts = [p.micro_batch for p in self._parts if type(p).micro_batch is not StepPart.micro_batch]
@@ -107,6 +103,8 @@ class StepPipeline:
             check = CostCheck(model, groups, self.costs, config.schedule)
             backward = PartialBackward(model, groups, inactive, compiled=compiled, cost_check=check, cuts=self._cuts)
             parts += [inactive, backward]
+        if self._never:
+            parts.append(FrozenForward(model, self._never, groups, inactive, compiled=compiled))
         if self._synced is not None:
             parts.append(self._synced)
         parts += [self.updater, *([self.rates] if self.rates.scales else [])]
@@ -119,9 +117,9 @@ class StepPipeline:
     def _missing_gradients(
         self, groups: Mapping[str, Mapping[str, nn.Parameter]], *, compiled: bool
     ) -> MissingGradientCheck | None:
-        grouped = set(self._parameters.values())
+        grouped = {*self._parameters.values(), *self._never.values()}
         others = {name: p for name, p in canonical_parameters(self._model).items() if p not in grouped}
-        self._ungrouped = frozenset(others)
+        self._ungrouped = frozenset({*others, *self._never})
         if not self._config.skips_backward:
             return None
         return MissingGradientCheck(
@@ -129,7 +127,7 @@ class StepPipeline:
             model=self._model,
             strict=self._config.on_missing_gradient == "error",
             cuts=lambda: self._cuts() and not compiled,
-            had=[parameter for parameter in grouped if self.optimizer.state.get(parameter)],
+            had=[parameter for parameter in self._parameters.values() if self.optimizer.state.get(parameter)],
             others=others,
         )
 
@@ -141,6 +139,10 @@ class StepPipeline:
 
     def _fingerprint(self) -> dict[str, str]:
         return self.updater.rank_fingerprint()
+
+    def add(self, part: StepPart) -> None:
+        """Add a part that needs no call at a step, to be closed with the others."""
+        self._parts.append(part)
 
     @property
     def stepping(self) -> bool:

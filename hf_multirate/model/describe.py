@@ -9,6 +9,7 @@ from collections.abc import Collection, Sequence
 from torch import nn
 
 from hf_multirate.config.config import MultirateConfig
+from hf_multirate.config.rate_group import NEVER, RateGroup
 from hf_multirate.config.text import shortened
 from hf_multirate.model.cost_model import StepCosts, boundary, layers_of
 from hf_multirate.model.partition import Partition
@@ -22,21 +23,25 @@ def describe(config: MultirateConfig, partition: Partition, model: nn.Module) ->
     blocks. The predicted cost is a share of a full step, see `hf_multirate.model.cost_model`.
     """
     sizes = {name: parameter.numel() for name, parameter in canonical_parameters(model).items()}
-    total = sum(sizes[name] for names in partition.values() for name in names)
+    total = sum(sizes[name] for names in [*partition.values(), *partition.never.values()] for name in names)
     header = ("rate group", "period", "idle", "parameters", "share", "names")
     rows = [header]
-    for group in config.groups:
-        count = sum(sizes[name] for name in partition[group.name])
-        redrawn = group.random_subset is not None and group.random_subset.redraw == "step"
-        rule = group.idle if group.period > 1 or redrawn else "-"
-        names = shorten_names(partition[group.name])
-        cells = (shortened(group.name), str(group.period), rule, f"{count:,}", f"{count / total:.1%}")
+    groups = [(group.name, str(group.period), _rule(group), partition[group.name]) for group in config.groups]
+    for group_name, period, rule, members in [*groups, *((k, NEVER, "-", v) for k, v in partition.never.items())]:
+        count = sum(sizes[name] for name in members)
+        names = shorten_names(members)
+        cells = (shortened(group_name), period, rule, f"{count:,}", f"{count / total:.1%}")
         rows += [(*cells, names[0]), *(("", "", "", "", "", name) for name in names[1:])]
     lines = align_columns(rows, left=(0, 2))
     if partition.frozen:
         count, frozen = sum(sizes[name] for name in partition.frozen), ", ".join(shorten_names(partition.frozen))
         lines.append(f"frozen by requires_grad=False, in no group: {count:,} parameters, {frozen}")
     return "\n".join([*lines, *_costs(config, partition, model)])
+
+
+def _rule(group: RateGroup) -> str:
+    redrawn = group.random_subset is not None and group.random_subset.redraw == "step"
+    return group.idle if group.steps > 1 or redrawn else "-"
 
 
 def align_columns(rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> list[str]:
@@ -54,24 +59,25 @@ def align_columns(rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -
 
 def _costs(config: MultirateConfig, partition: Partition, model: nn.Module) -> list[str]:
     layers = layers_of(model)
-    costs = StepCosts([group.name for group in config.groups], partition, layers)
+    costs = StepCosts([group.name for group in config.groups], partition, layers, partition.never_names)
     kinds = config.schedule.kinds
-    if len(kinds) == 1:
+    if len(kinds) == 1 and not partition.never:
         subsets = [group.random_subset.fraction for group in config.groups if group.random_subset is not None]
         if config.is_standard_training or not subsets:
             return ["every step is a full step: standard training"]
         shares = ", ".join(f"{fraction:.0%}" for fraction in subsets)
         return [f"every step is a full step, with {shares} of a group at zero: no time is saved"]
+    unit = "a step of standard training" if partition.never else "a full step"
     lines = []
     for groups in reversed(kinds):
-        if len(groups) == len(config.groups):
+        if len(groups) == len(config.groups) and not partition.never:
             continue
         members = [config.groups[i].name for i in groups]
         names = [shortened(name) for name in members]
         edge = boundary(layers, {name for group in members for name in partition[group]})
         lines.append(
             f"with {', '.join(names)} live: backward is skipped below {edge}, "
-            f"predicted cost {costs.of(groups):.2f} of a full step"
+            f"predicted cost {costs.of(groups):.2f} of {unit}"
         )
     speedup = costs.speedup(kinds)
     return [*lines, f"predicted speed-up: {speedup:.2f}x over a cycle of {sum(kinds.values())} steps"]

@@ -11,6 +11,7 @@ from itertools import pairwise
 from torch import nn
 from transformers import PreTrainedModel
 
+from hf_multirate.model.never import is_trainable
 from hf_multirate.model.unwrap import canonical_name
 
 
@@ -221,7 +222,7 @@ def _as_stack(
     if len(blocks) <= 1 or (isinstance(module, nn.Sequential) and not flat and _are_layers(children)):
         return None
     sizes = {
-        name: sum(p.numel() for p in child.parameters() if p.requires_grad or not trained)
+        name: sum(p.numel() for p in child.parameters() if is_trainable(p) or not trained)
         for name, child in blocks.items()
     }
     if _holds_models(module, blocks, sizes, inner):

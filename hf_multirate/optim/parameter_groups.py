@@ -51,7 +51,8 @@ def multirate_parameter_groups(
             settings are kept, and their learning rates are multiplied.
 
     Returns:
-        One parameter group for each rate group, weight decay and learning rate. They contain the trainable parameters.
+        One parameter group for each rate group, weight decay and learning rate. They contain the trainable parameters
+        but those of groups with period ``"never"``.
 
     Raises:
         ValueError: the rate groups do not fit the model, or a group has no learning rate.
@@ -66,7 +67,9 @@ def multirate_parameter_groups(
         raise ValueError(
             "multirate_parameter_groups needs lr, the learning rate of a parameter with factor 1, got none."
         )
-    return _divided(given, *_keys(model, config))
+    keys, names, never = _keys(model, config)
+    moving = [{**group, "params": [p for p in group["params"] if p not in never]} for group in given]
+    return _divided([group for group in moving if group["params"]] if never else given, keys, names)
 
 
 def divide_parameter_groups(optimizer: Optimizer, model: nn.Module, config: MultirateConfig) -> None:
@@ -85,20 +88,23 @@ def divide_parameter_groups(optimizer: Optimizer, model: nn.Module, config: Mult
             f"the parameter groups of optimizer {type(optimizer).__name__} cannot have learning rates of their own. "
             "Remove lr_scale, head_lr_scale, lr_decay and idle='long_step', or use AdamW or SGD."
         )
-    optimizer.param_groups[:] = _divided(optimizer.param_groups, *_keys(model, config))
+    keys, names, _ = _keys(model, config)
+    optimizer.param_groups[:] = _divided(optimizer.param_groups, keys, names)
 
 
 Key = tuple[int, float]
 """Index of a rate group, and a factor on the learning rate."""
 
 
-def _keys(model: nn.Module, config: MultirateConfig) -> tuple[dict[Tensor, Key], dict[Tensor, str]]:
-    """Parameter -> key of its parameter group, and parameter -> name."""
+def _keys(model: nn.Module, config: MultirateConfig) -> tuple[dict[Tensor, Key], dict[Tensor, str], set[Tensor]]:
+    """Parameter -> key of its parameter group, parameter -> name, and the parameters that never get a gradient."""
     settled, partition = settle(choose_periods(config, model), model)
     members = partition.parameters(model)
     factors = learning_rate_factors(settled, members, model)
     owner = {p: i for i, group in enumerate(settled.groups) for p in members[group.name].values()}
-    return {p: (i, factors[p]) for p, i in owner.items()}, {p: n for n, p in canonical_parameters(model).items()}
+    parameters = canonical_parameters(model)
+    never: set[Tensor] = {parameters[name] for name in partition.never_names}
+    return {p: (i, factors[p]) for p, i in owner.items()}, {p: n for n, p in parameters.items()}, never
 
 
 def _divided(

@@ -20,6 +20,7 @@ import torch
 import transformers
 
 from hf_multirate.config.files import read_json, write_text
+from hf_multirate.config.rate_group import NEVER
 from hf_multirate.config.shapes import anything, fields
 from hf_multirate.config.text import markdown
 from hf_multirate.reporting.record_check import check_record
@@ -242,7 +243,7 @@ def in_between(group: Mapping[str, Any]) -> str:
     """Idle rule of a rate group in a record, as a short text."""
     if group.get("random_subset") is not None:
         return "random subset"
-    if group["period"] == 1:
+    if group["period"] in (1, NEVER):
         return "-"
     steps = group["drift_steps"]
     return str(group["idle"]) if steps is None else f"drift for {steps} steps"

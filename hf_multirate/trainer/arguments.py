@@ -14,7 +14,7 @@ from transformers import Seq2SeqTrainingArguments, TrainingArguments
 from hf_multirate.config.auto_periods import require_speedup
 from hf_multirate.config.config import WITHOUT_GROUPS, MultirateConfig
 from hf_multirate.config.consistency import CHOICES, CHOICES_OR_NONE, require_decay
-from hf_multirate.config.rate_group import IDLE_RULES, parse_ladder
+from hf_multirate.config.rate_group import IDLE_RULES, parse_ladder, require_period
 from hf_multirate.config.validation import (
     require_bool,
     require_choice,
@@ -50,7 +50,7 @@ def require_log(value: Any) -> str:
 CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "multirate_speedup": require_speedup,
     "multirate_fast": require_text,
-    "multirate_period": partial(require_int, least=1, unit="steps"),
+    "multirate_period": require_period,
     "multirate_idle": partial(require_choice, choices=IDLE_RULES),
     "multirate_drift_steps": partial(require_int, least=1, unit="steps"),
     "multirate_turns": partial(require_choice, choices=CHOICES["turns"]),
@@ -105,11 +105,11 @@ class MultirateTrainingArguments(TrainingArguments):
             "expression."
         },
     )
-    multirate_period: int | None = field(
+    multirate_period: int | str | None = field(
         default=None,
         metadata={
-            "help": "For two rates: number of steps from one gradient of the slow part to the next (default: 5). "
-            "Without multirate_fast, the fast part is depth:0.33."
+            "help": "For two rates: number of steps from one gradient of the slow part to the next, or 'never' to "
+            "freeze it (default: 5). Without multirate_fast, the fast part is depth:0.33."
         },
     )
     multirate_idle: str | None = field(
@@ -230,6 +230,9 @@ class MultirateTrainingArguments(TrainingArguments):
         """Build the configuration once, so that errors are raised before a model is loaded."""
         if isinstance(self.multirate, bool):  # YAML parses on and off as booleans
             self.multirate = "on" if self.multirate else "off"
+        period = self.multirate_period
+        if isinstance(period, str) and period.isascii() and period.isdigit():  # from the command line
+            self.multirate_period = int(period)
         super().__post_init__()  # type: ignore[no-untyped-call]  # transformers annotates no __post_init__
         vars(self).update(self._checked_fields())
         self.to_multirate_config()

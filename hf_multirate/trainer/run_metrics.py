@@ -163,7 +163,7 @@ class RunMetrics:
         """Seconds of backward per unit of work of the cost model, from the difference of full and fast steps."""
         timing = self._multirate.timing
         full, fast = timing.mean(full=True), timing.mean(full=False)
-        left_out = (1.0 - timing.predicted_cost(full=False)) * self._all_units
+        left_out = (timing.predicted_cost(full=True) - timing.predicted_cost(full=False)) * self._all_units
         return (full - fast) / left_out if full and fast and full > fast and left_out else None
 
     def add_log_entry(self, logs: Mapping[str, float], step: int) -> None:
@@ -231,14 +231,16 @@ class RunMetrics:
 
     def _groups(self) -> list[dict[str, Any]]:
         """The rate groups. With automatic periods, the names of parameters replace the patterns."""
-        groups = [asdict(group) for group in self._multirate.groups]
+        never = [group for group in self._multirate.config.groups if group.name in self._multirate.partition.never]
+        groups = [asdict(group) for group in [*self._multirate.groups, *never]]
         if self._multirate.config.auto_periods is None:
             return groups
         names = self._multirate.partition
         return [{**group, "patterns": shorten_names(names[group["name"]])} for group in groups]
 
     def _partition(self, model: nn.Module) -> dict[str, dict[str, Any]]:
-        groups = {name: group for group, names in self._multirate.partition.items() for name in names}
+        partition = self._multirate.partition
+        groups = {name: group for group, names in [*partition.items(), *partition.never.items()] for name in names}
         blocks: dict[str, dict[str, Any]] = {}
         for name, parameter in canonical_parameters(model).items():
             block = blocks.setdefault(self._blocks[name], {"parameters": 0, "groups": {}})

@@ -23,7 +23,7 @@ from hf_multirate.distributed.unsupported import check_activation_cache, check_s
 from hf_multirate.model.partition import FrozenError
 from hf_multirate.optim.parameter_groups import divide_parameter_groups
 from hf_multirate.trainer.arguments import MultirateTrainingArguments, require_log, switched_off
-from hf_multirate.trainer.head_start import HeadStartMixin
+from hf_multirate.trainer.never import FrozenGroupsMixin
 
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ CACHE_FOLDER = "activation_cache"
 """Folder in ``output_dir`` with an activation cache on disk."""
 
 
-class MultirateMixin(HeadStartMixin):
+class MultirateMixin(FrozenGroupsMixin):
     """Multirate training for any subclass of `transformers.Trainer`: ``class Mine(MultirateMixin, TheirTrainer)``.
 
     Args:

@@ -130,6 +130,9 @@ def config_of(words: list[str]) -> Any:  # noqa: PLR0911
         return MultirateConfig.auto(1.5, max_period=4, turns="fixed", **settings)
     if "ladder" in words:
         return MultirateConfig.ladder([1, 2, PERIOD], idle="drift", **settings, turns="fixed")
+    if "never" in words:
+        periods = [1, PERIOD, "never"] if "refreshed" in words else [1, "never"]
+        return MultirateConfig.ladder(periods, **settings, turns="fixed")
     if "middle" in words:  # what is fast is no suffix
         groups = (RateGroup("fast", r"layer\.[12]\.|classifier", 1), RateGroup("slow", ".*", PERIOD, idle="drift"))
         return MultirateConfig(groups, **settings, turns="fixed")
