@@ -172,6 +172,8 @@ def _unpacked(value: Any) -> Tensor | None:
     name, *sizes = bytes(rest[1:begin]).decode().split(",")
     dtype: torch.dtype = vars(torch)[name]
     shape = [int(size) for size in sizes if size]
+    if begin == len(rest):
+        return torch.empty(shape, dtype=dtype)
     # Copied, because the memory of the database is valid only within the transaction.
     copied = np.frombuffer(rest[begin:], dtype=np.uint8).copy()
     return torch.from_numpy(copied).view(dtype).reshape(shape)

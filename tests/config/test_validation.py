@@ -91,6 +91,10 @@ def config(**values: Any) -> MultirateConfig:
     return MultirateConfig(**{"groups": [group()], **values})
 
 
+def on_disk(**values: Any) -> MultirateConfig:
+    return config(**{"activation_cache": "disk", **values})
+
+
 def zero(**values: Any) -> Any:
     return MultirateConfig.random_subsets(**values)
 
@@ -226,7 +230,7 @@ def test_every_field_has_a_row_in_the_tables() -> None:
         (AutoPeriods, AutoPeriods),
         (CopiesConfig,) * 2,
     ):
-        makers = (group, drifting) if make is group else (make,)
+        makers = {group: (group, drifting), config: (config, on_disk)}.get(make, (make,))
         assert {name for maker, name in rows if maker in makers} == set(kind.__dataclass_fields__), kind
     theirs = {name for name in MultirateTrainingArguments.__dataclass_fields__ if name.startswith("multirate")}
     assert theirs == set(PLAIN)
