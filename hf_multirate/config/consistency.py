@@ -103,13 +103,19 @@ def check_activation_cache(values: Mapping[str, Any]) -> None:
     """Check that the settings of the activation cache fit together.
 
     Raises:
-        ValueError: the frozen blocks would run in training mode, or there is a folder without a cache on disk.
+        ValueError: the frozen blocks would run in training mode or in another precision, or there is a folder without
+            a cache on disk.
     """
     cache, folder = values["activation_cache"], values["activation_cache_dir"]
     if cache is not None and values["inactive_forward"] == "train":
         raise ValueError(
             f"activation_cache={cache!r} keeps outputs without dropout, but inactive_forward is 'train'. Remove "
             "inactive_forward, or remove activation_cache."
+        )
+    if cache is not None and values["inactive_dtype"] is not None:
+        raise ValueError(
+            f"activation_cache={cache!r} keeps outputs in the precision of the run, but inactive_dtype is "
+            f"{values['inactive_dtype']!r}. Remove inactive_dtype, or use bf16=True of the training arguments."
         )
     if folder is not None and cache != "disk":
         raise ValueError(

@@ -163,5 +163,7 @@ def test_command_line(tmp_path: Path) -> None:
 def test_settings_that_contradict_each_other(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="keeps outputs without dropout, but inactive_forward is 'train'"):
         cached(inactive_forward="train")
+    with pytest.raises(ValueError, match="precision of the run, but inactive_dtype is 'bfloat16'"):
+        cached(inactive_dtype="bfloat16")
     with pytest.raises(ValueError, match=r"activation_cache_dir is '.*', but activation_cache is 'memory'"):
         cached(activation_cache_dir=str(tmp_path))
