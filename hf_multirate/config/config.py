@@ -14,7 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from hf_multirate.config.auto_periods import AutoPeriods
-from hf_multirate.config.consistency import check_auto_periods, check_groups, plain_settings
+from hf_multirate.config.consistency import (
+    check_activation_cache,
+    check_auto_periods,
+    check_groups,
+    plain_settings,
+)
 from hf_multirate.config.random_subset import RandomSubset
 from hf_multirate.config.rate_group import RateGroup, depth_ladder
 from hf_multirate.config.schedule import Schedule
@@ -72,6 +77,10 @@ class MultirateConfig:
         head_start_lr: Learning rate of these steps; None chooses it on batches that are held out.
         stage_list: Stages of the run, as `stages` makes them. Their configurations have the rate groups and all other
             settings, and ``groups`` is empty.
+        activation_cache: Where outputs of the frozen lower blocks are kept, so that they run once for each row:
+            ``memory``, ``disk``, or None to run them at every step. See `hf_multirate.backward.activation_cache`.
+        activation_cache_gb: Largest size of the kept outputs in GB, for each process in memory, and in all on disk.
+        activation_cache_dir: Folder of a cache on disk; None is a folder in ``output_dir`` of Trainer.
 
     Raises:
         ValueError: a value is out of range, two groups share a name, a group has no pattern, or none has period 1.
@@ -95,6 +104,9 @@ class MultirateConfig:
     head_start_steps: int = 150
     head_start_lr: float | None = None
     stage_list: Sequence[Stage] = ()
+    activation_cache: str | None = None
+    activation_cache_gb: float = 4.0
+    activation_cache_dir: str | None = None
 
     def __post_init__(self) -> None:
         """Validate the values, and convert them to plain ones and ``groups`` to a tuple."""
@@ -108,6 +120,7 @@ class MultirateConfig:
         if groups or self.auto_periods is None:
             check_groups(groups, self.group_fn)
         check_auto_periods(groups, self.auto_periods)
+        check_activation_cache(vars(self))
 
     def _check_stages(self) -> None:
         common = {name: vars(self)[name] for name in WITHOUT_GROUPS}
@@ -285,6 +298,11 @@ class MultirateConfig:
     def has_never(self) -> bool:
         """Whether some group never gets a gradient."""
         return any(group.is_never for group in self.groups) or any(s.config.has_never for s in self.stage_list)
+
+    @cached_property
+    def has_activation_cache(self) -> bool:
+        """Whether outputs of frozen blocks are kept, in the whole run or in a stage."""
+        return self.activation_cache is not None or any(s.config.has_activation_cache for s in self.stage_list)
 
     @cached_property
     def scales_learning_rates(self) -> bool:

@@ -88,11 +88,13 @@ def _check_config(number: int, config: MultirateConfig, common: Mapping[str, Any
     unsupported = {
         "stages": bool(config.stage_list),
         "automatic periods": config.auto_periods is not None,
+        "an activation cache on disk": config.activation_cache == "disk",
         "a random subset": any(group.random_subset is not None for group in config.groups),
     }
     for name, is_set in unsupported.items():
         if is_set:
-            raise ValueError(f"stage {number} has {name}, which stages do not support: give its rate groups a period.")
+            remedy = "use activation_cache='memory'" if "disk" in name else "give its rate groups a period"
+            raise ValueError(f"stage {number} has {name}, which stages do not support: {remedy}.")
     differing = [name for name, value in common.items() if vars(config)[name] != value]
     if differing:
         values = ", ".join(f"{name} is {shown(vars(config)[name])} and {shown(common[name])}" for name in differing)

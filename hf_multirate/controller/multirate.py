@@ -10,6 +10,8 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from hf_multirate.backward.activation_cache import ActivationCache
+from hf_multirate.backward.activation_cache_setup import activation_cache_for
 from hf_multirate.config.config import MultirateConfig
 from hf_multirate.config.rate_group import RateGroup
 from hf_multirate.config.schedule import Schedule, Step
@@ -73,6 +75,8 @@ class Multirate:
         """Seconds of full and fast steps, and the resulting speed-up."""
         self.applied_steps = 0
         """Number of steps applied since `attach`, without the steps that a gradient scaler skipped."""
+        self.cache_folder: str | None = None
+        """Folder of an activation cache on disk, unless the configuration names one."""
         self._settled = config
         self._stages: tuple[SettledStage, ...] = ()
         self._stage = 0
@@ -86,6 +90,7 @@ class Multirate:
         self._partition: Partition | None = None
         self._costs: StepCosts | None = None
         self._corrections = 0
+        self._activation_cache: ActivationCache | None = None
         self._pipeline: StepPipeline | None = None
         self._warned: set[str] = set()
         self._scales_steps = False
@@ -207,6 +212,7 @@ class Multirate:
         self._speedups = [pipeline.costs.speedup(stage.config.schedule.kinds) for pipeline, stage in pairs]
         self._scales_steps = any(pipeline.rates.scales for pipeline in pipelines)
         self._pipeline, self._wrapped, self._costs, self._corrections = pipelines[0], model, pipelines[0].costs, 0
+        self._activation_cache = pipelines[0].activation_cache
         self.timing = StepTimer(speedup_of_stages(self._stages, self._speedups), full_cost=self._costs.full)
         self.applied_steps, self._step, self._loaded = 0, None, None
         mark_attached(optimizer, unwrap_model(model))
@@ -219,7 +225,17 @@ class Multirate:
         parameters = canonical_parameters(unwrap_model(model))
         never = {name: parameters[name] for name in stage.partition.never_names}
         members = Members(groups, never, factors)
-        return StepPipeline(stage.config, model, optimizer, members, self._after_applied)
+        pipeline = StepPipeline(stage.config, model, optimizer, members, self._after_applied)
+        try:
+            live = (groups[group.name] for group in stage.config.groups if not group.is_never)
+            trained = [parameter for group in live for parameter in group.values()]
+            cache = activation_cache_for(stage.config, model, trained, self.cache_folder)
+        except BaseException:
+            pipeline.close()
+            raise
+        if cache is not None:
+            pipeline.add_cache(cache)
+        return pipeline
 
     def _at(self, step: int) -> Step:
         """The step with index ``step``. Begins another stage if the step belongs to it."""
@@ -242,8 +258,17 @@ class Multirate:
         assert self._wrapped is not None  # attached before
         self._pipeline = self._make_pipeline(self._stages[index], self._wrapped, pipeline.optimizer)
         self._costs, self._corrections = self._pipeline.costs, 0
+        self._continue_cache(self._pipeline.activation_cache)
         periods = ", ".join(f"{group.name}: {group.period}" for group in self._settled.groups)
         logger.info("stage %d of %d begins before step %d. Periods: %s.", index + 1, len(self._stages), step, periods)
+
+    def _continue_cache(self, cache: ActivationCache | None) -> None:
+        """Use the activation cache of another stage. Hits and misses are those of the whole run."""
+        if cache is None:
+            return  # the last one keeps the counts of the run
+        if self._activation_cache is not None:
+            cache.counts = self._activation_cache.counts
+        self._activation_cache = cache
 
     def _warn(self, text: str | None) -> None:
         if text is not None and text not in self._warned:
@@ -261,7 +286,8 @@ class Multirate:
 
     def __getstate__(self) -> dict[str, Any]:
         """State for copies and pickles, which are detached."""
-        return vars(self) | {"_pipeline": None, "_wrapped": None, "_frozen": FrozenGroups()}
+        detached = {"_pipeline": None, "_wrapped": None, "_activation_cache": None, "_frozen": FrozenGroups()}
+        return vars(self) | detached
 
     def __enter__(self) -> Multirate:
         return self
@@ -453,6 +479,11 @@ class Multirate:
     def learning_rates(self) -> dict[str, tuple[float, float]]:
         """Rate group name -> its lowest and its highest learning rate. Available while attached."""
         return self._attached("learning_rates()").rates.by_rate_group()
+
+    @property
+    def activation_cache(self) -> ActivationCache | None:
+        """The activation cache of the present or the last run; None without one."""
+        return self._activation_cache
 
     @property
     def loss_decrease(self) -> LossDecreaseAverages:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from hf_multirate.backward.activation_cache import ActivationCache
 from hf_multirate.backward.cost_check import CostCheck
 from hf_multirate.backward.frozen_forward import FrozenForward
 from hf_multirate.backward.idle_forward import InactiveForward
@@ -80,6 +81,7 @@ class StepPipeline:
         self.optimizer = optimizer
         self.step: Step | None = None
         """The step that has begun and that the optimizer has not taken yet."""
+        self.activation_cache: ActivationCache | None = None
         self._applied = applied
         self._parameters = {name: parameter for group in groups.values() for name, parameter in group.items()}
         if not config.is_standard_training:
@@ -151,6 +153,11 @@ class StepPipeline:
 
     def _fingerprint(self) -> dict[str, str]:
         return self.updater.rank_fingerprint()
+
+    def add_cache(self, cache: ActivationCache) -> None:
+        """Add an activation cache, which needs no call at a step, to be closed with the parts."""
+        self.activation_cache = cache
+        self._parts.append(cache)
 
     @property
     def stepping(self) -> bool:

@@ -68,6 +68,21 @@ def find_stack(model: nn.Module, place: str | None = None) -> Stack:
             f"{inside} has no stack: no ModuleList or Sequential of two or more modules with parameters; "
             "name the fast parameters with a regular expression instead"
         )
+    return _preferred(stacks)
+
+
+def find_whole_stack(model: nn.Module) -> Stack:
+    """As `find_stack`, with frozen blocks, and whatever is frozen.
+
+    Raises:
+        ValueError: the model has no stack.
+    """
+    stacks = _find_stacks(model, trained=False) or _find_stacks(model, trained=False, flat=True)
+    return _preferred(stacks) if stacks else find_stack(model)
+
+
+def _preferred(stacks: Sequence[Stack]) -> Stack:
+    """The largest stack; among those of comparable size, the stack of a decoder or language model."""
     largest = max(reversed(stacks), key=lambda stack: stack.size)
     inner = set(largest.module.modules())
     later = [

@@ -65,6 +65,9 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "multirate_head_start": partial(require_int, least=0, unit="batches"),
     "multirate_head_start_steps": partial(require_int, least=1, unit="steps"),
     "multirate_head_start_lr": require_positive,
+    "multirate_activation_cache": partial(require_choice, choices=CHOICES_OR_NONE["activation_cache"]),
+    "multirate_activation_cache_gb": require_positive,
+    "multirate_activation_cache_dir": require_path,
     "multirate_config": require_path,
     "multirate_record": require_bool,
     "multirate_train_time": require_train_time,
@@ -190,6 +193,21 @@ class MultirateTrainingArguments(TrainingArguments):
     multirate_head_start_lr: float | None = field(
         default=None,
         metadata={"help": "Learning rate of these steps (default: chosen on batches that are held out)."},
+    )
+    multirate_activation_cache: str | None = field(
+        default=None,
+        metadata={
+            "help": "Keep the outputs of frozen lower blocks, so that they run once for each row: 'memory' or 'disk' "
+            "(default: they run at every step)."
+        },
+    )
+    multirate_activation_cache_gb: float | None = field(
+        default=None,
+        metadata={"help": "Largest size in GB, in memory for each process, and in all on disk (default: 4)."},
+    )
+    multirate_activation_cache_dir: str | None = field(
+        default=None,
+        metadata={"help": "Folder of a cache on disk (default: the folder activation_cache in output_dir)."},
     )
     multirate_log: str = field(
         default="brief",

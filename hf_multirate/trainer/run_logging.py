@@ -134,7 +134,7 @@ class RunLoggingMixin(TrainerLifecycleMixin):
                 logs |= metrics.selected(values, self._log_setting())
             self._warn_once()
         if metrics is not None and self._training and self.multirate.attached and "loss" in logs:
-            logs |= metrics.learning_rates() | metrics.stage()
+            logs |= metrics.learning_rates() | metrics.stage() | metrics.activation_cache()
         super().log(logs, *args, **kwargs)
         if metrics is not None:
             metrics.add_log_entry(values | logs, self.state.global_step)

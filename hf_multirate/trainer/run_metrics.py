@@ -25,6 +25,9 @@ from hf_multirate.trainer.log_values import PREFIX, BlockEntries, default_values
 OUTSIDE = "seconds_of_"
 """Prefix, in log entries, of the seconds spent outside of steps."""
 
+CACHE = f"{PREFIX}activation_cache/"
+"""Prefix of the log keys of an activation cache."""
+
 
 class RunMetrics:
     """Collects metrics between two log entries and over a whole run.
@@ -148,6 +151,11 @@ class RunMetrics:
             for stage, speedup in pairs
         ]
 
+    def activation_cache(self) -> dict[str, float]:
+        """Log key -> count of the activation cache of this process; empty without one."""
+        cache = self._multirate.activation_cache
+        return {} if cache is None else {f"{CACHE}{key}": value for key, value in cache.summary().items()}
+
     def selected(self, values: Mapping[str, float], log: str) -> dict[str, float]:
         """The part of `log_values` for the logs of Trainer.
 
@@ -213,6 +221,7 @@ class RunMetrics:
             "seconds": round(self._seconds_before + elapsed, 4),
             "seconds_aside": self._outside_seconds(),
             "head_start": self.head_start,
+            "activation_cache": self._cache_counts(),
             "speedup": timing.speedup_of_run(elapsed),
             "speedup_predicted_of_run": timing.predicted_so_far,
             "steps": len(steps["full"]),
@@ -233,6 +242,10 @@ class RunMetrics:
             logs=self._logs,
             summary=summary | ({"stages": self._stages()} if self._multirate.config.stage_list else {}),
         )
+
+    def _cache_counts(self) -> dict[str, float] | None:
+        values = self.activation_cache()
+        return {key.removeprefix(CACHE): value for key, value in values.items()} if values else None
 
     def _groups(self) -> list[dict[str, Any]]:
         """The rate groups of the first stage. With automatic periods, the names of parameters replace the patterns."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -18,7 +19,7 @@ from hf_multirate.config.config import MultirateConfig
 from hf_multirate.config.validation import wrong_type
 from hf_multirate.controller.multirate import Multirate
 from hf_multirate.controller.step_timer import StepTimer
-from hf_multirate.distributed.unsupported import check_supported
+from hf_multirate.distributed.unsupported import check_activation_cache, check_supported
 from hf_multirate.model.partition import FrozenError
 from hf_multirate.optim.parameter_groups import divide_parameter_groups
 from hf_multirate.trainer.arguments import MultirateTrainingArguments, require_log, switched_off
@@ -27,6 +28,9 @@ from hf_multirate.trainer.timed_training import TimedTrainingMixin
 
 
 logger = logging.getLogger(__name__)
+
+CACHE_FOLDER = "activation_cache"
+"""Folder in ``output_dir`` with an activation cache on disk."""
 
 
 MANY_STEPS = 10**6
@@ -97,6 +101,9 @@ class MultirateMixin(TimedTrainingMixin, FrozenGroupsMixin):
         if self._configured_by_arguments:
             self.multirate.config = self._switched(_from_arguments(self.args))
         self._check_head_start()
+        if self.multirate.config.has_activation_cache:
+            check_activation_cache(cast(Trainer, self))
+            self.multirate.cache_folder = os.path.join(cast(str, self.args.output_dir), CACHE_FOLDER)
         if not self.multirate.config.is_standard_training:
             check_supported(cast(Trainer, self), self.multirate.config)
 

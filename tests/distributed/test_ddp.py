@@ -23,6 +23,7 @@ EQUAL = [
     "sgd-headstart", "adamw-headstart-lora-gas3", "sgd-headstart-chosen-check", "adamw-unused-headstart-routed",
     "sgd-never", "adamw-never-refreshed-gas3-check", "adamw-never-refreshed-lora-unused", "adamw-stages-gas3-check",
     "sgd-stages-static", "sgd-stages-lora",
+    "adamw-never-memory-gas3", "sgd-never-disk",
 ]  # fmt: skip
 # Without a slow test only these run: each feature once, and not in every combination.
 CORE = [
@@ -30,7 +31,7 @@ CORE = [
     "adamw-unused", "adamw-static", "adamw-checkpointing", "adamw-gas3-ragged-views", "adamw-ladder", "adamw-middle",
     "adamw-check", "adamw-ladder-rates", "adamw-unused-routed-gas3", "adamw-auto", "sgd-headstart",
     "adamw-headstart-lora-gas3", "sgd-never", "adamw-never-refreshed-gas3-check",
-    "adamw-stages-gas3-check",
+    "adamw-stages-gas3-check", "sgd-never-disk",
 ]  # fmt: skip
 CORE_SAVES = ["adamw-save", "rmsprop-save-lora", "sgd-save-gas3"]
 CORE_PLAIN = ["", "-fp16hook", "-unused", "-resnet"]

@@ -136,6 +136,14 @@ def test_head_start_keys(tmp_path: Path) -> None:
     assert {f"multirate/head_start/{key}" for key in listed} == keys
 
 
+def test_activation_cache_keys(tmp_path: Path) -> None:
+    trainer = trainer_for(tmp_path, MultirateConfig.two_rate("last:1", "never", activation_cache="memory"))
+    trainer.train()
+    keys = {key for key in trainer.state.log_history[0] if key.startswith("multirate/activation_cache/")}
+    listed = rows(section("log_keys", "Activation cache"), "cache key")
+    assert {f"multirate/activation_cache/{key}" for key in listed} == keys
+
+
 def test_timing_keys() -> None:
     assert list(rows(section("log_keys", "Timing"), "key")) == list(StepTimer().summary())
 
@@ -200,7 +208,7 @@ def texts() -> Iterator[str]:
 
 
 MESSAGES = re.findall(r"^\| `(.+?)` \| (.+?) \|", page("errors"), re.MULTILINE)
-KINDS = {"ValueError", "TypeError", "RuntimeError", "NotImplementedError"}
+KINDS = {"ValueError", "TypeError", "RuntimeError", "NotImplementedError", "ImportError"}
 
 
 def test_messages_are_listed() -> None:
