@@ -401,6 +401,16 @@ class Skipping(nn.Module):
         return self.blocks[-1](x + first)
 
 
+class Rare(Skipping):
+    """On most batches the last block reads nothing from the first one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = x = self.blocks[0](x)
+        for block in self.blocks[1:-1]:
+            x = block(x)
+        return self.blocks[-1](x + torch.relu(first - 1e6))
+
+
 class Noisy(nn.Module):
     """Dropout outside of a module."""
 
@@ -458,6 +468,7 @@ class Pairs(nn.Module):
 
 REFUSED = {
     Skipping: "depends on them in another way too",
+    Rare: "depends on them in another way too",
     Noisy: "in training it differs from that in evaluation mode",
     Reversed: "that may get a gradient runs before it",
     Twice: "blocks that run once each",
