@@ -17,8 +17,8 @@ from xxhash import xxh3_128
 
 MASK = "attention_mask"
 
-NOT_INPUTS = ("labels", "label", "num_items_in_batch")
-"""Arguments of a whole model that its blocks do not read."""
+NOT_INPUTS = ("labels", "label", "num_items_in_batch", "batch_size", "seq_len")
+"""Arguments that blocks do not read, and sizes of the batch, which ModernBERT gets in transformers 4."""
 
 MASK_DIM = 2
 

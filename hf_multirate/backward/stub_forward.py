@@ -28,15 +28,20 @@ class Empty:
     batched: bool
 
     def has_positions(self, tail: tuple[int, ...]) -> bool:
-        """Whether the second dimension counts the positions, as in a kept row of the size ``tail``."""
-        return self.batched and len(self.shape) == len(tail) + 1 and self.shape[1] == tail[0]
+        """Whether a dimension counts the positions, as the first one of a kept row of the size ``tail`` does."""
+        return self.batched and tail[0] in self._inner(tail)
+
+    def _inner(self, tail: tuple[int, ...]) -> tuple[int, ...]:
+        """Dimensions that may count positions: the second one, and all of tensors like attention weights."""
+        return self.shape[1:] if len(self.shape) > len(tail) + 1 else self.shape[1:2]
 
     def tensor(self, kept: Tensor, tail: tuple[int, ...]) -> Tensor:
         """A tensor for the rows of ``kept``, without memory of its own; ``tail`` is the size of a recorded row."""
         shape: tuple[int, ...] = self.shape
         if self.batched:
-            inner = kept.shape[1:2] if self.has_positions(tail) else self.shape[1:2]
-            shape = (kept.shape[0], *inner, *self.shape[2:])
+            inner = self._inner(tail)
+            sizes = [kept.shape[1] if size == tail[0] else size for size in inner]
+            shape = (kept.shape[0], *sizes, *self.shape[1 + len(inner) :])
         value = float("nan") if self.dtype.is_floating_point or self.dtype.is_complex else 0
         return torch.full((), value, dtype=self.dtype, device=self.device).expand(shape)
 
@@ -58,12 +63,14 @@ class Bias:
     """The position bias of T5, which its first block returns for the others."""
 
     attention: nn.Module
+    mask: int | None = None
+    """Place of the mask in the inputs, if the bias contains it, as in transformers 4."""
 
-    def tensor(self, kept: Tensor) -> Tensor:
+    def tensor(self, inputs: Sequence[Any], kept: Tensor) -> Tensor:
         """The bias for the width of ``kept``."""
         width = kept.shape[1]
         bias: Tensor = self.attention.compute_bias(width, width, device=kept.device)  # type: ignore[operator]
-        return bias
+        return bias if self.mask is None else bias + inputs[self.mask]
 
 
 @dataclass(frozen=True)
@@ -96,7 +103,7 @@ def _value(leaf: Any, inputs: Sequence[Any], kept: Tensor, tail: tuple[int, ...]
     if isinstance(leaf, Empty):
         return leaf.tensor(kept, tail)
     if isinstance(leaf, Bias):
-        return leaf.tensor(kept)
+        return leaf.tensor(inputs, kept)
     if isinstance(leaf, Input):
         return inputs[leaf.place]
     return kept if isinstance(leaf, Kept) else leaf
@@ -124,9 +131,9 @@ def _leaf(module: nn.Module, inputs: Sequence[Any], leaf: Any, number: int, main
     places = [place for place, value in enumerate(inputs) if value is leaf]
     if places:
         return Input(places[0])
-    attention = _bias_module(module)
-    if attention is not None and leaf.dim() == BIAS_DIM and leaf.shape[0] == 1:
-        return Bias(attention)
+    bias = _bias_of(module, inputs, leaf)
+    if bias is not None:
+        return bias
     return Empty(tuple(leaf.shape), leaf.dtype, leaf.device, bool(leaf.dim()) and leaf.shape[0] == number)
 
 
@@ -134,9 +141,14 @@ BIAS_DIM = 4
 """A position bias has dimensions for rows (one), heads, queries and keys."""
 
 
-def _bias_module(module: nn.Module) -> nn.Module | None:
-    """The attention with the position bias of T5 in a block."""
+def _bias_of(module: nn.Module, inputs: Sequence[Any], leaf: Tensor) -> Bias | None:
+    """The position bias of T5 that ``leaf`` is; None if it is none."""
+    if leaf.dim() != BIAS_DIM or leaf.shape[2] != leaf.shape[3]:
+        return None
+    masks = [i for i, value in enumerate(inputs) if isinstance(value, Tensor) and value.dim() == BIAS_DIM]
     for part in module.modules():
         if type(part).__name__ in ("T5Attention", "MT5Attention") and vars(part)["has_relative_attention_bias"]:
-            return part
+            found = [Bias(part), *(Bias(part, place) for place in masks)]
+            values = leaf.new_empty(1, leaf.shape[2])
+            return next((bias for bias in found if torch.equal(bias.tensor(inputs, values), leaf)), None)
     return None

@@ -401,6 +401,16 @@ class Skipping(nn.Module):
         return self.blocks[-1](x + first)
 
 
+class Rare(Skipping):
+    """On most batches the last block reads nothing from the first one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = x = self.blocks[0](x)
+        for block in self.blocks[1:-1]:
+            x = block(x)
+        return self.blocks[-1](x + torch.relu(first - 1e6))
+
+
 class Noisy(nn.Module):
     """Dropout outside of a module."""
 
@@ -456,12 +466,32 @@ class Pairs(nn.Module):
         return x + y
 
 
+class Sum(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).sum(0)
+
+
+class Sums(nn.Module):
+    """A block returns one tensor for all rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Sum(4, 4) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x[None] if x.dim() == 1 else x)
+        return x
+
+
 REFUSED = {
     Skipping: "depends on them in another way too",
+    Rare: "depends on them in another way too",
     Noisy: "in training it differs from that in evaluation mode",
     Reversed: "that may get a gradient runs before it",
     Twice: "blocks that run once each",
-    Pairs: r"keeps one tensor for each row, but 'blocks\.2' returns 2",
+    Pairs: "depends on them in another way too",
+    Sums: r"keeps one tensor for each row, but 'blocks\.2' returns none",
 }
 
 

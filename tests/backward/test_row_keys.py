@@ -42,11 +42,12 @@ def test_the_offset_of_left_padding_counts() -> None:
 
 
 def test_padding_in_between() -> None:
-    mask = torch.tensor([[1, 0, 1, 1, 0]])
-    one = rows(input_ids=IDS[:1], attention_mask=mask)
+    """The same tokens at other positions."""
+    ids = torch.tensor([[5, 6, 6, 7, 0]])
+    one = rows(input_ids=ids, attention_mask=torch.tensor([[1, 0, 1, 1, 0]]))
     assert one.places is not None
     assert one.places[0].tolist() == [0, 2, 3]
-    assert one.keys != rows(input_ids=IDS[:1], attention_mask=torch.tensor([[1, 1, 0, 1, 0]])).keys
+    assert one.keys != rows(input_ids=ids, attention_mask=torch.tensor([[1, 1, 0, 1, 0]])).keys
 
 
 def test_rows_without_a_mask_are_whole() -> None:

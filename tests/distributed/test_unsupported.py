@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import SGD
 
 from hf_multirate import Multirate, MultirateConfig
-from hf_multirate.distributed.unsupported import check_supported
+from hf_multirate.distributed.unsupported import check_activation_cache, check_supported
 from tests.support.runs import CONFIG
 
 
@@ -90,3 +90,20 @@ def test_compiled_model_is_looked_into() -> None:
         torch.compile(model, backend="eager"), optimizer
     ) as multirate:
         assert dict(multirate.partition) == {"fast": ("1.weight", "1.bias"), "slow": ("0.weight", "0.bias")}
+
+
+COMPILES = SimpleNamespace(n_gpu=1, torch_compile=True)
+NO_CACHE: dict[str, dict[str, Any]] = {
+    "DeepSpeed, which gathers": {"is_deepspeed_enabled": True},
+    "FSDP, which gathers": {"is_fsdp_enabled": True},
+    "DataParallel on 2 devices": {"args": SimpleNamespace(n_gpu=2, torch_compile=False)},
+    r"torch\.compile, whose code": {"args": COMPILES},
+    "device_map": {"is_model_parallel": True, "args": SimpleNamespace(n_gpu=1, torch_compile=False)},
+}
+
+
+@pytest.mark.parametrize("match", NO_CACHE)
+def test_an_activation_cache_is_refused(match: str) -> None:
+    with pytest.raises(NotImplementedError, match=f"activation_cache does not work with .*{match}"):
+        check_activation_cache(trainer(**NO_CACHE[match]))
+    check_activation_cache(trainer(args=SimpleNamespace(n_gpu=1, torch_compile=False)))
