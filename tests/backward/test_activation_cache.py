@@ -574,3 +574,46 @@ def test_a_custom_model_is_the_owner_itself() -> None:
         first = model(x, labels=torch.ones(3))
         assert torch.equal(model(x[[2, 0, 1]], labels=torch.zeros(3)), first[[2, 0, 1]])
     assert counts(multirate) == (3, 3)
+
+
+def staged(cache: str | None) -> MultirateConfig:
+    later = MultirateConfig.two_rate("last:1", "never", activation_cache=cache)
+    return MultirateConfig.stages([(0.4, MultirateConfig.off()), (0.8, later), (1.0, MultirateConfig.ladder([1, 2]))])
+
+
+def test_a_stage_with_a_cache_is_the_stage_without() -> None:
+    ends, losses = [], []
+    for cache in (None, "memory"):
+        model = model_of("bert", 9)  # nothing is frozen by hand
+        batches = [batch_of(rows, WIDTH) for rows in (rows_of("bert")[:6], rows_of("bert")[6:])]
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        tf.set_seed(3)
+        with Multirate(staged(cache)).attach(model, optimizer, total_steps=10) as multirate:
+            for step in range(10):
+                multirate.begin_step(step)
+                model(**batches[step % 2]).loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                with torch.no_grad():  # the resting group is trainable between steps
+                    losses.append(model.eval()(**batches[0]).loss.item())
+                model.train()
+        ends.append({name: value.clone() for name, value in model.state_dict().items()})
+    assert losses[:10] == losses[10:]
+    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+    # Steps 4 to 7 and their evaluations: each row ran once.
+    assert counts(multirate) == (2 * 6 + 4 * 6, 2 * 6)
+    assert all("forward" not in vars(module) for module in model.modules())
+
+
+def test_a_stage_keeps_no_rows_on_disk() -> None:
+    with pytest.raises(ValueError, match="stage 2 has an activation cache on disk.*use activation_cache='memory'"):
+        staged("disk")
+
+
+def test_a_stage_without_resting_blocks_has_no_cache() -> None:
+    model = model_of("bert", 9)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    config = MultirateConfig.stages([(0.5, MultirateConfig.off()), (1.0, MEMORY)])
+    with pytest.raises(ValueError, match="there is none below"):
+        Multirate(config).attach(model, optimizer, total_steps=4)
+    assert not model._forward_pre_hooks
