@@ -49,5 +49,15 @@ def off() -> MultirateConfig:
     return MultirateConfig.off()
 
 
+def published() -> MultirateConfig:
+    """The setting of the paper for transfer learning."""
+    return MultirateConfig.paper()
+
+
+def lora_plus(ratio: float) -> MultirateConfig:
+    """Standard training of adapters, with a learning rate of their matrices B that is ``ratio`` times as high."""
+    return MultirateConfig([RateGroup("B", "lora_B", lr_scale=ratio), RateGroup("rest", ".*")])
+
+
 def _group(name: str, patterns: str, period: int, idle: str) -> RateGroup:
     return RateGroup(name, patterns, period, **({} if period == 1 else IDLE[idle]))
