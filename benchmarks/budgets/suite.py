@@ -54,17 +54,17 @@ class Runs:
 
     def choose_rates(self, pool: Any, bar: Any) -> None:
         """Run the trials that are missing: the grid of each contender, and what one of them needs beyond its edge."""
-        grids = {contender: grid(self.task, contender) for contender in self.contenders}
-        numbers = range(len(next(iter(grids.values()))))
-        self._run_all([self._trial(c, rates[i]) for i in numbers for c, rates in grids.items()], pool, bar)
-        beyond = {c: one_more(rates, self._scores(c)) for c, rates in grids.items()}
-        more = [self._trial(c, rate) for c, rate in beyond.items() if rate is not None]
+        grids = {c.name: grid(self.task, c) for c in self.contenders}
+        turns = zip(*([self._trial(name, rate) for rate in rates] for name, rates in grids.items()), strict=True)
+        self._run_all([spec for turn in turns for spec in turn], pool, bar)
+        beyond = {name: one_more(rates, self._scores(name)) for name, rates in grids.items()}
+        more = [self._trial(name, rate) for name, rate in beyond.items() if rate is not None]
         bar.total += len(more)
         self._run_all(more, pool, bar)
 
     def finals(self, budget: float, pool: Any, bar: Any) -> None:
         """All contenders at one budget, seed by seed."""
-        rates = {c.name: best_rate(self._scores(c)) for c in self.contenders}
+        rates = {c.name: best_rate(self._scores(c.name)) for c in self.contenders}
         specs = [
             Spec(self.task.name, self.length, name, budget, rate, seed, "final")
             for seed in range(self._options.seeds)
@@ -81,15 +81,15 @@ class Runs:
         """Those that the file has not."""
         return [spec for spec in specs if self._known(spec) is None]
 
-    def _trial(self, contender: Contender, rate: float) -> Spec:
-        return Spec(self.task.name, self.length, contender.name, TRIAL_BUDGET, rate, TRIAL_SEED, "trial")
+    def _trial(self, method: str, rate: float) -> Spec:
+        return Spec(self.task.name, self.length, method, TRIAL_BUDGET, rate, TRIAL_SEED, "trial")
 
-    def _scores(self, contender: Contender) -> dict[float, float]:
-        return scores_of(self._file.runs, contender.name)
+    def _scores(self, method: str) -> dict[float, float]:
+        return scores_of(self._file.runs, method)
 
     def _mix(self, method: str) -> dict[str, float] | None:
         """Kinds of the trial at the best rate, for a contender whose kinds depend on the run."""
-        scores = scores_of(self._file.runs, method)
+        scores = self._scores(method)
         if CONTENDERS[method].setting.kind != "vcas" or not scores:
             return None
         best = best_rate(scores)
