@@ -1,7 +1,7 @@
 """Differences between paired runs: bootstrap intervals of one task, and aggregates over tasks.
 
 Seeds pair the runs: one seed has the same head and the same order of the data for all contenders. Intervals are of the
-percentile bootstrap, which draws seeds with replacement, for each task separately. The aggregates are those of Agarwal et al.,
+percentile bootstrap, which draws seeds with replacement, in each task. The aggregates are those of Agarwal et al.,
 *Deep Reinforcement Learning at the Edge of the Statistical Precipice* (NeurIPS 2021). Their package ``rliable`` has no
 paired form of the probability, and cannot be imported beside pandas 3.
 """
