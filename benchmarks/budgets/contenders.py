@@ -7,6 +7,7 @@ its configuration, and `benchmarks.budgets.plan` counts the steps of each stage.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -167,8 +168,8 @@ DEFAULT = tuple(
 """The default of a suite: the others combine properties that these show one by one."""
 
 
-def named(names: tuple[str, ...] | list[str]) -> list[Contender]:
-    """Contenders by name, by family, or ``all``; baselines first, each once."""
-    wanted = {n for name in names for n, c in CONTENDERS.items() if name in ("all", n, c.family)}
+def named(names: Sequence[str]) -> list[Contender]:
+    """Contenders by name, by ``family:NAME``, or ``all``; baselines first, each once."""
+    wanted = {n for name in names for n, c in CONTENDERS.items() if name in ("all", n, f"family:{c.family}")}
     order = sorted(wanted, key=lambda name: (CONTENDERS[name].family != "baseline", list(CONTENDERS).index(name)))
     return [CONTENDERS[name] for name in order]

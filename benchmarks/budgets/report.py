@@ -100,7 +100,9 @@ def _over_tasks(gaps: Mapping[str, list[float]], number: int) -> list[str]:
 
 def points(value: Interval) -> str:
     """A difference of shares and its interval, in percentage points."""
-    return f"{100 * value.value:+.1f} ({100 * value.low:+.1f} to {100 * value.high:+.1f})"
+    # Adding 0 to a rounded number makes -0.0 positive.
+    middle, low, high = (round(100 * share, 1) + 0.0 for share in (value.value, value.low, value.high))
+    return f"{middle:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
 def _of_task(task: str, found: Mapping[tuple[str, str], Budgets]) -> Iterator[str]:

@@ -212,15 +212,15 @@ def plan_table(every: Sequence[Runs], options: argparse.Namespace) -> str:
 def parsed(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = parser_of("python -m benchmarks budgets", __doc__)
-    add = parser.add_argument
+    add, families = parser.add_argument, [f"family:{name}" for name in FAMILIES]
     add("--tasks", nargs="+", choices=[*TASKS, "all"], default=["all"], help="tasks, or all but those kept apart")
     add("--held-out", action="store_true", help="also run the tasks that are kept apart until the default is fixed")
     add("--data-dir", type=Path, help="folder with the data of all tasks but 'embedded' and 'imdb'")
     add("--budgets", nargs="+", type=float, default=list(BUDGETS), help="shares of the baseline's seconds")
     add("--lengths", nargs="+", choices=["short", "long"], default=["short", "long"], help="one epoch, or three")
     add(
-        "--contenders", nargs="+", choices=[*CONTENDERS, *FAMILIES, "all"], default=list(DEFAULT), metavar="NAME",
-        help=f"names in quotes, as in the tables; families ({', '.join(FAMILIES)}); or all",
+        "--contenders", nargs="+", choices=[*CONTENDERS, *families, "all"], default=list(DEFAULT), metavar="NAME",
+        help=f"names in quotes, as in the tables; {', '.join(families)}; or all",
     )  # fmt: skip
     add("--seeds", type=int, default=5, help="number of seeds (default: 5)")
     add("--passes", type=int, default=PASSES, help=f"times that each kind of step is timed (default: {PASSES})")
