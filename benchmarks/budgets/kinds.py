@@ -143,7 +143,7 @@ class KindsFile:
         shares, of_passes = [], []
         for number, line in lines.items():
             taken, unit = np.array(line["times"][kind]["process_seconds"]), _only(baseline[number])
-            if len(taken) != len(unit):  # a head start has one value
+            if len(taken) == 1:  # a head start
                 unit = unit.mean(keepdims=True)
             shares.append(taken / unit)
             of_passes.append(taken.mean() if setting == BASELINE else (shares[-1] * _like(typical, taken)).mean())
@@ -160,7 +160,7 @@ Numbers = np.ndarray[Any, np.dtype[Any]]
 
 def _like(typical: Numbers, seconds: Numbers) -> Numbers:
     """The baseline's seconds of each batch, or their mean for a single value."""
-    return typical if len(seconds) == len(typical) else typical.mean(keepdims=True)
+    return typical if len(seconds) > 1 else typical.mean(keepdims=True)
 
 
 def _only(line: dict[str, Any]) -> Numbers:

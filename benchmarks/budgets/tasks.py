@@ -1,6 +1,6 @@
 """The tasks: those of the accuracy benchmark in float32, and two that no setting was designed on.
 
-- ``brown``: the word class of every word, 30 classes or so. Tags of the Brown corpus without their suffixes.
+- ``brown``: the word class of every word, one of 75. They are the tags of the Brown corpus without their suffixes.
 - ``pairs``: whether the second of two sentences follows the first in its text. If not, it is from another text of the
   same category.
 

@@ -85,8 +85,8 @@ class VCAS(TrainerCallback):
 
     @property
     def kind(self) -> str:
-        """Kind of the last step."""
-        share = min(SHARES, key=lambda share: abs(share - self._last_share))
+        """Kind of the last step: the nearest of `SHARES`, or the fixed one."""
+        share = self._share or min(SHARES, key=lambda share: abs(share - self._last_share))
         return f"share {share:g}"
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -13,7 +13,7 @@ from benchmarks.budgets.contenders import CONTENDERS, DEFAULT, SETTINGS, Contend
 from benchmarks.budgets.kinds import KindsFile, head_start_name, to_time
 from benchmarks.budgets.plan import Planner, budget_seconds, mix_of
 from benchmarks.budgets.tasks import TASKS, base_rate
-from tests.benchmarks.tiny_task import TINY
+from tests.benchmarks.tiny_task import TINY, load
 
 
 MACHINE = {"commit": "a" * 40, "dirty": False, "processor": "x"}
@@ -143,10 +143,33 @@ def test_batches_to_time_have_all_lengths() -> None:
 
 
 def test_every_step_of_a_cycle_counts_for_its_kind_and_batch() -> None:
-    steps = [("slow", 4.0, 8.0), ("fast", 1.0, 2.0), ("fast", 3.0, 2.0)] * timing.BATCHES
+    steps = [
+        (kind, n + second, 2.0) for n in range(4) for kind, second in (("slow", 4.0), ("fast", 1.0), ("fast", 3.0))
+    ]
+    assert timing.BATCHES == 4
     found = timing.by_kind(steps, 3)
-    assert found["fast"] == {"process_seconds": [2.0] * 4, "wall_seconds": [2.0] * 4}
-    assert found["slow"]["process_seconds"] == [4.0] * 4
+    assert found["fast"] == {"process_seconds": [2.0, 3.0, 4.0, 5.0], "wall_seconds": [2.0] * 4}
+    assert found["slow"]["process_seconds"] == [4.0, 5.0, 6.0, 7.0]
+
+
+@pytest.mark.usefixtures("_tiny_budgets")
+def test_every_kind_of_a_setting_is_timed_on_every_batch() -> None:
+    expected = {
+        "VCAS + head rate + head start": {"share 0.25", "share 0.5", "share 0.75", "share 1", "probe"},
+        "DropBP + head rate + head start": {"4 of 8 skipped"},
+        "last:1 k4": {"fast", "fast + slow"},
+        "auto 1.6": None,
+    }
+    for name, kinds in expected.items():
+        found = timing.time_setting(name, TINY, load())
+        assert kinds is None or set(found["times"]) == kinds
+        assert all(len(values["process_seconds"]) == timing.BATCHES for values in found["times"].values())
+        assert all(second > 0 for values in found["times"].values() for second in values["process_seconds"])
+    periods = [period for _, period in found["groups"]]
+    assert len(periods) > 1 < max(periods)  # those that were chosen for the model
+    found = timing.time_head_start("baseline + head rate + head start", TINY, load())
+    seconds = {kind: values["process_seconds"] for kind, values in found["times"].items()}
+    assert seconds["head start"][0] > seconds["reading"][0] > 0
 
 
 def test_heads_have_one_rate_in_all_contenders_with_a_head_rate() -> None:
