@@ -19,7 +19,7 @@ from hf_multirate import MultirateTrainer
 
 @dataclass(frozen=True)
 class Built:
-    """A trainer, and what tells the kinds of its steps.
+    """A trainer, and the kinds of its steps.
 
     Attributes:
         trainer: The trainer.
