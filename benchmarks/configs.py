@@ -56,5 +56,15 @@ def never(fast: str, cache: str | None = None, folder: Path | None = None) -> Mu
     return MultirateConfig.two_rate(fast, "never", activation_cache=cache, activation_cache_dir=place)
 
 
+def published() -> MultirateConfig:
+    """The setting of the paper for transfer learning."""
+    return MultirateConfig.paper()
+
+
+def lora_plus(ratio: float) -> MultirateConfig:
+    """Standard training of adapters, with a learning rate of their matrices B that is ``ratio`` times as high."""
+    return MultirateConfig([RateGroup("B", "lora_B", lr_scale=ratio), RateGroup("rest", ".*")])
+
+
 def _group(name: str, patterns: str, period: int, idle: str) -> RateGroup:
     return RateGroup(name, patterns, period, **({} if period == 1 else IDLE[idle]))

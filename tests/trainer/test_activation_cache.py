@@ -12,7 +12,7 @@ from transformers import Trainer, TrainerCallback
 
 from hf_multirate import MultirateConfig, MultirateTrainingArguments
 from hf_multirate.trainer.trainer import CACHE_FOLDER
-from tests.support.runs import assert_same, example, history, trainer_for, weights, without_dropout
+from tests.support.runs import FIVE, assert_same, example, history, trainer_for, weights, without_dropout
 
 
 NEVER = MultirateConfig.two_rate("last:1", "never")
@@ -84,7 +84,11 @@ def test_a_resumed_run_is_that_of_one_piece(tmp_path: Path, cache: str) -> None:
     saved = {"save_strategy": "steps", "save_steps": 8}
     whole = run(tmp_path, cached(cache), **saved)
     again = run(tmp_path, cached(cache), resume=str(tmp_path / "checkpoint-8"), **saved)
-    assert_same(weights(again), weights(whole))
+    if FIVE:
+        assert_same(weights(again), weights(whole))
+    else:  # Trainer 4.57 itself gives the rows of a resumed epoch another order
+        plain = run(tmp_path, NEVER, resume=str(tmp_path / "checkpoint-8"), **saved)
+        assert_same(weights(again), weights(plain))
     counts = again.multirate.activation_cache.summary()
     assert counts["hits"] + counts["misses"] == 2 * 10
     assert (counts["misses"] == 0) == (cache == "disk")
@@ -137,8 +141,6 @@ def test_refused_before_training(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="period='never'"):
         trainer.train()
     assert trainer.state.global_step == 0
-    with pytest.raises(NotImplementedError, match=r"does not work with torch\.compile.*torch_compile=False"):
-        trainer_for(tmp_path, cached(), torch_compile=True, torch_compile_backend="eager")
     other = tmp_path / CACHE_FOLDER
     run(tmp_path, cached("disk"))
     assert other.is_dir()
@@ -148,6 +150,11 @@ def test_refused_before_training(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="belongs to another model"):
         trainer.train()
     assert trainer.state.global_step == 0
+
+
+def test_refused_with_compilation(tmp_path: Path) -> None:
+    with pytest.raises(NotImplementedError, match=r"does not work with torch\.compile.*torch_compile=False"):
+        trainer_for(tmp_path, cached(), torch_compile=True, torch_compile_backend="eager")
 
 
 def test_command_line(tmp_path: Path) -> None:
