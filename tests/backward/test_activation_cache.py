@@ -606,7 +606,7 @@ def test_a_stage_with_a_cache_is_the_stage_without() -> None:
 
 
 def test_a_stage_keeps_no_rows_on_disk() -> None:
-    with pytest.raises(ValueError, match="stage 2 has an activation cache on disk.*use activation_cache='memory'"):
+    with pytest.raises(ValueError, match=r"stage 2 has an activation cache on disk.*use activation_cache='memory'"):
         staged("disk")
 
 
