@@ -21,9 +21,7 @@ from hf_multirate.controller.frozen_groups import WRAPPED_TOO_EARLY, FrozenGroup
 from hf_multirate.controller.guards import check_unattached, require_model, unwrap_optimizer
 from hf_multirate.controller.run_stages import Attachment, RunStages
 from hf_multirate.controller.step_timer import StepTimer
-from hf_multirate.model.describe import describe, describe_stages
-from hf_multirate.model.partition import Partition, left_out
-from hf_multirate.model.setup_warnings import drops_layers
+from hf_multirate.model.partition import Partition
 from hf_multirate.model.stages import SettledStage
 from hf_multirate.model.unwrap import is_ddp, unwrap_model
 from hf_multirate.optim.loss_decrease import LossDecreaseAverages
@@ -147,16 +145,10 @@ class Multirate:
         try:
             if switched and not frozen_before and is_ddp(model):
                 raise ValueError(WRAPPED_TOO_EARLY.format(groups=list(self.partition.never)))
-            return self._attach(model, optimizer)
+            costs = self._run.attach(Attachment(model, optimizer, self._after_applied, self.cache_folder), self._warn)
         except BaseException:
             self._frozen.detach()
             raise
-
-    def _attach(self, model: nn.Module, optimizer: Optimizer) -> Multirate:
-        for stage in self._run.settled:
-            self._warn(left_out(stage.given, stage.config))
-        self._warn(drops_layers(unwrap_model(model)) if self.skips_backward else None)
-        costs = self._run.attach(Attachment(model, optimizer, self._after_applied, self.cache_folder))
         self.timing = StepTimer(self._run.speedup, full_cost=costs.full)
         self.applied_steps, self._step = 0, None
         return self
@@ -314,8 +306,6 @@ class Multirate:
     @property
     def partition(self) -> Partition:
         """Rate group name -> names of its parameters."""
-        if self._run.partition is None:
-            raise RuntimeError("there is no model yet. Call assign(model) or attach(model, optimizer) first.")
         return self._run.partition
 
     @property
@@ -362,8 +352,4 @@ class Multirate:
 
     def describe(self) -> str:
         """A text table of the rate groups, the boundary below which backward is skipped, and the predicted cost."""
-        partition = self.partition
-        assert self._run.model is not None  # assigned together with the partition
-        if not self.config.stage_list:
-            return describe(self._run.config, partition, self._run.model)
-        return describe_stages(self._run.settled, self._run.model)
+        return self._run.describe(as_stages=bool(self.config.stage_list))

@@ -20,8 +20,9 @@ from hf_multirate.config.schedule import Step
 from hf_multirate.controller.guards import mark_attached, mark_detached
 from hf_multirate.controller.step_pipeline import Members, StepPipeline
 from hf_multirate.model.cost_model import StepCosts
-from hf_multirate.model.partition import Partition
-from hf_multirate.model.setup_warnings import warn_of_lost_steps, warn_of_tied_head, warn_of_towers
+from hf_multirate.model.describe import describe, describe_stages
+from hf_multirate.model.partition import Partition, left_out
+from hf_multirate.model.setup_warnings import drops_layers, warn_of_lost_steps, warn_of_tied_head, warn_of_towers
 from hf_multirate.model.stages import SettledStage, factors_of_run, settle_stages, speedup_of_stages
 from hf_multirate.model.unwrap import canonical_parameters, unwrap_model
 from hf_multirate.optim.state_check import check_state
@@ -105,8 +106,12 @@ class RunStages:
             warn_of_tied_head(stage.config, stage.partition, model)
             warn_of_lost_steps(stage.config, stage.partition, canonical_parameters(model))
 
-    def attach(self, attachment: Attachment) -> StepCosts:
+    def attach(self, attachment: Attachment, warn: Callable[[str | None], None]) -> StepCosts:
         """Make the pipeline of the first stage. Pipelines of later stages are made and closed again.
+
+        Args:
+            attachment: Arguments of the pipelines.
+            warn: Function that receives a warning, or None.
 
         Returns:
             The costs of the steps of the first stage.
@@ -116,6 +121,9 @@ class RunStages:
             RuntimeError: processes have different configurations or parameters.
             NotImplementedError: the wrapper or an adapter of the model is not supported.
         """
+        for stage in self.settled:
+            warn(left_out(stage.given, stage.config))
+        warn(drops_layers(unwrap_model(attachment.model)) if self.skips_backward else None)
         first, *later = self.settled
         checked = []
         for stage in later:  # made once, so that their errors are raised before training
@@ -235,9 +243,15 @@ class RunStages:
         return self.settled[self.index].config if self.settled else self._config
 
     @property
-    def partition(self) -> Partition | None:
-        """The rate groups of the present stage; None before `settle`."""
-        return self.settled[self.index].partition if self.settled else None
+    def partition(self) -> Partition:
+        """The rate groups of the present stage.
+
+        Raises:
+            RuntimeError: `settle` was not called.
+        """
+        if not self.settled:
+            raise RuntimeError("there is no model yet. Call assign(model) or attach(model, optimizer) first.")
+        return self.settled[self.index].partition
 
     @property
     def begin(self) -> int:
@@ -260,3 +274,13 @@ class RunStages:
     def skips_backward(self) -> bool:
         """Whether any step leaves some parameters without a gradient."""
         return any(stage.config.skips_backward for stage in self.settled) or self.config.skips_backward
+
+    def describe(self, *, as_stages: bool) -> str:
+        """A text table of the rate groups of the present stage, or one with all stages.
+
+        Raises:
+            RuntimeError: `settle` was not called.
+        """
+        partition = self.partition
+        assert self.model is not None  # set together with the partition
+        return describe_stages(self.settled, self.model) if as_stages else describe(self.config, partition, self.model)
