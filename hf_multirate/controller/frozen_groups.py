@@ -10,6 +10,12 @@ from hf_multirate.model.never import switch_off, switch_on
 from hf_multirate.model.unwrap import canonical_parameters
 
 
+WRAPPED_TOO_EARLY = (
+    "the rate groups {groups} have period 'never', but their parameters were trainable when the model was wrapped in "
+    "DistributedDataParallel, which waits for their gradients. Call freeze_never(model) of the controller first."
+)
+
+
 class FrozenGroups:
     """The model whose parameters are frozen, if any.
 
@@ -41,3 +47,8 @@ class FrozenGroups:
         if self.model is not None:
             switch_on(self.model.parameters())
         self.model, self.until_detach = None, False
+
+    def detach(self) -> None:
+        """As `restore`, if the parameters are frozen until `hf_multirate.Multirate.detach`."""
+        if self.until_detach:
+            self.restore()

@@ -22,7 +22,8 @@ from hf_multirate.controller.step_timer import StepTimer
 from hf_multirate.distributed.unsupported import check_activation_cache, check_supported
 from hf_multirate.model.partition import FrozenError
 from hf_multirate.optim.parameter_groups import divide_parameter_groups
-from hf_multirate.trainer.arguments import MultirateTrainingArguments, require_log, switched_off
+from hf_multirate.trainer.argument_fields import require_log
+from hf_multirate.trainer.arguments import MultirateTrainingArguments, switched_off
 from hf_multirate.trainer.never import FrozenGroupsMixin
 from hf_multirate.trainer.timed_training import TimedTrainingMixin
 

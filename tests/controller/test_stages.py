@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -69,6 +70,21 @@ def test_state_of_any_step_continues_the_run(config: MultirateConfig, saved: int
         if resumed:
             assert_same(dict(model.state_dict()), whole)
         whole = {name: value.clone() for name, value in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("way", [copy.copy, copy.deepcopy])
+def test_a_copy_is_detached_and_keeps_its_stage(way: Any) -> None:
+    model = network()
+    optimizer = SGD(multirate_parameter_groups(model, STAGES, lr=0.1))
+    with Multirate(STAGES).attach(model, optimizer, total_steps=STEPS) as multirate:
+        step_of(multirate, model, optimizer, 0)
+        copied = way(multirate)
+        step_of(multirate, model, optimizer, STEPS - 1)
+        assert multirate.attached
+        assert multirate.stage == 2
+        assert not copied.attached
+        assert copied.stage == 1
+        assert copied.groups == multirate.stages[0].config.groups
 
 
 def test_a_damaged_state_is_refused_at_once() -> None:
