@@ -12,6 +12,7 @@ from hf_multirate.config.config import MultirateConfig
 from hf_multirate.config.rate_group import NEVER, RateGroup
 from hf_multirate.config.text import shortened
 from hf_multirate.model.cost_model import StepCosts, boundary, layers_of
+from hf_multirate.model.learning_rates import learning_rate_factors
 from hf_multirate.model.partition import Partition
 from hf_multirate.model.stages import SettledStage, speedup_of_stages
 from hf_multirate.model.unwrap import canonical_parameters
@@ -37,7 +38,20 @@ def describe(config: MultirateConfig, partition: Partition, model: nn.Module) ->
     if partition.frozen:
         count, frozen = sum(sizes[name] for name in partition.frozen), ", ".join(shorten_names(partition.frozen))
         lines.append(f"frozen by requires_grad=False, in no group: {count:,} parameters, {frozen}")
-    return "\n".join([*lines, *_costs(config, partition, model)])
+    return "\n".join([*lines, *_learning_rates(config, partition, model), *_costs(config, partition, model)])
+
+
+def _learning_rates(config: MultirateConfig, partition: Partition, model: nn.Module) -> list[str]:
+    """One line with the factors on the learning rate of each group, if there are any."""
+    if not config.scales_learning_rates:
+        return []
+    groups = partition.parameters(model)
+    factors = learning_rate_factors(config, groups, model)
+    ranges = []
+    for name, members in groups.items():
+        own = sorted({factors[parameter] for parameter in members.values()})
+        ranges.append(f"{shortened(name)} x{' to x'.join(f'{factor:.3g}' for factor in own[:: max(1, len(own) - 1)])}")
+    return [f"learning rate of the groups: {', '.join(ranges)}"]
 
 
 def describe_stages(stages: Sequence[SettledStage], model: nn.Module) -> str:
