@@ -32,8 +32,8 @@ OTHER_OUTPUTS = ("output_hidden_states", "output_attentions", "use_cache")
 """Arguments that ask for outputs of the lower blocks. A call with one of them runs the whole model."""
 
 
-Kind = tuple[tuple[str, ...], bool, str | None]
-"""Kind of a pass: names of the inputs, mode of the model, precision of autocast."""
+Kind = tuple[tuple[str, ...], bool, str | None, str]
+"""Kind of a pass: names of the inputs, mode of the model, precision of autocast, adapters in use."""
 
 
 @dataclass
@@ -113,7 +113,7 @@ class ActivationCache(StepPart):
             self._pass_by()
             return
         check_inputs(self._prefix, inputs)
-        kind = (tuple(inputs), owner.training, _autocast(owner))
+        kind = (tuple(inputs), owner.training, _autocast(owner), self._prefix.adapter_state())
         rows = self._rows(inputs, kind)
         if rows is None:
             self._pass_by()
@@ -126,7 +126,7 @@ class ActivationCache(StepPart):
             begun = time.perf_counter()  # the trial is no look-up
             # Positions that are not those of the input cannot be cut.
             self._padded = self._padded and (rows.places is None or expected.shape[1:2] == (rows.width,))
-            self._tried[kind] = repr((kind[2], expected.dtype)).encode()
+            self._tried[kind] = repr((*kind[2:], expected.dtype)).encode()
             rows = self._rows(inputs, kind)
             assert rows is not None  # it was not None before
             self._record(rows, kind, recording)

@@ -330,6 +330,36 @@ def test_lora_in_the_upper_blocks_only() -> None:
     assert found == expected
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft reads it
+def test_rows_depend_on_the_adapters_in_use() -> None:
+    """A reference model without adapters, and an adapter with another factor, have rows of their own."""
+    peft = pytest.importorskip("peft")
+    tf.set_seed(1)
+    config = peft.LoraConfig(target_modules=["query", "value"], init_lora_weights=False)
+    model = peft.get_peft_model(FAMILIES["bert"]()[0], config).eval()
+    layer = model.base_model.model.bert.encoder.layer[0].attention.self.query
+    batch = batch_of(rows_of("bert", 4), WIDTH)
+
+    def losses() -> list[float]:
+        values = [model(**batch).loss.item()]
+        with model.disable_adapter():
+            values.append(model(**batch).loss.item())
+        layer.scaling["default"] *= 5
+        values.append(model(**batch).loss.item())
+        layer.scaling["default"] /= 5
+        return values
+
+    with torch.no_grad():
+        expected = losses()
+    assert len(set(expected)) == 3
+    never = MultirateConfig.two_rate("last:1", "never", activation_cache="memory")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with Multirate(never).attach(model, optimizer) as multirate, torch.no_grad():
+        assert losses() == expected
+        assert losses() == expected
+        assert counts(multirate) == (12, 12)
+
+
 @pytest.mark.parametrize("family", ["bert", "llama"])
 def test_groups_with_period_never(family: str) -> None:
     """The same as freezing by hand."""
@@ -606,7 +636,7 @@ def test_a_stage_with_a_cache_is_the_stage_without() -> None:
 
 
 def test_a_stage_keeps_no_rows_on_disk() -> None:
-    with pytest.raises(ValueError, match="stage 2 has an activation cache on disk.*use activation_cache='memory'"):
+    with pytest.raises(ValueError, match=r"stage 2 has an activation cache on disk.*use activation_cache='memory'"):
         staged("disk")
 
 
