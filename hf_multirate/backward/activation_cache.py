@@ -32,8 +32,8 @@ OTHER_OUTPUTS = ("output_hidden_states", "output_attentions", "use_cache")
 """Arguments that ask for outputs of the lower blocks. A call with one of them runs the whole model."""
 
 
-Kind = tuple[tuple[str, ...], bool, str | None]
-"""Kind of a pass: names of the inputs, mode of the model, precision of autocast."""
+Kind = tuple[tuple[str, ...], bool, str | None, str]
+"""Kind of a pass: names of the inputs, mode of the model, precision of autocast, adapters in use."""
 
 
 @dataclass
@@ -86,6 +86,8 @@ class ActivationCache(StepPart):
             owner.register_forward_pre_hook(OwnHook(self._enter, owner), with_kwargs=True),
             owner.register_forward_hook(OwnHook(self._leave, owner), always_call=True),
         ]
+        boundary = prefix.boundary
+        self._first_call = boundary.register_forward_pre_hook(OwnHook(self._warn_unused, boundary))
 
     def summary(self) -> dict[str, float]:
         """The counts by name."""
@@ -99,12 +101,24 @@ class ActivationCache(StepPart):
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        self._first_call.remove()
         self._leave_pass()
         self.store.close()
         self._recordings.clear()
 
+    def _warn_unused(self, boundary: nn.Module, args: Any) -> None:
+        """At the first call of the boundary, if the hooks on the owner have not run."""
+        del boundary, args
+        self._first_call.remove()
+        logger.warning(
+            "the activation cache is not used, because the forward method of %s is called directly, without the hooks "
+            "of the module. Sentence Transformers does so. All rows run through the whole model.",
+            type(self._prefix.owner).__name__,
+        )
+
     def _enter(self, owner: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before a forward pass of the owner: look up its rows, and replace the forward of the prefix."""
+        self._first_call.remove()
         self._leave_pass()
         self._check_weights()
         begun = time.perf_counter()
@@ -113,7 +127,7 @@ class ActivationCache(StepPart):
             self._pass_by()
             return
         check_inputs(self._prefix, inputs)
-        kind = (tuple(inputs), owner.training, _autocast(owner))
+        kind = (tuple(inputs), owner.training, _autocast(owner), self._prefix.adapter_state())
         rows = self._rows(inputs, kind)
         if rows is None:
             self._pass_by()
@@ -126,7 +140,7 @@ class ActivationCache(StepPart):
             begun = time.perf_counter()  # the trial is no look-up
             # Positions that are not those of the input cannot be cut.
             self._padded = self._padded and (rows.places is None or expected.shape[1:2] == (rows.width,))
-            self._tried[kind] = repr((kind[2], expected.dtype)).encode()
+            self._tried[kind] = repr((*kind[2:], expected.dtype)).encode()
             rows = self._rows(inputs, kind)
             assert rows is not None  # it was not None before
             self._record(rows, kind, recording)

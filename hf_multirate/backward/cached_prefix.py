@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from xxhash import xxh3_128
 
 from hf_multirate.backward.row_keys import array_of
+from hf_multirate.model.adapters import adapter_layers, adapter_state
 from hf_multirate.model.levels import levels_of
 from hf_multirate.model.setup_warnings import drops_layers
 from hf_multirate.model.stacks import Stack, find_whole_stack
@@ -43,6 +45,7 @@ class Prefix:
         quiet_modules: Modules that run in evaluation mode until the boundary has run: all but the blocks above, the
             owner, and the modules that contain the stack.
         tensors: Parameters and buffers of the prefix by name.
+        adapters: Layers of PEFT in the prefix.
     """
 
     owner: nn.Module
@@ -53,11 +56,16 @@ class Prefix:
     trained_modules: tuple[nn.Module, ...]
     quiet_modules: tuple[nn.Module, ...]
     tensors: dict[str, Tensor] = field(repr=False)
+    adapters: tuple[Any, ...] = field(repr=False)
 
     @property
     def boundary(self) -> nn.Module:
         """The last block of the prefix."""
         return self.blocks[-1]
+
+    def adapter_state(self) -> str:
+        """Which adapters of the prefix are in use; empty without adapters."""
+        return adapter_state(self.adapters)
 
     def versions(self) -> list[tuple[int, int]]:
         """Values that change with most writes to the prefix."""
@@ -144,6 +152,7 @@ def find_prefix(model: nn.Module, trained: Collection[nn.Parameter]) -> Prefix:
         tuple(trained_modules),
         tuple(quiet),
         tensors,
+        adapter_layers(below),
     )
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NoReturn
 from accelerate.utils import DistributedType
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+from transformers.debug_utils import DebugOption
 
 from hf_multirate.config.config import MultirateConfig
 from hf_multirate.model.unwrap import is_compiled
@@ -25,6 +26,11 @@ FSDP1 = (
 DDP_ONLY = PROCESSES.replace(" or FSDP2", "")
 SHARDED_PREFIX = f"which gathers the parameters of all blocks at every step. {DDP_ONLY}"
 COMPILED = "torch.compile, whose code always runs the whole model. Set torch_compile=False."
+NEFTUNE = "neftune_noise_alpha, which adds other noise to the embeddings at every pass. Set neftune_noise_alpha=None."
+DEBUGGER = (
+    "debug='underflow_overflow', because modules that do not run return tensors without values (NaN). Remove it from "
+    "debug."
+)
 
 
 def raise_unsupported(reason: str) -> NoReturn:
@@ -62,10 +68,11 @@ def check_head_start(trainer: Trainer) -> None:
 
 
 def check_activation_cache(trainer: Trainer) -> None:
-    """Check that the distributed set-up of ``trainer`` allows an activation cache.
+    """Check that the set-up of ``trainer`` allows an activation cache.
 
     Raises:
-        NotImplementedError: parameters or layers are spread over several devices, or the model is compiled.
+        NotImplementedError: parameters or layers are spread over several devices, the model is compiled, embeddings
+            get noise, or a debugger stops at values that are not finite.
     """
     reason = _model(trainer)
     if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
@@ -74,6 +81,10 @@ def check_activation_cache(trainer: Trainer) -> None:
         reason = f"DataParallel on {trainer.args.n_gpu} devices of one process. {DDP_ONLY}"
     elif trainer.args.torch_compile:
         reason = COMPILED
+    elif trainer.args.neftune_noise_alpha is not None:
+        reason = NEFTUNE
+    elif DebugOption.UNDERFLOW_OVERFLOW in trainer.args.debug:
+        reason = DEBUGGER
     if reason is not None:
         _refuse_cache(reason)
 

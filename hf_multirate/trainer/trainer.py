@@ -30,8 +30,8 @@ from hf_multirate.trainer.timed_training import TimedTrainingMixin
 
 logger = logging.getLogger(__name__)
 
-CACHE_FOLDER = "activation_cache"
-"""Folder in ``output_dir`` with an activation cache on disk."""
+CACHE_FOLDER = "_activation_cache"
+"""Folder in ``output_dir`` with an activation cache on disk. Trainer uploads no file with a _ at its start."""
 
 
 MANY_STEPS = 10**6

@@ -330,6 +330,66 @@ def test_lora_in_the_upper_blocks_only() -> None:
     assert found == expected
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft reads it
+def test_rows_depend_on_the_adapters_in_use() -> None:
+    """A reference model without adapters, and an adapter with another factor, have rows of their own."""
+    peft = pytest.importorskip("peft")
+    tf.set_seed(1)
+    config = peft.LoraConfig(target_modules=["query", "value"], init_lora_weights=False)
+    model = peft.get_peft_model(FAMILIES["bert"]()[0], config).eval()
+    layer = model.base_model.model.bert.encoder.layer[0].attention.self.query
+    batch = batch_of(rows_of("bert", 4), WIDTH)
+
+    def losses() -> list[float]:
+        values = [model(**batch).loss.item()]
+        with model.disable_adapter():
+            values.append(model(**batch).loss.item())
+        layer.scaling["default"] *= 5
+        values.append(model(**batch).loss.item())
+        layer.scaling["default"] /= 5
+        return values
+
+    with torch.no_grad():
+        expected = losses()
+    assert len(set(expected)) == 3
+    never = MultirateConfig.two_rate("last:1", "never", activation_cache="memory")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with Multirate(never).attach(model, optimizer) as multirate, torch.no_grad():
+        assert losses() == expected
+        assert losses() == expected
+        assert counts(multirate) == (12, 12)
+
+
+class CallsForward(nn.Module):
+    """Runs no hook of its model, as Sentence Transformers."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model.bert
+        self.classifier = model.classifier
+
+    def forward(self, **batch: Tensor) -> Tensor:
+        return self.classifier(self.model.forward(**batch).pooler_output)
+
+
+@pytest.mark.parametrize("direct", [True, False])
+def test_a_model_whose_forward_is_called_directly_gets_a_warning(
+    direct: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    bert = FAMILIES["bert"]()[0]
+    model = CallsForward(bert) if direct else bert
+    batch = batch_of(rows_of("bert", 4), WIDTH)
+    del batch["labels"]
+    never = MultirateConfig.two_rate("last:1", "never", activation_cache="memory")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with Multirate(never).attach(model, optimizer) as multirate, torch.no_grad():
+        model(**batch)
+        model(**batch)
+        assert counts(multirate) == ((0, 0) if direct else (4, 4))
+    assert caplog.text.count("forward method of BertModel is called directly") == direct
+    assert not bert.bert.encoder.layer[2]._forward_pre_hooks
+
+
 @pytest.mark.parametrize("family", ["bert", "llama"])
 def test_groups_with_period_never(family: str) -> None:
     """The same as freezing by hand."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub.utils import filter_repo_objects
 from transformers import Trainer, TrainerCallback
 
 from hf_multirate import MultirateConfig, MultirateTrainingArguments
@@ -155,6 +156,15 @@ def test_refused_before_training(tmp_path: Path) -> None:
 def test_refused_with_compilation(tmp_path: Path) -> None:
     with pytest.raises(NotImplementedError, match=r"does not work with torch\.compile.*torch_compile=False"):
         trainer_for(tmp_path, cached(), torch_compile=True, torch_compile_backend="eager")
+
+
+def test_a_push_to_the_hub_leaves_out_the_rows(tmp_path: Path) -> None:
+    """They are made from the training data."""
+    run(tmp_path, cached("disk"), num_train_epochs=1)
+    files = [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()]
+    assert any("data.mdb" in file for file in files)
+    uploaded = filter_repo_objects(files, ignore_patterns=["_*", "checkpoint-*"])  # those of Trainer.push_to_hub
+    assert not [file for file in uploaded if "mdb" in file]
 
 
 def test_command_line(tmp_path: Path) -> None:
