@@ -62,7 +62,7 @@ def report(
     figures = compare_records(run, baseline_run)
     if figures.get("differences") and not allow_differences:
         raise ValueError(
-            f"{str(folder)!r} cannot be compared with {str(baseline)!r}. They differ in "
+            f"{str(folder)!r} cannot be compared with {str(baseline)!r}: "
             f"{'; '.join(figures['differences'])}. Train again with the same data, seed and machine, or use "
             "--allow-differences, which adds a warning to the page."
         )
