@@ -7,6 +7,7 @@ those change.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from hf_multirate import MultirateConfig, RateGroup
@@ -47,6 +48,22 @@ def automatic(speedup: float, turns: str = "fixed") -> MultirateConfig:
 def off() -> MultirateConfig:
     """Standard training."""
     return MultirateConfig.off()
+
+
+def never(fast: str, cache: str | None = None, folder: Path | None = None) -> MultirateConfig:
+    """``fast`` gets a gradient at every step, all else never; with an activation cache or without."""
+    place = str(folder) if cache == "disk" else None
+    return MultirateConfig.two_rate(fast, "never", activation_cache=cache, activation_cache_dir=place)
+
+
+def published() -> MultirateConfig:
+    """The setting of the paper for transfer learning."""
+    return MultirateConfig.paper()
+
+
+def lora_plus(ratio: float) -> MultirateConfig:
+    """Standard training of adapters, with a learning rate of their matrices B that is ``ratio`` times as high."""
+    return MultirateConfig([RateGroup("B", "lora_B", lr_scale=ratio), RateGroup("rest", ".*")])
 
 
 def _group(name: str, patterns: str, period: int, idle: str) -> RateGroup:

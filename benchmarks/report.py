@@ -4,6 +4,7 @@
 
 - docs/results/TASK.md: one page for each task, from the results and from benchmarks/notes/TASK.md, which is written by
   hand. Figures go to docs/results/images.
+- docs/results/equal_time.md: contenders at equal time, if there are results of `python -m benchmarks budgets`.
 - README.md, docs/results/index.md and docs/distributed.md: what stands between ``<!-- bench NAME -->`` and
   ``<!-- end -->``, with one of the names in `tables_of`.
 """
@@ -17,6 +18,7 @@ from pathlib import Path
 from benchmarks.accuracy import outcome_tables as accuracy
 from benchmarks.accuracy.chosen_runs import Grids, all_grids, chosen_runs
 from benchmarks.accuracy.machine_correction import Runs
+from benchmarks.budgets import report as budgets
 from benchmarks.commands import parser_of
 from benchmarks.jsonl import read_lines
 from benchmarks.machine import ROOT
@@ -42,7 +44,7 @@ class Report:
     """
 
     def __init__(self, root: Path, *, allow_dirty: bool = False) -> None:
-        self._root = root
+        self._root, self._allow_dirty = root, allow_dirty
         self._results = root / "benchmarks" / "results"
         self._runs = chosen_runs(self._results, allow_dirty=allow_dirty)
         self._grids = all_grids(self._results)
@@ -56,6 +58,9 @@ class Report:
                 found[path] = filled(path.read_text(encoding="utf-8"), tables_of(self._runs, self._results))
         for task in dict.fromkeys(task for task, _ in self._runs):
             found[self._root / "docs" / "results" / f"{task}.md"] = self._task_page(task)
+        equal_time = budgets.page(self._results / "budgets", allow_dirty=self._allow_dirty)
+        if equal_time is not None:
+            found[self._root / "docs" / "results" / budgets.PAGE] = equal_time
         return found
 
     def draw(self) -> None:

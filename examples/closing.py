@@ -137,6 +137,9 @@ def table(summary: Mapping[str, Any]) -> str:
 def close(trainer: Trainer, summary: dict[str, Any], **more: Any) -> dict[str, Any]:
     """Write the summary file and print the table; ``more`` says what was trained on what."""
     summary["peak_memory_bytes"] = peak_memory_bytes()
+    multirate = vars(trainer).get("multirate")  # MultirateTrainer has it
+    if multirate is not None and multirate.activation_cache is not None:
+        summary["activation_cache"] = multirate.activation_cache.summary()
     if trainer.is_world_process_zero():
         summary["configuration"] = describe_run(trainer.args, **more)
         write_summary(summary, Path(trainer.args.output_dir, SUMMARY_FILE))

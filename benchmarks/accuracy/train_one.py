@@ -84,7 +84,7 @@ def train(spec: Spec, data: Data, steps: int | None = None) -> dict[str, Any]:
     steps = steps or steps_of(spec, data)
     points = EVALUATIONS[spec.length]
     with tempfile.TemporaryDirectory() as folder:
-        args = _arguments(spec, task, data.by_length, steps, folder)
+        args = arguments(task, spec.rate, spec.seed, by_length=data.by_length, steps=steps, folder=folder)
         words = {"train_dataset": data.train, "data_collator": data.collator, "compute_metrics": accuracy}
         trainer = make_trainer(METHODS[spec.method], data.model(spec.seed), args, **words)
 
@@ -122,9 +122,10 @@ def run(spec: Spec, folder: Path | None) -> dict[str, Any]:
     return {**asdict(spec), **measured, "settings": spec.settings(), "machine": machine}
 
 
-def _arguments(spec: Spec, task: Task, by_length: bool, steps: int, folder: str) -> TrainingArguments:
+def arguments(task: Task, rate: float, seed: int, *, by_length: bool, steps: int, folder: str) -> TrainingArguments:
+    """Arguments of a run of ``steps`` steps: linear decay to zero, after a warm-up of 6 %."""
     return TrainingArguments(
-        output_dir=folder, max_steps=steps, learning_rate=spec.rate, seed=spec.seed, weight_decay=task.weight_decay,
+        output_dir=folder, max_steps=steps, learning_rate=rate, seed=seed, weight_decay=task.weight_decay,
         per_device_train_batch_size=task.batch_size, per_device_eval_batch_size=2 * task.batch_size,
         train_sampling_strategy="group_by_length" if by_length else "random",
         optim=task.optim, optim_args=task.optim_args, warmup_steps=round(0.06 * steps), logging_strategy="no",

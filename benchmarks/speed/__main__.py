@@ -12,6 +12,7 @@ CASES = {
     "cycle": Command("benchmarks.speed.cycle", "a cycle of multirate training against the sum of its parts"),
     "checkpointing": Command("benchmarks.speed.checkpointing", "speed-up with gradient checkpointing"),
     "ddp": Command("benchmarks.speed.ddp", "DDP in several processes, with and without communication"),
+    "activation-cache": Command("benchmarks.speed.activation_cache", "frozen lower blocks, run once for each row"),
     "glue": Command("benchmarks.speed.glue_pairs", "whole runs of examples/run_glue.py in pairs"),
     "prediction": Command("benchmarks.speed.prediction", "speed-up predicted by plan() and measured in training"),
     "padded-tokens": Command("benchmarks.speed.padded_tokens", "tokens of full steps where batches go by length"),

@@ -100,7 +100,7 @@ class CostCheck:
         costs_text = f"predicted cost of this step {predicted:.2f} of a full one"
         if differs:
             before = self._speedup()
-            self._costs.correct(live, actual)
+            self._costs.correct(live, actual * self._costs.full)
             costs_text += f", corrected {actual:.2f}{self._change(before)}"
         if not differs:  # a norm that runs after the fast part costs nothing
             recorded = [name for name in recorded if self._has_matrix(name)]

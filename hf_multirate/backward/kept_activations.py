@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from accelerate.utils import recursively_apply
 from torch import Tensor, nn
+
+from hf_multirate.model.hooks import forward_replaced
 
 
 CACHE = "past_key_values"
@@ -44,7 +46,7 @@ class KeptOutputs:
             outputs.append(recursively_apply(Tensor.clone, _detached(output)))
             return output
 
-        with _forward_replaced(self._module, keep):
+        with forward_replaced(self._module, keep):
             yield
         if not outputs:
             raise ValueError(
@@ -76,7 +78,7 @@ class KeptOutputs:
                     "its kept outputs do not fit. Set head_start=0."
                 ) from None
 
-        with _forward_replaced(self._module, replay):
+        with forward_replaced(self._module, replay):
             yield
 
 
@@ -88,17 +90,3 @@ def _without_cache(output: Any) -> Any:
     if isinstance(output, Mapping) and output.get(CACHE) is not None:
         return type(output)(**{key: value for key, value in output.items() if key != CACHE})
     return output
-
-
-@contextmanager
-def _forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    attributes = vars(module)
-    before = attributes.get("forward")
-    attributes["forward"] = forward
-    try:
-        yield
-    finally:
-        if before is None:
-            del attributes["forward"]
-        else:
-            attributes["forward"] = before

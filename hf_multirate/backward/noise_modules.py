@@ -23,7 +23,7 @@ NOISE = ("drop", "stochastic_depth", "jitter", "mask_time_prob", "mask_feature_p
 HARMLESS = (*NOISE, "checkpointing", "requires_grad")
 """As `NOISE`, with activation checkpointing and its marks on inputs, which change no value."""
 
-NO_PASS = ("train", "eval", "__init__", "__init_subclass__")
+NO_PASS = ("train", "eval", "kernelize", "__init__", "__init_subclass__")
 """Methods outside of the forward pass."""
 
 _verdicts: WeakKeyDictionary[type, bool | None] = WeakKeyDictionary()
@@ -92,13 +92,18 @@ def _concerns_noise(node: ast.AST, parents: dict[ast.AST, ast.AST]) -> bool:
         if isinstance(parent, ast.If):
             return _is_noise_branch(parent)
         if isinstance(parent, ast.Call):
-            norm = "norm" in ast.unparse(parent.func).lower()  # it has running statistics
+            function = ast.unparse(parent.func).lower()
+            if "causal_mask" in function:  # transformers 4.57: whether a mask without effect may be left out
+                return True
+            norm = "norm" in function  # it has running statistics
             direct = [a for a in parent.args if isinstance(a, (ast.Name, ast.Attribute)) and not norm]
             if any(_names_noise(part) for part in [parent.func, *direct]):
                 return True
         if isinstance(parent, ast.keyword) and parent.arg is not None and _is_noise(parent.arg):
             return True
-        if isinstance(parent, ast.IfExp) and not any(isinstance(part, ast.Call) for part in ast.walk(parent)):
+        # transformers 4.57: skip_the_layer = self.training and dropout_probability < self.layerdrop
+        value = isinstance(parent, ast.BoolOp) and isinstance(parents[parent], ast.Assign)
+        if (value or isinstance(parent, ast.IfExp)) and not any(isinstance(p, ast.Call) for p in ast.walk(parent)):
             return _names_noise(parent)
         node = parent
     return isinstance(node, ast.Assign) and all(_names_noise(target) for target in node.targets)

@@ -12,7 +12,7 @@ from hf_multirate.cli.compare import compare
 from hf_multirate.cli.load_model import TASKS, BatchSize, load
 from hf_multirate.config.auto_periods import require_speedup
 from hf_multirate.config.config import MultirateConfig
-from hf_multirate.config.rate_group import parse_ladder
+from hf_multirate.config.rate_group import NEVER, parse_ladder, require_period
 from hf_multirate.config.validation import reason, require_int
 from hf_multirate.planning import plan, plans_reaching
 from hf_multirate.reporting import report
@@ -24,7 +24,7 @@ SPEEDUP_PERIODS = (2, 3, 4, 5, 6, 8, 10, 12, 16)
 """Default periods with ``--speedup``, which lists the smallest sufficient period first."""
 
 
-def configs_of(fast: Sequence[str], periods: Sequence[int]) -> dict[str, MultirateConfig]:
+def configs_of(fast: Sequence[str], periods: Sequence[int | str]) -> dict[str, MultirateConfig]:
     """Configurations by label: each fast part combined with each period, and ladders with their own periods.
 
     Raises:
@@ -69,9 +69,16 @@ def _check_plan(options: argparse.Namespace) -> None:
     require_int("--batch", options.batch, least=1)
     require_int("--seq", options.seq, least=1)
     for period in options.period or ():
-        require_int("--period", period, least=1)
+        require_period("--period", period)
     if options.speedup is not None:
         require_speedup("--speedup", options.speedup)
+
+
+def _period(text: str) -> int | str:
+    return text if text == NEVER else int(text)
+
+
+_period.__name__ = "period"  # argparse names it in errors
 
 
 def _report(options: argparse.Namespace) -> None:
@@ -122,7 +129,10 @@ def _add_plan(command: argparse.ArgumentParser) -> None:
         "--fast", nargs="+", default=list(DEFAULT_FAST), help="fast parts: presets, patterns or ladder:1,2,4"
     )
     command.add_argument(
-        "--period", nargs="+", type=int, help=f"periods (default: {' '.join(map(str, DEFAULT_PERIODS))})"
+        "--period",
+        nargs="+",
+        type=_period,
+        help=f"periods, or never (default: {' '.join(map(str, DEFAULT_PERIODS))})",
     )
     command.add_argument(
         "--speedup", type=float, help="list configurations with at least this speed-up, the smallest period first"

@@ -36,6 +36,8 @@ def print_plans(plans: Sequence[Plan], console: Console, *, details: bool) -> No
         if details:
             console.print(_steps(plan))
             console.print(_groups(plan))
+        if plan.stages:
+            console.print(_stages(plan))
         for blocker in plan.blockers:
             console.print(Text.assemble((f"{one_line(plan.label)}:", "yellow"), " ", one_line(blocker)))
 
@@ -69,6 +71,14 @@ def _steps(plan: Plan) -> Table:
         seconds = "" if step.seconds is None else f"{step.seconds:.4f}"
         edge = Text(one_line(step.boundary or "the bottom"))
         table.add_row(Text(one_line(", ".join(step.live))), str(step.per_cycle), with_unit(step.flops), seconds, edge)
+    return table
+
+
+def _stages(plan: Plan) -> Table:
+    table = _table(f"{plan.label}: stages", "periods", "share", "predicted")
+    for stage in plan.stages:
+        periods = ", ".join(f"{group.name}: {group.period}" for group in stage.plan.groups)
+        table.add_row(Text(one_line(periods)), f"{stage.share:.0%}", f"{stage.plan.speedup:.2f}x")
     return table
 
 

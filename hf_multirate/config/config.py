@@ -8,17 +8,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from hf_multirate.config.auto_periods import AutoPeriods
-from hf_multirate.config.consistency import check_auto_periods, check_groups, plain_settings
+from hf_multirate.config.consistency import (
+    check_activation_cache,
+    check_auto_periods,
+    check_groups,
+    plain_settings,
+)
 from hf_multirate.config.random_subset import RandomSubset
 from hf_multirate.config.rate_group import RateGroup, depth_ladder
 from hf_multirate.config.schedule import Schedule
 from hf_multirate.config.serialization import build, read_json, to_plain, with_groups
+from hf_multirate.config.stages import Stage, check_stages, require_stages
 from hf_multirate.config.validation import require_items, require_text, shown
 
 
@@ -69,6 +75,12 @@ class MultirateConfig:
             `hf_multirate.head_start`; 0 for none. They are the first batches of training.
         head_start_steps: Number of steps of the head on these batches.
         head_start_lr: Learning rate of these steps; None chooses it on batches that are held out.
+        stage_list: Stages of the run, as `stages` makes them. Their configurations have the rate groups and all other
+            settings, and ``groups`` is empty.
+        activation_cache: Where outputs of the frozen lower blocks are kept, so that they run once for each row:
+            ``memory``, ``disk``, or None to run them at every step. See `hf_multirate.backward.activation_cache`.
+        activation_cache_gb: Largest size of the kept outputs in GB, for each process in memory, and in all on disk.
+        activation_cache_dir: Folder of a cache on disk; None is a folder in ``output_dir`` of Trainer.
 
     Raises:
         ValueError: a value is out of range, two groups share a name, a group has no pattern, or none has period 1.
@@ -91,21 +103,37 @@ class MultirateConfig:
     head_start: int = 0
     head_start_steps: int = 150
     head_start_lr: float | None = None
+    stage_list: Sequence[Stage] = ()
+    activation_cache: str | None = None
+    activation_cache_gb: float = 4.0
+    activation_cache_dir: str | None = None
 
     def __post_init__(self) -> None:
         """Validate the values, and convert them to plain ones and ``groups`` to a tuple."""
         groups = require_items("groups", self.groups, "a list of RateGroup objects")
-        for name, value in {**plain_settings(vars(self)), "groups": groups}.items():
+        stages = require_stages(self.stage_list)
+        for name, value in {**plain_settings(vars(self)), "groups": groups, "stage_list": stages}.items():
             object.__setattr__(self, name, value)
+        if stages:
+            self._check_stages()
+            return
         if groups or self.auto_periods is None:
             check_groups(groups, self.group_fn)
         check_auto_periods(groups, self.auto_periods)
+        check_activation_cache(vars(self))
+
+    def _check_stages(self) -> None:
+        common = {name: vars(self)[name] for name in WITHOUT_GROUPS}
+        defaults = {field.name: field.default for field in fields(self)} | {"groups": ()}
+        own = [name for name in defaults if name not in (*WITHOUT_GROUPS, "stage_list")]
+        others = [name for name in own if vars(self)[name] != defaults[name]]
+        check_stages(self.stage_list, MultirateConfig, common, others)
 
     @classmethod
     def two_rate(
         cls,
         fast: str | Sequence[str] = "depth:0.33",
-        period: int = 5,
+        period: int | str = 5,
         idle: str = "freeze",
         drift_steps: int | None = None,
         **settings: Any,
@@ -114,7 +142,7 @@ class MultirateConfig:
 
         Args:
             fast: Patterns or a preset for the fast parameters, see `RateGroup`.
-            period: Steps between two gradients of the slow group.
+            period: Steps between two gradients of the slow group; ``"never"`` freezes it.
             idle: Idle rule of the slow group: ``freeze``, ``drift`` or ``long_step``.
             drift_steps: Steps after a refresh at which the slow group drifts, with ``idle="drift"``; None for all.
             **settings: Further fields of `MultirateConfig`.
@@ -140,7 +168,7 @@ class MultirateConfig:
     @classmethod
     def ladder(
         cls,
-        periods: Sequence[int] = DEFAULT_PERIODS,
+        periods: Sequence[int | str] = DEFAULT_PERIODS,
         idle: str = "freeze",
         drift_steps: int | None = None,
         **settings: Any,
@@ -151,7 +179,8 @@ class MultirateConfig:
         embeddings. With periods 1, 2, 4, 8 every eighth step is a full step.
 
         Args:
-            periods: Steps between two gradients of each part, from the top; the first is 1.
+            periods: Steps between two gradients of each part, from the top; the first is 1. ``"never"`` freezes a
+                part.
             idle: Idle rule of the parts: ``freeze``, ``drift`` or ``long_step``.
             drift_steps: Steps after a refresh at which a part drifts, with ``idle="drift"``; None for all.
             **settings: Further fields of `MultirateConfig`.
@@ -207,6 +236,29 @@ class MultirateConfig:
         return cls(groups, auto_periods=AutoPeriods(speedup, max_period), **settings)
 
     @classmethod
+    def stages(cls, stages: Sequence[tuple[float, MultirateConfig]]) -> MultirateConfig:
+        """Configurations that apply one after the other, such as gradual unfreezing.
+
+        In each stage the schedule begins with a gradient for each of its groups. A group with period ``"never"`` is
+        idle for the whole stage. It is frozen for the run if it is ``"never"`` in all stages.
+
+        Args:
+            stages: Pairs of a share of the steps of training, at which the stage ends, and its configuration. The
+                shares ascend, and the last is 1. The learning rates of the head and of depth and the head start belong
+                to the whole run, and are equal in all stages.
+
+        Raises:
+            ValueError: the shares do not ascend to 1, or the configurations do not go together.
+            TypeError: a value has the wrong type.
+        """
+        given = require_stages(stages)
+        if not given:
+            raise ValueError("stages must be a list of at least one, as in [(1.0, MultirateConfig())], got none.")
+        first = given[0].config
+        common = {name: vars(first)[name] for name in WITHOUT_GROUPS} if isinstance(first, MultirateConfig) else {}
+        return cls((), stage_list=given, **common)
+
+    @classmethod
     def off(cls, **settings: Any) -> MultirateConfig:
         """Standard training: one group that gets a gradient at every step.
 
@@ -230,30 +282,45 @@ class MultirateConfig:
     @cached_property
     def cycles(self) -> Schedule:
         """Schedule of cycles: as `schedule`, but a group with a random subset is live only when a subset is drawn."""
-        return self._schedule(group.period for group in self.groups)
+        return self._schedule(group.steps for group in self.groups)
 
     @cached_property
     def is_standard_training(self) -> bool:
         """Whether every step is a step of standard training, with or without `scales_learning_rates`."""
+        if self.stage_list:
+            return all(stage.config.is_standard_training for stage in self.stage_list)
         redrawn = any(
             group.random_subset is not None and group.random_subset.redraw == "step" for group in self.groups
         )
-        return self.auto_periods is None and self.cycles.cycle == 1 and not redrawn
+        return self.auto_periods is None and self.cycles.cycle == 1 and not redrawn and not self.has_never
+
+    @cached_property
+    def has_never(self) -> bool:
+        """Whether some group never gets a gradient."""
+        return any(group.is_never for group in self.groups) or any(s.config.has_never for s in self.stage_list)
+
+    @cached_property
+    def has_activation_cache(self) -> bool:
+        """Whether outputs of frozen blocks are kept, in the whole run or in a stage."""
+        return self.activation_cache is not None or any(s.config.has_activation_cache for s in self.stage_list)
 
     @cached_property
     def scales_learning_rates(self) -> bool:
         """Whether some parameters have another learning rate than the one of the script."""
-        return any(scale != 1.0 for scale in (self.head_lr_scale, self.lr_decay, *(g.lr_scale for g in self.groups)))
+        scales = (self.head_lr_scale, self.lr_decay, *(group.lr_scale for group in self.groups))
+        return any(scale != 1.0 for scale in scales) or any(s.config.scales_learning_rates for s in self.stage_list)
 
     @cached_property
     def takes_long_steps(self) -> bool:
         """Whether some group has ``idle="long_step"`` and a period."""
-        return any(group.idle == "long_step" and group.period > 1 for group in self.groups)
+        long_steps = any(group.idle == "long_step" and group.steps > 1 for group in self.groups)
+        return long_steps or any(stage.config.takes_long_steps for stage in self.stage_list)
 
     @cached_property
     def skips_backward(self) -> bool:
         """Whether any step may be a fast step."""
-        return self.auto_periods is not None or self.schedule.cycle > 1
+        fast_steps = self.auto_periods is not None or self.schedule.cycle > 1 or self.has_never
+        return fast_steps or any(stage.config.skips_backward for stage in self.stage_list)
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to a dictionary of plain values, the inverse of `from_dict`."""
@@ -267,7 +334,14 @@ class MultirateConfig:
             ValueError: a key is unknown or missing, a value is out of range, or ``group_fn`` is set.
             TypeError: a value has the wrong type.
         """
-        return build(cls, with_groups(values))
+        converted = with_groups(values)
+        stages = converted.get("stage_list") or ()
+        if isinstance(stages, (list, tuple)) and all(isinstance(stage, Mapping) for stage in stages):
+            stages = [
+                build(Stage, {**stage, "config": cls.from_dict(stage["config"])} if "config" in stage else stage)
+                for stage in stages
+            ]
+        return build(cls, {**converted, "stage_list": stages})
 
     def to_json(self) -> str:
         """Convert to a JSON string."""

@@ -13,6 +13,7 @@ from hf_multirate.config.validation import (
     require_choice,
     require_int,
     require_number,
+    require_path,
     require_positive,
     shown,
     wrong_type,
@@ -28,7 +29,11 @@ INTEGERS = (
 """Integer settings: name, unit, smallest value."""
 
 CHOICES = {"on_missing_gradient": ("error", "warn"), "inactive_buffers": ("update", "freeze"), "turns": TURNS}
-CHOICES_OR_NONE = {"inactive_forward": ("train", "eval"), "inactive_dtype": ("bfloat16", "float16")}
+CHOICES_OR_NONE = {
+    "inactive_forward": ("train", "eval"),
+    "inactive_dtype": ("bfloat16", "float16"),
+    "activation_cache": ("memory", "disk"),
+}
 """Settings with a fixed set of values; those of `CHOICES_OR_NONE` may also be None."""
 
 
@@ -94,6 +99,31 @@ def check_auto_periods(groups: Sequence[RateGroup], auto_periods: AutoPeriods | 
         )
 
 
+def check_activation_cache(values: Mapping[str, Any]) -> None:
+    """Check that the settings of the activation cache fit together.
+
+    Raises:
+        ValueError: the frozen blocks would run in training mode or in another precision, or there is a folder without
+            a cache on disk.
+    """
+    cache, folder = values["activation_cache"], values["activation_cache_dir"]
+    if cache is not None and values["inactive_forward"] == "train":
+        raise ValueError(
+            f"activation_cache={cache!r} keeps outputs without dropout, but inactive_forward is 'train'. Remove "
+            "inactive_forward, or remove activation_cache."
+        )
+    if cache is not None and values["inactive_dtype"] is not None:
+        raise ValueError(
+            f"activation_cache={cache!r} keeps outputs in the precision of the run, but inactive_dtype is "
+            f"{values['inactive_dtype']!r}. Remove inactive_dtype, or use bf16=True of the training arguments."
+        )
+    if folder is not None and cache != "disk":
+        raise ValueError(
+            f"activation_cache_dir is {shown(folder)}, but activation_cache is {cache!r}. Set activation_cache="
+            "'disk', or remove activation_cache_dir."
+        )
+
+
 def plain_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     """Check the settings of a config that are single values, and return them as plain values.
 
@@ -112,6 +142,9 @@ def plain_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     settings["lr_decay"] = require_decay("lr_decay", values["lr_decay"])
     rate = values["head_start_lr"]
     settings["head_start_lr"] = None if rate is None else require_positive("head_start_lr", rate)
+    settings["activation_cache_gb"] = require_positive("activation_cache_gb", values["activation_cache_gb"])
+    folder = values["activation_cache_dir"]
+    settings["activation_cache_dir"] = None if folder is None else require_path("activation_cache_dir", folder)
     settings["drift_factor"] = "auto" if values["drift_factor"] == "auto" else _drift_factor(values["drift_factor"])
     return settings
 

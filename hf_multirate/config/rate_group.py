@@ -27,6 +27,9 @@ PRESETS = (
 COUNT = "[1-9][0-9]{0,8}"
 """Regular expression for a number of blocks or parts in a preset."""
 
+NEVER = "never"
+"""Period of a group that gets no gradient: its parameters are frozen for the whole run."""
+
 LONGEST_STEP = 1e6
 """Largest factor on the step of a group: longer steps exceed the range of float32."""
 
@@ -72,16 +75,17 @@ def place_in(preset: str) -> str | None:
     return preset.partition("@")[2] or None
 
 
-def parse_ladder(text: str) -> list[int] | None:
+def parse_ladder(text: str) -> list[int | str] | None:
     """Periods of a ladder written as ``ladder:1,2,4``, or None if ``text`` is not a ladder.
 
     Raises:
-        ValueError: a period is not an integer.
+        ValueError: a period is neither an integer nor ``never``.
     """
     if not text.startswith("ladder:"):
         return None
     try:
-        return [int(word) for word in text.removeprefix("ladder:").split(",")]
+        words = text.removeprefix("ladder:").split(",")
+        return [NEVER if word.strip() == NEVER else int(word) for word in words]
     except ValueError:
         raise ValueError(
             f"a ladder must be a list of integers separated by commas, as in 'ladder:1,2,4', got {shown(text)}."
@@ -97,7 +101,8 @@ class RateGroup:
         patterns: Regular expressions searched in parameter names, or one preset: ``head``, ``last:N``, ``depth:F`` or
             ``part:I/N``. ``last:N@text_model`` applies the preset to the stack in the module of that name. May be
             empty if the config has a ``group_fn``.
-        period: Optimizer steps between two gradients of the group; 1 is every step.
+        period: Optimizer steps between two gradients of the group; 1 is every step. ``"never"`` freezes the group for
+            the whole run.
         idle: Idle rule, applied at steps without a gradient. ``freeze`` leaves the group unchanged. ``drift`` moves it
             along its last update at every step, as in the paper. ``long_step`` leaves it unchanged and multiplies its
             step at the refresh by ``period``.
@@ -113,7 +118,7 @@ class RateGroup:
 
     name: str
     patterns: str | Sequence[str]
-    period: int = 1
+    period: int | str = 1
     idle: str = "freeze"
     drift_steps: int | None = None
     lr_scale: float = 1.0
@@ -128,20 +133,62 @@ class RateGroup:
         values = {
             "name": name,
             "patterns": _patterns(name, self.patterns),
-            "period": require_int(f"period {of}", self.period, least=1, unit="steps"),
+            "period": require_period(f"period {of}", self.period),
             "idle": require_choice(f"idle {of}", self.idle, IDLE_RULES),
             "lr_scale": require_positive(f"lr_scale {of}", self.lr_scale),
             "drift_steps": _drift_steps(self),
         }
         for field, value in values.items():
             object.__setattr__(self, field, value)
+        _check_never(self)
         _check_subset(self)
         _check_step_length(self)
 
     @property
+    def is_never(self) -> bool:
+        """Whether the group never gets a gradient."""
+        return self.period == NEVER
+
+    @property
+    def steps(self) -> int:
+        """The period as a number of steps; 0 for ``"never"``."""
+        return 0 if isinstance(self.period, str) else self.period
+
+    @property
     def gradient_period(self) -> int:
-        """Steps between two gradients; 1 with a random subset, whose other weights get a gradient at every step."""
-        return 1 if self.random_subset is not None else self.period
+        """Steps between two gradients; 0 for never, and 1 with a random subset.
+
+        All weights outside of a random subset get a gradient at every step.
+        """
+        return 1 if self.random_subset is not None else self.steps
+
+
+def require_period(name: str, value: Any) -> int | str:
+    """Check a period: a number of steps, or ``"never"``.
+
+    Raises:
+        ValueError: the value is below 1.
+        TypeError: the value is neither an integer nor ``"never"``.
+    """
+    if isinstance(value, str) and value == NEVER:
+        return NEVER
+    return require_int(name, value, least=1, unit="steps, or 'never'")
+
+
+def _check_never(group: RateGroup) -> None:
+    if not group.is_never:
+        return
+    settings = {
+        "idle": (group.idle, "freeze"),
+        "lr_scale": (group.lr_scale, 1.0),
+        "random_subset": (group.random_subset, None),
+    }
+    for name, (value, default) in settings.items():
+        if value != default:
+            raise ValueError(
+                f"rate group {group.name!r} has period 'never' and {name}={shown(value)}, but its parameters do not "
+                f"move: leave {name} out, or give a number of steps as its period."
+            )
 
 
 def _drift_steps(group: RateGroup) -> int | None:
@@ -157,7 +204,7 @@ def _drift_steps(group: RateGroup) -> int | None:
 
 
 def _check_step_length(group: RateGroup) -> None:
-    length = group.lr_scale * (group.period if group.idle == "long_step" else 1)
+    length = group.lr_scale * (group.steps if group.idle == "long_step" else 1)
     if length > LONGEST_STEP:
         raise ValueError(
             f"a step of rate group {shown(group.name)} would be {length:.3g} times as long as a step of the optimizer "
@@ -223,7 +270,9 @@ def _is_literal(pattern: str) -> bool:
     return pattern == f"^{inner}$" and re.escape(re.sub(r"\\(.)", r"\1", inner)) == inner
 
 
-def depth_ladder(periods: Sequence[int], idle: str = "freeze", drift_steps: int | None = None) -> list[RateGroup]:
+def depth_ladder(
+    periods: Sequence[int | str], idle: str = "freeze", drift_steps: int | None = None
+) -> list[RateGroup]:
     """Rate groups of equal depth, one for each of ``periods``, from the top of the model down."""
     parts = len(periods)
     return [

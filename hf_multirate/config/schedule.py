@@ -40,10 +40,11 @@ class Step:
 class Schedule:
     """Schedule of gradients: group ``i`` is live at one of every ``periods[i]`` steps.
 
-    Step 0 is a full step, so that no group is idle before its first gradient.
+    All groups with a period are live at step 0, so that none of them is idle before its first gradient.
 
     Attributes:
-        periods: Steps between two gradients of each group; their mean if positions are drawn.
+        periods: Steps between two gradients of each group; their mean if positions are drawn. A group with period 0 is
+            live at no step.
         turns: Position of the gradient step within each period. ``fixed`` is the first step. ``drawn`` draws the
             position, see `hf_multirate.config.drawn_positions`.
         seed: Seed of the drawn positions.
@@ -59,7 +60,7 @@ class Schedule:
 
     @cached_property
     def _periods(self) -> tuple[int, ...]:
-        return tuple(sorted(set(self.periods)))
+        return tuple(sorted({period for period in self.periods if period}))
 
     @cached_property
     def _drawn(self) -> DrawnPositions:
@@ -77,7 +78,7 @@ class Schedule:
     def live(self, step: int) -> tuple[int, ...]:
         """Indices of the groups that get a gradient at ``step``, in the order of ``periods``."""
         if step <= 0:
-            return tuple(range(len(self.periods)))
+            return tuple(i for i, period in enumerate(self.periods) if period)
         live_periods = {period for period in self._periods if self._position(period, step // period) == step % period}
         return tuple(i for i, period in enumerate(self.periods) if period in live_periods)
 
@@ -101,7 +102,7 @@ class Schedule:
             of_larger_multiples = sum(steps for other, steps in step_counts.items() if other % multiple == 0)
             step_counts[multiple] = self.cycle // multiple - of_larger_multiples
         return {
-            tuple(i for i, period in enumerate(self.periods) if multiple % period == 0): steps
+            tuple(i for i, period in enumerate(self.periods) if period and multiple % period == 0): steps
             for multiple, steps in step_counts.items()
             if steps
         }
@@ -148,4 +149,4 @@ class Schedule:
     @property
     def cycle(self) -> int:
         """Steps of a cycle: the least common multiple of the periods."""
-        return math.lcm(*self.periods)
+        return math.lcm(*self._periods)

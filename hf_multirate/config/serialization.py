@@ -26,6 +26,7 @@ def to_plain(config: Any, group_fn: Callable[..., Any] | None) -> dict[str, Any]
     values = {field.name: vars(config)[field.name] for field in dataclasses.fields(config)}
     groups = [dataclasses.asdict(group) for group in config.groups]
     values["groups"] = [{**group, "patterns": list(group["patterns"])} for group in groups]
+    values["stage_list"] = [{"until": stage.until, "config": stage.config.to_dict()} for stage in config.stage_list]
     auto_periods = config.auto_periods
     values["auto_periods"] = None if auto_periods is None else dataclasses.asdict(auto_periods)
     values["group_fn"] = None if group_fn is None else _qualified_name(group_fn)

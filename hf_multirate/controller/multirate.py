@@ -5,31 +5,25 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from copy import copy
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
+from hf_multirate.backward.activation_cache import ActivationCache
 from hf_multirate.config.config import MultirateConfig
 from hf_multirate.config.rate_group import RateGroup
 from hf_multirate.config.schedule import Schedule, Step
+from hf_multirate.config.stages import ends_of_run
 from hf_multirate.config.validation import require_step, wrong_type
-from hf_multirate.controller.guards import (
-    check_unattached,
-    mark_attached,
-    mark_detached,
-    require_model,
-    unwrap_optimizer,
-)
-from hf_multirate.controller.step_pipeline import StepPipeline
+from hf_multirate.controller.frozen_groups import WRAPPED_TOO_EARLY, FrozenGroups
+from hf_multirate.controller.guards import check_unattached, require_model, unwrap_optimizer
+from hf_multirate.controller.run_stages import Attachment, RunStages
 from hf_multirate.controller.step_timer import StepTimer
-from hf_multirate.model.auto_periods import choose_periods
-from hf_multirate.model.cost_model import StepCosts
-from hf_multirate.model.describe import describe
-from hf_multirate.model.learning_rates import learning_rate_factors
-from hf_multirate.model.partition import Partition, left_out, settle
-from hf_multirate.model.setup_warnings import drops_layers, warn_of_lost_steps, warn_of_tied_head, warn_of_towers
-from hf_multirate.model.unwrap import canonical_parameters, unwrap_model
+from hf_multirate.model.partition import Partition
+from hf_multirate.model.stages import SettledStage
+from hf_multirate.model.unwrap import is_ddp, unwrap_model
 from hf_multirate.optim.loss_decrease import LossDecreaseAverages
 
 
@@ -66,15 +60,12 @@ class Multirate:
         """Seconds of full and fast steps, and the resulting speed-up."""
         self.applied_steps = 0
         """Number of steps applied since `attach`, without the steps that a gradient scaler skipped."""
-        self._settled = config
+        self.cache_folder: str | None = None
+        """Folder of an activation cache on disk, unless the configuration names one."""
+        self._run = RunStages(config)
         self._step: Step | None = None
-        self._model: nn.Module | None = None
-        self._partition: Partition | None = None
-        self._costs: StepCosts | None = None
-        self._corrections = 0
-        self._pipeline: StepPipeline | None = None
         self._warned: set[str] = set()
-        self._scales_steps = False
+        self._frozen = FrozenGroups()
 
     def assign(self, model: nn.Module) -> Multirate:
         """Sort the parameters of ``model`` into rate groups. The model is not changed.
@@ -88,29 +79,55 @@ class Multirate:
             FrozenError: a subclass of `ValueError`, if frozen parameters are the reason.
         """
         require_model("assign()", model)
-        first = self._partition is None
-        self._settled, self._partition = settle(choose_periods(self.config, model, self._warn), model)
-        self._model = model
-        learning_rate_factors(self._settled, self._partition.parameters(model), model)  # raises if they do not fit
-        if first:
-            warn_of_towers(self._settled, model)
-            warn_of_tied_head(self._settled, self._partition, model)
-            warn_of_lost_steps(self._settled, self._partition, canonical_parameters(model))
+        self._run.settle(self.config, model, self._warn)
         return self
 
-    def attach(self, model: nn.Module, optimizer: Optimizer) -> Multirate:
-        """Attach to ``model`` and ``optimizer`` until `detach`, or until the end of a ``with`` block.
+    def freeze_never(self, model: nn.Module) -> Multirate:
+        """Switch ``requires_grad`` off for the groups with period ``"never"``, until `thaw_never`.
 
-        Args:
-            model: The model, possibly wrapped by DistributedDataParallel, ``fully_shard`` or ``torch.compile``.
-            optimizer: One torch optimizer with every trainable parameter, possibly wrapped by Accelerate.
+        `attach` does this until `detach`. Call this method first if the model will be wrapped by
+        DistributedDataParallel, which has to know the frozen parameters::
+
+            multirate = Multirate(config).freeze_never(model)
+            optimizer = AdamW(multirate_parameter_groups(model, config, lr=2e-5))
+            multirate.attach(DistributedDataParallel(model), optimizer)
 
         Returns:
             The controller itself.
 
         Raises:
-            ValueError: the groups do not fit the model, the optimizer lacks a parameter, or it moves parameters
-                without a gradient.
+            ValueError: the groups do not fit the model.
+        """
+        require_model("freeze_never()", model)
+        self._freeze_never(unwrap_model(model))
+        self._frozen.until_detach = False
+        return self
+
+    def _freeze_never(self, model: nn.Module) -> bool:
+        """As `freeze_never`; returns whether a parameter was on."""
+        if self._frozen.model is model:  # a wrapper such as fully_shard may have replaced the parameters
+            self._frozen.freeze(model, self.partition.never_names)
+        self.assign(model)
+        return self._frozen.freeze(model, self.partition.never_names)
+
+    def thaw_never(self) -> None:
+        """Switch ``requires_grad`` on again for the parameters of `freeze_never`."""
+        self._frozen.restore()
+
+    def attach(self, model: nn.Module, optimizer: Optimizer, total_steps: int | None = None) -> Multirate:
+        """Attach to ``model`` and ``optimizer`` until `detach`, or until the end of a ``with`` block.
+
+        Args:
+            model: The model, possibly wrapped by DistributedDataParallel, ``fully_shard`` or ``torch.compile``.
+            optimizer: One torch optimizer with every trainable parameter, possibly wrapped by Accelerate.
+            total_steps: Number of optimizer steps of the whole run, which a configuration with stages needs.
+
+        Returns:
+            The controller itself.
+
+        Raises:
+            ValueError: the groups do not fit the model, the optimizer lacks a parameter, it moves parameters without a
+                gradient, or ``total_steps`` is missing.
             RuntimeError: a controller is attached to the model or the optimizer already, or the processes of the run
                 have different configurations or models.
             NotImplementedError: the wrapper or an adapter of the model is not supported.
@@ -120,17 +137,20 @@ class Multirate:
         if self.attached:
             raise RuntimeError("this controller is attached already. Call detach() first.")
         check_unattached(optimizer, unwrap_model(model))
-        self.assign(unwrap_model(model))
-        self._warn(left_out(self.config, self._settled))
-        self._warn(drops_layers(unwrap_model(model)) if self.skips_backward else None)
-        members = self.partition.parameters(unwrap_model(model))
-        groups = {group.name: members[group.name] for group in self._settled.groups}
-        pipeline = StepPipeline(self._settled, model, optimizer, groups, self._after_applied)
-        self._costs, self._corrections = pipeline.costs, 0
-        self.timing = StepTimer(pipeline.costs.speedup(self._settled.schedule.kinds))
+        self._run.ends = ends_of_run(self.config.stage_list, total_steps, self._warn)
+        frozen_before = self._frozen.model is unwrap_model(model)
+        switched = self._freeze_never(unwrap_model(model))
+        if not frozen_before:
+            self._frozen.until_detach = self._frozen.model is not None
+        try:
+            if switched and not frozen_before and is_ddp(model):
+                raise ValueError(WRAPPED_TOO_EARLY.format(groups=list(self.partition.never)))
+            costs = self._run.attach(Attachment(model, optimizer, self._after_applied, self.cache_folder), self._warn)
+        except BaseException:
+            self._frozen.detach()
+            raise
+        self.timing = StepTimer(self._run.speedup, full_cost=costs.full)
         self.applied_steps, self._step = 0, None
-        self._pipeline, self._scales_steps = pipeline, pipeline.rates.scales
-        mark_attached(optimizer, unwrap_model(model))
         return self
 
     def _warn(self, text: str | None) -> None:
@@ -140,15 +160,13 @@ class Multirate:
 
     def detach(self) -> None:
         """Remove all hooks from model and optimizer. Does nothing if the controller is not attached."""
-        if self._pipeline is not None and self._model is not None:
-            self._pipeline.close()
-            mark_detached(self._pipeline.optimizer, self._model)
+        if self._run.detach():
             self.timing.finish()
-        self._pipeline = None
+        self._frozen.detach()
 
     def __getstate__(self) -> dict[str, Any]:
         """State for copies and pickles, which are detached."""
-        return vars(self) | {"_pipeline": None}
+        return vars(self) | {"_run": copy(self._run), "_frozen": FrozenGroups()}
 
     def __enter__(self) -> Multirate:
         return self
@@ -159,21 +177,21 @@ class Multirate:
     @property
     def attached(self) -> bool:
         """Whether the controller is attached to a model and an optimizer."""
-        return self._pipeline is not None
+        return self._run.pipeline is not None
 
     @property
     def begun(self) -> bool:
         """Whether a step has begun that the optimizer has not taken yet."""
-        return self._pipeline is not None and self._pipeline.step is not None
+        return self._run.pipeline is not None and self._run.pipeline.step is not None
 
     @property
     def stepping(self) -> bool:
         """Whether the optimizer is taking a step."""
-        return self._pipeline is not None and self._pipeline.stepping
+        return self._run.pipeline is not None and self._run.pipeline.stepping
 
     def controls(self, optimizer: Optimizer) -> bool:
         """Whether the controller is attached to ``optimizer``, which may be wrapped by Accelerate."""
-        return self._pipeline is not None and unwrap_optimizer(optimizer) is self._pipeline.optimizer
+        return self._run.pipeline is not None and unwrap_optimizer(optimizer) is self._run.pipeline.optimizer
 
     def begin_step(self, step: int) -> None:
         """Skip the backward pass below the live groups of ``step``, until `synchronize` or ``optimizer.step()``.
@@ -190,10 +208,11 @@ class Multirate:
             ValueError: ``step`` is negative.
             TypeError: ``step`` is not an integer.
         """
-        pipeline = self._attached("begin_step()")
+        self._run.attached("begin_step()")
         if self.config.head_start:
             self._warn(NO_HEAD_START)
-        begun = self._settled.schedule.at(require_step(step))
+        begun = self._run.at(require_step(step))
+        pipeline = self._run.attached("begin_step()")  # that of the stage
         if pipeline.step is None or pipeline.step.index != begun.index:
             self._step = begun
             pipeline.open(begun)
@@ -203,9 +222,9 @@ class Multirate:
 
     def set_step(self, step: int) -> None:
         """Set the live groups of ``step``. Unlike with `begin_step`, backward is partial within `micro_batch` only."""
-        pipeline = self._attached("begin_step()")
-        self._step = self._settled.schedule.at(step)
-        pipeline.begin(self._step)
+        self._run.attached("begin_step()")
+        self._step = self._run.at(step)
+        self._run.attached("begin_step()").begin(self._step)
         self.timing.start()
 
     def micro_batch(self, last: bool = False) -> AbstractContextManager[None]:
@@ -216,7 +235,7 @@ class Multirate:
         Args:
             last: Whether this is the last micro-batch of the step, so that gradients are averaged on exit.
         """
-        return self._attached("micro_batch()").micro_batch(last=last)
+        return self._run.attached("micro_batch()").micro_batch(last=last)
 
     def synchronize(self) -> None:
         """Average the gradients of a fast step over all processes, after its last backward pass.
@@ -224,18 +243,17 @@ class Multirate:
         A custom training loop with DistributedDataParallel has to call it at every step, after the last backward pass
         and before gradients are clipped. At full steps it does nothing, because DDP has averaged the gradients.
         """
-        self._attached("synchronize()").synchronize()
+        self._run.attached("synchronize()").synchronize()
 
     def _after_applied(self, step: Step) -> None:
         self.applied_steps += 1
-        if self._costs is not None and self._costs.corrections > self._corrections:
-            self._corrections = self._costs.corrections
-            self.timing.speedup_predicted = self._costs.speedup(self._settled.schedule.kinds)
+        if self._run.correct_speedup():
+            self.timing.speedup_predicted = self._run.speedup
         self.timing.stop(full=step.full, predicted_cost=self.relative_cost)
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
         """State for a checkpoint besides model and optimizer, by parameter name. Call it while attached."""
-        return self._attached("state_dict()").state_dict()
+        return self._run.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
         """Load a `state_dict`. Call it after `attach`.
@@ -243,59 +261,67 @@ class Multirate:
         Raises:
             ValueError: ``state`` is damaged, or belongs to another model.
         """
-        self._attached("load_state_dict()").load_state_dict(state)
-
-    def _attached(self, caller: str) -> StepPipeline:
-        if self._pipeline is None:
-            raise RuntimeError(f"{caller} needs a model and an optimizer. Call attach(model, optimizer) first.")
-        return self._pipeline
+        self._run.load_state_dict(state)
 
     @property
     def changes_training(self) -> bool:
         """Whether training differs from standard training."""
-        return not self._settled.is_standard_training or self._scales_steps
+        return self._run.changes_training if self._run.settled else not self.config.is_standard_training
 
     @property
     def skips_backward(self) -> bool:
         """Whether any step leaves some parameters without a gradient."""
-        return self._settled.skips_backward
+        return self._run.skips_backward
+
+    @property
+    def stages(self) -> tuple[SettledStage, ...]:
+        """The stages of the run on the assigned model; one if the configuration has no stages."""
+        return self._run.settled
+
+    @property
+    def stage(self) -> int:
+        """Number of the present stage, counted from 1."""
+        return self._run.index + 1
+
+    @property
+    def stage_speedups(self) -> list[float]:
+        """Predicted speed-up of each stage. Available once attached."""
+        return list(self._run.speedups)
 
     @property
     def settled(self) -> MultirateConfig:
-        """The configuration in use: with automatic periods chosen, and without fully frozen groups."""
-        return self._settled
+        """The configuration in use: with automatic periods chosen, and without frozen groups."""
+        return self._run.config
 
     @property
     def groups(self) -> Sequence[RateGroup]:
         """The rate groups of `settled`."""
-        return self._settled.groups
+        return self._run.config.groups
 
     @property
     def schedule(self) -> Schedule:
         """The schedule: steps at which each group gets a gradient."""
-        return self._settled.schedule
+        return self._run.config.schedule
 
     @property
     def partition(self) -> Partition:
         """Rate group name -> names of its parameters."""
-        if self._partition is None:
-            raise RuntimeError("there is no model yet. Call assign(model) or attach(model, optimizer) first.")
-        return self._partition
+        return self._run.partition
 
     @property
     def step(self) -> int | None:
         """Index of the last step that has begun; None before the first step."""
-        return None if self._step is None else self._step.index
+        return None if self._step is None else self._run.begin + self._step.index
 
     @property
     def phase(self) -> int:
         """Position of the present step in the cycle: see `hf_multirate.config.schedule.Schedule.phase`."""
-        return 0 if self._step is None else self._settled.cycles.phase(self._step.index)
+        return 0 if self._step is None else self._run.config.cycles.phase(self._step.index)
 
     @property
     def cycle(self) -> int:
         """Number of steps after which the refreshes of all groups repeat."""
-        return self._settled.cycles.cycle
+        return self._run.config.cycles.cycle
 
     @property
     def is_full_step(self) -> bool:
@@ -307,20 +333,23 @@ class Multirate:
 
     @property
     def relative_cost(self) -> float:
-        """Predicted cost of the present step, as a share of a full step."""
-        return 1.0 if self._step is None or self._costs is None else self._costs.of(self._step.live)
+        """Predicted cost of the present step, as a share of a step of standard training."""
+        return 1.0 if self._step is None or self._run.costs is None else self._run.costs.of(self._step.live)
 
     def learning_rates(self) -> dict[str, tuple[float, float]]:
         """Rate group name -> its lowest and its highest learning rate. Available while attached."""
-        return self._attached("learning_rates()").rates.by_rate_group()
+        return self._run.attached("learning_rates()").rates.by_rate_group()
+
+    @property
+    def activation_cache(self) -> ActivationCache | None:
+        """The activation cache of the present or the last run; None without one."""
+        return self._run.activation_cache
 
     @property
     def loss_decrease(self) -> LossDecreaseAverages:
         """First-order decrease of the loss by the last updates. Available while attached."""
-        return self._attached("loss_decrease").updater.loss_decrease
+        return self._run.attached("loss_decrease").updater.loss_decrease
 
     def describe(self) -> str:
         """A text table of the rate groups, the boundary below which backward is skipped, and the predicted cost."""
-        partition = self.partition
-        assert self._model is not None  # assigned together with the partition
-        return describe(self._settled, partition, self._model)
+        return self._run.describe(as_stages=bool(self.config.stage_list))

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
+from hf_multirate.backward.activation_cache import ActivationCache
 from hf_multirate.backward.cost_check import CostCheck
+from hf_multirate.backward.frozen_forward import FrozenForward
 from hf_multirate.backward.idle_forward import InactiveForward
 from hf_multirate.backward.missing_gradients import MissingGradientCheck
 from hf_multirate.backward.partial_backward import PartialBackward
@@ -19,7 +22,6 @@ from hf_multirate.controller.guards import before_save_or_eval
 from hf_multirate.distributed import GradSync, sync_for
 from hf_multirate.distributed.synced_step import SyncedStep, require_wrapper
 from hf_multirate.model.cost_model import StepCosts, layers_of
-from hf_multirate.model.learning_rates import learning_rate_factors
 from hf_multirate.model.step_part import StepPart
 from hf_multirate.model.unwrap import canonical_parameters, is_compiled, unwrap_model
 from hf_multirate.optim.adalora import AdaLoraUpdate, rank_allocators
@@ -31,6 +33,21 @@ from hf_multirate.optim.step_hooks import StepHooks
 from hf_multirate.optim.updater import ParameterUpdater, moves_parameters
 
 
+@dataclass(frozen=True)
+class Members:
+    """Parameters of a run by rate group.
+
+    Attributes:
+        groups: Rate group name -> parameter name -> parameter, in the order of the configuration.
+        never: Name -> parameter that never gets a gradient.
+        factors: Parameter -> factor on its learning rate.
+    """
+
+    groups: Mapping[str, Mapping[str, nn.Parameter]]
+    never: Mapping[str, nn.Parameter]
+    factors: Mapping[nn.Parameter, float]
+
+
 class StepPipeline:
     """Calls the configured parts of each step in their order.
 
@@ -39,7 +56,7 @@ class StepPipeline:
         model: The model that owns the parameters, possibly wrapped by DistributedDataParallel, ``fully_shard`` or
             ``torch.compile``.
         optimizer: The optimizer of the parameters.
-        groups: Rate group name -> parameter name -> parameter, in the order of ``config.groups``.
+        members: The parameters by rate group.
         applied: Called after each step that the optimizer has applied.
 
     Raises:
@@ -53,27 +70,28 @@ class StepPipeline:
         config: MultirateConfig,
         model: nn.Module,
         optimizer: Optimizer,
-        groups: Mapping[str, Mapping[str, nn.Parameter]],
+        members: Members,
         applied: Callable[[Step], None],
     ) -> None:
         compiled = is_compiled(model)
         sync = GradSync() if config.is_standard_training else sync_for(model)
         model = unwrap_model(model)
         self._config, self._model, self._sync = config, model, sync
+        groups, self._never = members.groups, members.never
         self.optimizer = optimizer
         self.step: Step | None = None
         """The step that has begun and that the optimizer has not taken yet."""
+        self.activation_cache: ActivationCache | None = None
         self._applied = applied
-        self._parameters = {name: parameter for members in groups.values() for name, parameter in members.items()}
+        self._parameters = {name: parameter for group in groups.values() for name, parameter in group.items()}
         if not config.is_standard_training:
             subsets = any(group.random_subset is not None for group in config.groups)
             changes = moves_parameters(config)
             check_optimizer(optimizer, idles=config.skips_backward, changes=changes, exchanges=subsets)
-        self.costs = StepCosts([group.name for group in config.groups], groups, layers_of(model))
+        self.costs = StepCosts([group.name for group in config.groups], groups, layers_of(model), self._never)
         self._synced = SyncedStep(config, sync, groups, self._fingerprint) if type(sync) is not GradSync else None
         self._check = self._missing_gradients(groups, compiled=compiled)
-        factors = learning_rate_factors(config, groups, model)
-        self.rates = LearningRates(optimizer, config.groups, groups, factors)
+        self.rates = LearningRates(optimizer, config.groups, groups, members.factors)
         if self.rates.scales:
             require_rates(optimizer, "it cannot be scaled")
         self.updater = ParameterUpdater(config, optimizer, groups, self.rates, self._missed)
@@ -99,6 +117,8 @@ class StepPipeline:
             check = CostCheck(model, groups, self.costs, config.schedule)
             backward = PartialBackward(model, groups, inactive, compiled=compiled, cost_check=check, cuts=self._cuts)
             parts += [inactive, backward]
+        if self._never:
+            parts.append(FrozenForward(model, self._never, groups, inactive, compiled=compiled))
         if self._synced is not None:
             parts.append(self._synced)
         parts += [self.updater, *([self.rates] if self.rates.scales else [])]
@@ -111,9 +131,9 @@ class StepPipeline:
     def _missing_gradients(
         self, groups: Mapping[str, Mapping[str, nn.Parameter]], *, compiled: bool
     ) -> MissingGradientCheck | None:
-        grouped = set(self._parameters.values())
+        grouped = {*self._parameters.values(), *self._never.values()}
         others = {name: p for name, p in canonical_parameters(self._model).items() if p not in grouped}
-        self._ungrouped = frozenset(others)
+        self._ungrouped = frozenset({*others, *self._never})
         if not self._config.skips_backward:
             return None
         return MissingGradientCheck(
@@ -121,7 +141,7 @@ class StepPipeline:
             model=self._model,
             strict=self._config.on_missing_gradient == "error",
             cuts=lambda: self._cuts() and not compiled,
-            had=[parameter for parameter in grouped if self.optimizer.state.get(parameter)],
+            had=[parameter for parameter in self._parameters.values() if self.optimizer.state.get(parameter)],
             others=others,
         )
 
@@ -133,6 +153,11 @@ class StepPipeline:
 
     def _fingerprint(self) -> dict[str, str]:
         return self.updater.rank_fingerprint()
+
+    def add_cache(self, cache: ActivationCache) -> None:
+        """Add an activation cache, which needs no call at a step, to be closed with the parts."""
+        self.activation_cache = cache
+        self._parts.append(cache)
 
     @property
     def stepping(self) -> bool:

@@ -17,7 +17,7 @@ class _Kind:
         number: Number of steps.
         first: Seconds of the first step.
         seconds: Seconds of all steps.
-        predicted_cost: Sum of the predicted costs, as shares of a full step.
+        predicted_cost: Sum of the predicted costs, as shares of a step of standard training.
     """
 
     number: int = 0
@@ -42,14 +42,19 @@ class StepTimer:
     Args:
         speedup_predicted: Speed-up predicted by the cost model, repeated in the summary.
         clock: Returns seconds.
+        full_cost: Predicted cost of a full step, as a share of a step of standard training. It is below 1 if some
+            parameters never get a gradient. No step of the run is one of standard training then, and the measured
+            speed-ups are None.
     """
 
     def __init__(
         self,
         speedup_predicted: float = 1.0,
         clock: Callable[[], float] = time.perf_counter,
+        full_cost: float = 1.0,
     ) -> None:
         self.speedup_predicted = speedup_predicted
+        self.full_cost = full_cost
         self.seconds, self.full = array("d"), bytearray()
         """Seconds of each step, and whether it was a full step: nine bytes per step, for the record of the run."""
         self._outside: dict[str, float] = {}
@@ -71,7 +76,7 @@ class StepTimer:
 
         Args:
             full: Whether it was a full step.
-            predicted_cost: Predicted cost as a share of a full step.
+            predicted_cost: Predicted cost as a share of a step of standard training.
         """
         seconds = self._clock() - self._started
         self.seconds.append(seconds)
@@ -129,9 +134,9 @@ class StepTimer:
         return self._kinds[full].number
 
     def predicted_cost(self, *, full: bool) -> float:
-        """Mean predicted cost of full or fast steps so far, as a share of a full step."""
+        """Mean predicted cost of full or fast steps so far, as a share of a step of standard training."""
         kind = self._kinds[full]
-        return kind.predicted_cost / kind.number if kind.number else 1.0
+        return kind.predicted_cost / kind.number if kind.number else self.full_cost
 
     @property
     def predicted_so_far(self) -> float:
@@ -144,12 +149,12 @@ class StepTimer:
 
         ``speedup_of_steps`` is the time of the same number of full steps divided by the time of the steps. ``speedup``
         is the same ratio for the whole run so far, with data loading and evaluation. Both are 1.0 without fast steps,
-        and None before the first full step.
+        and None before the first full step or if some parameters never get a gradient.
         """
         full_steps, fast_steps = self.counted(full=True), self.counted(full=False)
         full, fast = self.mean(full=True), self.mean(full=False)
         realised = None
-        if full is not None:
+        if full is not None and self.full_cost == 1.0:
             spent = full_steps * full + fast_steps * (fast or 0.0)
             realised = (full_steps + fast_steps) * full / spent
         return {
@@ -163,7 +168,14 @@ class StepTimer:
         }
 
     def speedup_of_run(self, elapsed: float) -> float | None:
-        """Speed-up of ``elapsed`` seconds, activities outside of steps included; None before the first full step."""
+        """Speed-up of ``elapsed`` seconds, activities outside of steps included.
+
+        None before the first full step, and if some parameters never get a gradient.
+        """
+        return self.over_full_steps(elapsed) if self.full_cost == 1.0 else None
+
+    def over_full_steps(self, elapsed: float) -> float | None:
+        """As `speedup_of_run`, over full steps of this run, with or without parameters that never get a gradient."""
         full, fast = self.mean(full=True), self.mean(full=False)
         if full is None or not elapsed:
             return None
@@ -204,7 +216,7 @@ def slow_run_message(timer: StepTimer) -> str | None:
     elapsed = timer.elapsed
     if not has_enough_steps(timer) or elapsed < MIN_SECONDS:
         return None
-    predicted, realised = timer.predicted_so_far, timer.speedup_of_run(elapsed)
+    predicted, realised = timer.predicted_so_far * timer.full_cost, timer.over_full_steps(elapsed)
     if realised is None or realised >= TOLERANCE * predicted:
         return None
     causes = _causes_in_steps(timer) + _causes_outside_steps(timer, elapsed)
@@ -217,7 +229,7 @@ def _causes_in_steps(timer: StepTimer) -> list[str]:
     full, fast = timer.mean(full=True), timer.mean(full=False)
     assert full  # there are steps of both kinds
     assert fast
-    share, predicted = fast / full, timer.predicted_cost(full=False)
+    share, predicted = fast / full, timer.predicted_cost(full=False) / timer.full_cost
     comparison = f"a fast step takes {share:.2f} of a full step, predicted {predicted:.2f}"
     if share > TOLERANCE and predicted < TOLERANCE * share:
         return [

@@ -5,8 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NoReturn
 
 from accelerate.utils import DistributedType
+from torch import nn
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+from transformers.debug_utils import DebugOption
 
 from hf_multirate.config.config import MultirateConfig
+from hf_multirate.model.unwrap import is_compiled
 
 
 if TYPE_CHECKING:
@@ -17,6 +21,15 @@ REPLICAS = f"because its replicas have no parameters whose requires_grad could b
 FSDP1 = (
     "FSDP1 (FullyShardedDataParallel): it is deprecated, its flat parameters may mix rate groups, and it is untested. "
     "Use FSDP2: version 2 in fsdp_config, fsdp_version 2 in the file of accelerate config, or fully_shard()."
+)
+
+DDP_ONLY = PROCESSES.replace(" or FSDP2", "")
+SHARDED_PREFIX = f"which gathers the parameters of all blocks at every step. {DDP_ONLY}"
+COMPILED = "torch.compile, whose code always runs the whole model. Set torch_compile=False."
+NEFTUNE = "neftune_noise_alpha, which adds other noise to the embeddings at every pass. Set neftune_noise_alpha=None."
+DEBUGGER = (
+    "debug='underflow_overflow', because modules that do not run return tensors without values (NaN). Remove it from "
+    "debug."
 )
 
 
@@ -52,6 +65,47 @@ def check_head_start(trainer: Trainer) -> None:
         reason = f"{kind}, which may shard the head. {PROCESSES.replace(' or FSDP2', '')}"
     if reason is not None:
         raise NotImplementedError(f"head_start does not work with {reason} Or set head_start=0.")
+
+
+def check_activation_cache(trainer: Trainer) -> None:
+    """Check that the set-up of ``trainer`` allows an activation cache.
+
+    Raises:
+        NotImplementedError: parameters or layers are spread over several devices, the model is compiled, embeddings
+            get noise, or a debugger stops at values that are not finite.
+    """
+    reason = _model(trainer)
+    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
+        reason = f"{'DeepSpeed' if trainer.is_deepspeed_enabled else 'FSDP'}, {SHARDED_PREFIX}"
+    elif trainer.args.n_gpu > 1:
+        reason = f"DataParallel on {trainer.args.n_gpu} devices of one process. {DDP_ONLY}"
+    elif trainer.args.torch_compile:
+        reason = COMPILED
+    elif trainer.args.neftune_noise_alpha is not None:
+        reason = NEFTUNE
+    elif DebugOption.UNDERFLOW_OVERFLOW in trainer.args.debug:
+        reason = DEBUGGER
+    if reason is not None:
+        _refuse_cache(reason)
+
+
+def check_activation_cache_of_model(model: nn.Module) -> None:
+    """Check that the wrappers of ``model`` allow an activation cache.
+
+    Raises:
+        NotImplementedError: the model is sharded, replicated in one process, or compiled.
+    """
+    if is_compiled(model):
+        _refuse_cache(COMPILED)
+    for module in model.modules():
+        if isinstance(module, (FSDPModule, FullyShardedDataParallel)):
+            _refuse_cache(f"FSDP, {SHARDED_PREFIX}")
+        if isinstance(module, nn.DataParallel):
+            _refuse_cache(f"DataParallel. {DDP_ONLY}")
+
+
+def _refuse_cache(reason: str) -> NoReturn:
+    raise NotImplementedError(f"activation_cache does not work with {reason} Or set activation_cache=None.")
 
 
 def raise_if_random_subsets(config: MultirateConfig) -> None:

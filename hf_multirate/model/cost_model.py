@@ -107,20 +107,27 @@ def boundary(layers: Sequence[Layer], live: Set[str]) -> str | None:
 
 
 class StepCosts:
-    """Predicted cost of each kind of step, as a share of the cost of a full step.
+    """Predicted cost of each kind of step, as a share of the cost of a step of standard training.
+
+    A full step costs 1, unless there are parameters that never get a gradient.
 
     Args:
         groups: Names of the rate groups in order.
         partition: Rate group name -> names of its parameters.
         layers: Layers of the model, see `layers_of`.
+        never: Names of the parameters that never get a gradient. Standard training trains them.
     """
 
     def __init__(
-        self, groups: Sequence[str], partition: Mapping[str, Collection[str]], layers: Sequence[Layer]
+        self,
+        groups: Sequence[str],
+        partition: Mapping[str, Collection[str]],
+        layers: Sequence[Layer],
+        never: Collection[str] = (),
     ) -> None:
         self._members = [partition[name] for name in groups]
         self._layers = layers
-        self._full = step_cost(layers, {name for names in self._members for name in names})
+        self._standard = step_cost(layers, {name for names in [*self._members, never] for name in names})
         self._costs: dict[tuple[int, ...], float] = {}
         self.corrections = 0
         """Number of kinds of steps whose predicted cost was corrected."""
@@ -129,8 +136,13 @@ class StepCosts:
         """Cost of a step at which the groups with the indices ``live`` get a gradient."""
         if live not in self._costs:
             cost = step_cost(self._layers, {name for i in live for name in self._members[i]})
-            self._costs[live] = cost / self._full if self._full else 1.0
+            self._costs[live] = cost / self._standard if self._standard else 1.0
         return self._costs[live]
+
+    @property
+    def full(self) -> float:
+        """Cost of a full step; below 1 if some parameters never get a gradient."""
+        return self.of(tuple(range(len(self._members))))
 
     def correct(self, live: tuple[int, ...], cost: float) -> None:
         """Replace the predicted cost of a kind of step by the observed ``cost``."""
@@ -138,7 +150,9 @@ class StepCosts:
         self.corrections += 1
 
     def speedup(self, kinds: Mapping[tuple[int, ...], int]) -> float:
-        """Speed-up: steps of a cycle divided by their cost. With two rates it is S(k) = k / (1 + (k - 1) r).
+        """Speed-up: steps of a cycle divided by their cost, relative to standard training.
+
+        With two rates it is S(k) = k / (1 + (k - 1) r).
 
         Args:
             kinds: Live groups -> number of such steps in a cycle.

@@ -116,6 +116,21 @@ def around_forward(
             restore_module()
 
 
+@contextmanager
+def forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """A context in which ``module`` runs ``forward``; hooks of the module run as before."""
+    attributes = vars(module)
+    before = attributes.get("forward")
+    attributes["forward"] = forward
+    try:
+        yield
+    finally:
+        if before is None:
+            del attributes["forward"]
+        else:
+            attributes["forward"] = before
+
+
 def tensors_in(values: Any) -> Iterator[torch.Tensor]:
     """All tensors in nested dictionaries, tuples and lists."""
     if isinstance(values, torch.Tensor):

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from hf_multirate.model.never import is_trainable
 from hf_multirate.model.stacks import (
     COMPARABLE_SIZE,
     LATER_TOWERS,
@@ -137,7 +138,7 @@ def _runs_later(name: str, other: str) -> bool:
 
 
 def _is_large(tower: nn.Module, size: int) -> bool:
-    return sum(p.numel() for p in tower.parameters() if p.requires_grad) >= COMPARABLE_SIZE * size
+    return sum(p.numel() for p in tower.parameters() if is_trainable(p)) >= COMPARABLE_SIZE * size
 
 
 def _is_input(name: str, module: nn.Module) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
@@ -15,6 +15,7 @@ from torch import nn
 
 from hf_multirate.config.config import MultirateConfig
 from hf_multirate.config.rate_group import PRESETS, RateGroup, parse_preset, place_in
+from hf_multirate.model.never import trainable_names
 from hf_multirate.model.presets import Levels, parameter_levels, preset_names
 from hf_multirate.model.unwrap import canonical_parameters
 
@@ -27,12 +28,20 @@ class Partition(Mapping[str, tuple[str, ...]]):
     """Mapping from rate group names to parameter names, in the order of ``model.named_parameters()``.
 
     Attributes:
-        frozen: Names of the parameters with ``requires_grad=False``, which belong to no group.
+        frozen: Names of the parameters that the user has frozen, which belong to no group.
+        never: Names of the groups with period ``"never"`` -> names of their parameters. They are no groups of the
+            mapping.
     """
 
-    def __init__(self, groups: Mapping[str, tuple[str, ...]], frozen: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        groups: Mapping[str, tuple[str, ...]],
+        frozen: tuple[str, ...],
+        never: Mapping[str, tuple[str, ...]] | None = None,
+    ) -> None:
         self._groups = dict(groups)
         self.frozen = frozen
+        self.never = dict(never or {})
 
     def __getitem__(self, group: str) -> tuple[str, ...]:
         return self._groups[group]
@@ -48,9 +57,15 @@ class Partition(Mapping[str, tuple[str, ...]]):
         parameters = canonical_parameters(model)
         return {group: {name: parameters[name] for name in names} for group, names in self._groups.items()}
 
+    @property
+    def never_names(self) -> tuple[str, ...]:
+        """Names of the parameters that never get a gradient."""
+        return tuple(name for names in self.never.values() for name in names)
+
     def __repr__(self) -> str:
         sizes = ", ".join(f"{name}: {len(names)} parameters" for name, names in self._groups.items())
-        return f"Partition({sizes}, frozen: {len(self.frozen)})"
+        never = f", never: {len(self.never_names)}" if self.never else ""
+        return f"Partition({sizes}, frozen: {len(self.frozen)}{never})"
 
 
 def assign(config: MultirateConfig, model: nn.Module) -> Partition:
@@ -63,8 +78,8 @@ def assign(config: MultirateConfig, model: nn.Module) -> Partition:
         ValueError: a group is empty, a parameter belongs to no group, or ``group_fn`` returns an unknown group.
     """
     parameters = canonical_parameters(model)
-    trainable = [name for name, parameter in parameters.items() if parameter.requires_grad]
-    frozen = tuple(name for name, parameter in parameters.items() if not parameter.requires_grad)
+    trainable = trainable_names(model)
+    frozen = tuple(name for name in parameters if name not in set(trainable))
     if not trainable:
         raise FrozenError(
             f"the model has no trainable parameter: all {len(frozen)} have requires_grad=False. Before training, set "
@@ -161,6 +176,8 @@ def _check_not_empty(group: RateGroup, matched: list[str], owner: dict[str, str]
 def settle(config: MultirateConfig, model: nn.Module) -> tuple[MultirateConfig, Partition]:
     """Assign parameters to rate groups, and remove groups without a trainable parameter.
 
+    Groups with period ``"never"`` are removed too; `Partition.never` has their parameters.
+
     If patterns and presets do not fit only because of frozen parameters, they are applied to the model with all
     parameters trainable. For example, a slow group is removed if all parameters but the head are frozen.
 
@@ -171,6 +188,28 @@ def settle(config: MultirateConfig, model: nn.Module) -> tuple[MultirateConfig, 
         FrozenError: the groups would fit if fewer parameters were frozen.
         ValueError: the groups do not fit the model.
     """
+    settled, partition = settle_with_never(config, model)
+    return without_never(settled, partition, never_in(settled, partition))
+
+
+def never_in(config: MultirateConfig, partition: Partition) -> frozenset[str]:
+    """Names of the parameters in groups with period ``"never"``."""
+    return frozenset(name for group in config.groups if group.is_never for name in partition[group.name])
+
+
+def without_never(config: MultirateConfig, partition: Partition, names: Set[str]) -> tuple[MultirateConfig, Partition]:
+    """Move the parameters ``names``, which never get a gradient, from the groups to `Partition.never`."""
+    if not names:
+        return config, partition
+    members = {group: tuple(name for name in found if name not in names) for group, found in partition.items()}
+    never = {group: tuple(name for name in found if name in names) for group, found in partition.items()}
+    groups = [group for group in config.groups if members[group.name]]
+    kept = {group.name: members[group.name] for group in groups}
+    return replace(config, groups=groups), Partition(kept, partition.frozen, {k: v for k, v in never.items() if v})
+
+
+def settle_with_never(config: MultirateConfig, model: nn.Module) -> tuple[MultirateConfig, Partition]:
+    """As `settle`, with the groups that never get a gradient."""
     try:
         return config, assign(config, model)
     except FrozenError:
@@ -179,10 +218,10 @@ def settle(config: MultirateConfig, model: nn.Module) -> tuple[MultirateConfig, 
         unfrozen = _assign_unfrozen(config, model)
         if unfrozen is None:
             raise
-        trainable = {name for name, parameter in canonical_parameters(model).items() if parameter.requires_grad}
+        trainable = set(trainable_names(model))
         names = {group: tuple(name for name in members if name in trainable) for group, members in unfrozen.items()}
         groups = [group for group in config.groups if names[group.name]]
-        if all(group.gradient_period > 1 for group in groups):
+        if all(group.gradient_period != 1 for group in groups):
             raise FrozenError(
                 f"{error} The parameters of rate groups {[g.name for g in config.groups if g not in groups]} are "
                 "frozen (requires_grad=False)."
@@ -216,8 +255,9 @@ def _all_trainable(model: nn.Module) -> Iterator[None]:
 def left_out(given: MultirateConfig, settled: MultirateConfig) -> str | None:
     """Warning about groups of ``given`` that `settle` has removed; None if there are none."""
     names = {group.name for group in settled.groups}
-    removed = [group.name for group in given.groups if group.name not in names]
+    removed = [group.name for group in given.groups if group.name not in names and not group.is_never]
     if not removed:
         return None
-    consequence = ": every step is a full step, as in standard training" if settled.is_standard_training else ""
+    standard = settled.is_standard_training and not given.has_never
+    consequence = ": every step is a full step, as in standard training" if standard else ""
     return f"all parameters of the rate groups {removed} are frozen, so these groups are left out{consequence}."

@@ -11,6 +11,7 @@ from itertools import pairwise
 from torch import nn
 from transformers import PreTrainedModel
 
+from hf_multirate.model.never import is_trainable
 from hf_multirate.model.unwrap import canonical_name
 
 
@@ -67,6 +68,21 @@ def find_stack(model: nn.Module, place: str | None = None) -> Stack:
             f"{inside} has no stack: no ModuleList or Sequential of two or more modules with parameters; "
             "name the fast parameters with a regular expression instead"
         )
+    return _preferred(stacks)
+
+
+def find_whole_stack(model: nn.Module) -> Stack:
+    """As `find_stack`, with frozen blocks, and whatever is frozen.
+
+    Raises:
+        ValueError: the model has no stack.
+    """
+    stacks = _find_stacks(model, trained=False) or _find_stacks(model, trained=False, flat=True)
+    return _preferred(stacks) if stacks else find_stack(model)
+
+
+def _preferred(stacks: Sequence[Stack]) -> Stack:
+    """The largest stack; among those of comparable size, the stack of a decoder or language model."""
     largest = max(reversed(stacks), key=lambda stack: stack.size)
     inner = set(largest.module.modules())
     later = [
@@ -206,7 +222,7 @@ def _as_stack(
     if len(blocks) <= 1 or (isinstance(module, nn.Sequential) and not flat and _are_layers(children)):
         return None
     sizes = {
-        name: sum(p.numel() for p in child.parameters() if p.requires_grad or not trained)
+        name: sum(p.numel() for p in child.parameters() if is_trainable(p) or not trained)
         for name, child in blocks.items()
     }
     if _holds_models(module, blocks, sizes, inner):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from accelerate.utils import extract_model_from_parallel
 from torch import nn
 from torch._dynamo import OptimizedModule
+from torch.nn.parallel import DistributedDataParallel
 
 
 WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
@@ -31,6 +32,11 @@ def unwrap_model(model: nn.Module) -> nn.Module:
     """Remove the wrappers of DistributedDataParallel and ``torch.compile`` from a model."""
     inner: nn.Module = extract_model_from_parallel(model, keep_torch_compile=False)
     return inner
+
+
+def is_ddp(model: nn.Module) -> bool:
+    """Whether ``model`` or one of its modules is wrapped by DistributedDataParallel."""
+    return any(isinstance(module, DistributedDataParallel) for module in model.modules())
 
 
 def is_compiled(model: nn.Module) -> bool:

@@ -95,7 +95,7 @@ class LearningRates(StepPart):
 
 def _length(group: RateGroup) -> int:
     """Factor on the step at a refresh: the period of a group with long steps."""
-    return group.period if group.idle == "long_step" else 1
+    return group.steps if group.idle == "long_step" else 1
 
 
 def _common(index: int, factors: Sequence[tuple[str, float]]) -> float:

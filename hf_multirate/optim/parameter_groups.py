@@ -12,9 +12,7 @@ from transformers.trainer_pt_utils import get_parameter_names
 
 from hf_multirate.config.config import MultirateConfig
 from hf_multirate.config.validation import require_number
-from hf_multirate.model.auto_periods import choose_periods
-from hf_multirate.model.learning_rates import learning_rate_factors
-from hf_multirate.model.partition import settle
+from hf_multirate.model.stages import factors_of_run, settle_stages
 from hf_multirate.model.unwrap import canonical_parameters, unwrap_model
 
 
@@ -51,7 +49,8 @@ def multirate_parameter_groups(
             settings are kept, and their learning rates are multiplied.
 
     Returns:
-        One parameter group for each rate group, weight decay and learning rate. They contain the trainable parameters.
+        One parameter group for each rate group, weight decay and learning rate. They contain the trainable parameters
+        but those of groups with period ``"never"``.
 
     Raises:
         ValueError: the rate groups do not fit the model, or a group has no learning rate.
@@ -66,7 +65,9 @@ def multirate_parameter_groups(
         raise ValueError(
             "multirate_parameter_groups needs lr, the learning rate of a parameter with factor 1, got none."
         )
-    return _divided(given, *_keys(model, config))
+    keys, names, never = _keys(model, config)
+    moving = [{**group, "params": [p for p in group["params"] if p not in never]} for group in given]
+    return _divided([group for group in moving if group["params"]] if never else given, keys, names)
 
 
 def divide_parameter_groups(optimizer: Optimizer, model: nn.Module, config: MultirateConfig) -> None:
@@ -85,20 +86,29 @@ def divide_parameter_groups(optimizer: Optimizer, model: nn.Module, config: Mult
             f"the parameter groups of optimizer {type(optimizer).__name__} cannot have learning rates of their own. "
             "Remove lr_scale, head_lr_scale, lr_decay and idle='long_step', or use AdamW or SGD."
         )
-    optimizer.param_groups[:] = _divided(optimizer.param_groups, *_keys(model, config))
+    keys, names, _ = _keys(model, config)
+    optimizer.param_groups[:] = _divided(optimizer.param_groups, keys, names)
 
 
 Key = tuple[int, float]
-"""Index of a rate group, and a factor on the learning rate."""
+"""Index of a rate group (of its groups in all stages), and a factor on the learning rate."""
 
 
-def _keys(model: nn.Module, config: MultirateConfig) -> tuple[dict[Tensor, Key], dict[Tensor, str]]:
-    """Parameter -> key of its parameter group, and parameter -> name."""
-    settled, partition = settle(choose_periods(config, model), model)
-    members = partition.parameters(model)
-    factors = learning_rate_factors(settled, members, model)
-    owner = {p: i for i, group in enumerate(settled.groups) for p in members[group.name].values()}
-    return {p: (i, factors[p]) for p, i in owner.items()}, {p: n for n, p in canonical_parameters(model).items()}
+def _keys(model: nn.Module, config: MultirateConfig) -> tuple[dict[Tensor, Key], dict[Tensor, str], set[Tensor]]:
+    """Parameter -> key of its parameter group, parameter -> name, and the parameters that never get a gradient."""
+    stages = settle_stages(config, model)
+    factors = factors_of_run(stages, model)
+    groups: dict[nn.Parameter, list[int]] = {}
+    for stage in stages:
+        members = stage.partition.parameters(model)
+        for i, group in enumerate(stage.config.groups):
+            for parameter in members[group.name].values():
+                groups.setdefault(parameter, []).append(i)
+    order = {indices: i for i, indices in enumerate(sorted({tuple(found) for found in groups.values()}))}
+    parameters = canonical_parameters(model)
+    never: set[Tensor] = {parameters[name] for name in stages[0].partition.never_names}
+    keys: dict[Tensor, Key] = {p: (order[tuple(found)], factors[p]) for p, found in groups.items()}
+    return keys, {p: n for n, p in parameters.items()}, never
 
 
 def _divided(

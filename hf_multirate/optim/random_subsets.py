@@ -123,8 +123,8 @@ class RandomSubsets(StepPart):
         self._long = []
         for group in self._groups:
             index = group.subset.returning(*self._since_refresh(group, step.index))
-            if index is not None and group.rate_group.period > 1:
-                factor = float(group.rate_group.period)
+            if index is not None and group.rate_group.steps > 1:
+                factor = float(group.rate_group.steps)
                 for parameter, mask in group.masks_of(index).items():
                     self._long.append((parameter, mask, parameter.detach().clone(), factor))
         return True

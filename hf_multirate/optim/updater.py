@@ -25,7 +25,7 @@ from hf_multirate.optim.update_group import DriftFactors, UpdateGroup, choose_ru
 def moves_parameters(config: MultirateConfig) -> bool:
     """Whether the configuration changes parameters outside of the optimizer: drift or random subsets."""
     return any(
-        group.random_subset is not None or (group.period > 1 and group.idle == "drift") for group in config.groups
+        group.random_subset is not None or (group.steps > 1 and group.idle == "drift") for group in config.groups
     )
 
 
@@ -92,7 +92,7 @@ class ParameterUpdater(StepPart):
     def _update_group(
         self, index: int, rate_group: RateGroup, place: int, parameters: list[nn.Parameter]
     ) -> UpdateGroup:
-        drifts = rate_group.idle == "drift" and rate_group.period > 1
+        drifts = rate_group.idle == "drift" and rate_group.steps > 1
         constant = None if isinstance(self._drift_factor, str) else self._drift_factor
         if constant is None and (not drifts or type(self._optimizer) is SGD):
             constant = 1.0

@@ -131,8 +131,10 @@ ROUNDS = 5
 """Number of timed rounds of each kind of step, after one warm-up round."""
 
 
-def seconds_of(model: nn.Module, batch: Mapping[str, Any], config: MultirateConfig) -> dict[Live, float]:
-    """Median seconds of each kind of step.
+def seconds_of(
+    model: nn.Module, batch: Mapping[str, Any], config: MultirateConfig, schedule: Schedule
+) -> dict[Live, float]:
+    """Median seconds of each kind of step of ``schedule``, which is that of ``config`` for this model.
 
     Kinds alternate, so that changes of the machine's speed affect all of them. The optimizer is AdamW at learning rate
     zero, which leaves the parameters unchanged.
@@ -140,7 +142,7 @@ def seconds_of(model: nn.Module, batch: Mapping[str, Any], config: MultirateConf
     Returns:
         Live groups -> seconds. The empty tuple stands for a step of standard training.
     """
-    kinds = {live: config.schedule.example(live) for live in kinds_of(config.schedule)}
+    kinds = {live: schedule.example(live) for live in kinds_of(schedule)}
     times: dict[Live, list[float]] = defaultdict(list)
     with torch.random.fork_rng():
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.0)

@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
 from accelerate.utils import recursively_apply
 from torch import nn
 
+from hf_multirate.backward.frozen_forward import FrozenForward
 from hf_multirate.backward.gradient_checkpointing import checkpointing_modules
 from hf_multirate.backward.idle_forward import InactiveForward, frozen_buffers
-from hf_multirate.backward.partial_backward import PartialBackward
+from hf_multirate.backward.partial_backward import PartialBackward, requires_grad_off
 from hf_multirate.config.config import MultirateConfig
+from hf_multirate.config.rate_group import NEVER
 from hf_multirate.config.schedule import Step
 from hf_multirate.config.validation import require_bool
 from hf_multirate.controller.multirate import Multirate
 from hf_multirate.model.cost_model import boundary, layers_of, step_cost
+from hf_multirate.model.partition import Partition
+from hf_multirate.model.stages import settle_stages, shares_of, speedup_of_stages
+from hf_multirate.model.unwrap import canonical_parameters
 from hf_multirate.planning.inputs import check_batch, first_rows, require_arguments
 from hf_multirate.planning.measure import Live, StepCost, count_step, kinds_of, seconds_of
-from hf_multirate.planning.results import GroupPlan, Plan, StepPlan
+from hf_multirate.planning.results import GroupPlan, Plan, StagePlan, StepPlan
 
 
 def plan(
@@ -51,19 +57,44 @@ def plan(
     batch = recursively_apply(lambda tensor: tensor.to(device), dict(batch))
     with _restored(model), torch.enable_grad():
         check_batch(model, batch)
-        return [_plan(model, batch, label, config, measure=measure) for label, config in configs.items()]
+        return [
+            (_plan_stages if config.stage_list else _plan)(model, batch, label, config, measure=measure)
+            for label, config in configs.items()
+        ]
+
+
+def _plan_stages(
+    model: nn.Module, batch: Mapping[str, Any], label: str, config: MultirateConfig, *, measure: bool
+) -> Plan:
+    stages = settle_stages(config, model)
+    plans = [
+        _plan(model, batch, f"{label}, stage {number}", stage.given, measure=measure)
+        for number, stage in enumerate(stages, 1)
+    ]
+    measured = [plan.speedup_measured for plan in plans if plan.speedup_measured]
+    bounds = [plan.bound_measured for plan in plans if plan.bound_measured]
+    return replace(
+        plans[0],
+        label=label,
+        speedup=speedup_of_stages(stages, [plan.speedup for plan in plans]),
+        bound=speedup_of_stages(stages, [plan.bound for plan in plans]),
+        blockers=tuple(f"stage {i}: {text}" for i, plan in enumerate(plans, 1) for text in plan.blockers),
+        speedup_measured=speedup_of_stages(stages, measured) if len(measured) == len(plans) else None,
+        bound_measured=speedup_of_stages(stages, bounds) if len(bounds) == len(plans) else None,
+        stages=tuple(StagePlan(share, plan) for share, plan in zip(shares_of(stages), plans, strict=True)),
+    )
 
 
 def _plan(model: nn.Module, batch: Mapping[str, Any], label: str, config: MultirateConfig, *, measure: bool) -> Plan:
     with _collected_warnings() as messages:
         multirate = Multirate(config).assign(model)
-        config, partition = multirate.settled, multirate.partition
+        given, config, partition = config, multirate.settled, multirate.partition
         groups = partition.parameters(model)
-        counts = _counts(model, batch, config, groups)
+        standard, counts = _counts(model, batch, config, partition)
     kinds = kinds_of(config.schedule)
-    times = seconds_of(model, batch, config) if measure else {}
-    steps = tuple(_step(config, model, groups, live, counts[live], times.get(live)) for live in kinds)
-    full = counts[_all_groups(config)].total
+    times = seconds_of(model, batch, given if partition.never else config, config.schedule) if measure else {}
+    steps = tuple(_step(config, model, partition, live, counts[live], times.get(live)) for live in kinds)
+    full = standard.total
     if not full:
         raise ValueError(
             f"a step of {type(model).__name__} has no matrix product or convolution, so there is no work to count: "
@@ -76,7 +107,7 @@ def _plan(model: nn.Module, batch: Mapping[str, Any], label: str, config: Multir
     cheapest = min(kinds, key=len)
     return Plan(
         label,
-        _groups(config, groups, counts),
+        (*_groups(config, groups, counts), *_never_groups(model, partition, standard, counts[_all_groups(config)])),
         steps,
         full / mean,
         full / counts[cheapest].total,
@@ -101,17 +132,23 @@ def _counts(
     model: nn.Module,
     batch: Mapping[str, Any],
     config: MultirateConfig,
-    groups: Mapping[str, Mapping[str, nn.Parameter]],
-) -> dict[Live, StepCost]:
-    """Costs of each kind of step, and of steps with the live groups of `_prefixes`."""
+    partition: Partition,
+) -> tuple[StepCost, dict[Live, StepCost]]:
+    """Cost of a step of standard training, and of each kind of step and of steps with the groups of `_prefixes`."""
+    groups, parameters = partition.parameters(model), canonical_parameters(model)
+    never = {name: parameters[name] for name in partition.never_names}
     inactive = InactiveForward(config, torch.optim.AdamW, compiled=False, sharded=False)
-    backward = PartialBackward(model, groups, inactive)
     rows, factor = first_rows(batch)
+    standard = count_step(model, rows, factor) if never else None
     costs = {}
-    for live in {*kinds_of(config.schedule), *_prefixes(config)}:
-        with backward.micro_batch(Step(0, live, len(live) == len(config.groups))):
-            costs[live] = count_step(model, rows, factor)
-    return costs
+    with requires_grad_off(list(never.values())):
+        backward = PartialBackward(model, groups, inactive)
+        frozen = FrozenForward(model, never, groups, inactive)
+        for live in {*kinds_of(config.schedule), *_prefixes(config)}:
+            step = Step(0, live, len(live) == len(config.groups))
+            with frozen.micro_batch(step) if never else nullcontext(), backward.micro_batch(step):
+                costs[live] = count_step(model, rows, factor)
+    return standard or costs[_all_groups(config)], costs
 
 
 def _groups(
@@ -134,20 +171,47 @@ def _groups(
     return tuple(plans[i] for i in sorted(plans))
 
 
+def _never_groups(model: nn.Module, partition: Partition, standard: StepCost, full: StepCost) -> tuple[GroupPlan, ...]:
+    """Plans of the groups that never get a gradient; standard training spends the difference to a full step on them.
+
+    The activation gradients of several such groups are divided by their work in the forward pass.
+    """
+    parameters = canonical_parameters(model)
+    forward = {
+        group: sum(flops for module, flops in standard.weight_products.items() if module in _modules(names))
+        for group, names in partition.never.items()
+    }
+    total = sum(forward.values())
+    added = standard.backward - full.backward
+    plans = []
+    for group, names in partition.never.items():
+        size = sum(parameters[name].numel() for name in names)
+        share = added * (forward[group] / total if total else 1 / len(forward))
+        weights = min(forward[group], share)
+        plans.append(GroupPlan(group, NEVER, size, forward[group], max(0.0, share - weights), weights))
+    return tuple(plans)
+
+
+def _modules(names: Sequence[str]) -> set[str]:
+    return {name.rpartition(".")[0] for name in names}
+
+
 def _step(
     config: MultirateConfig,
     model: nn.Module,
-    groups: Mapping[str, Mapping[str, nn.Parameter]],
+    partition: Partition,
     live: Live,
     cost: StepCost,
     seconds: float | None,
 ) -> StepPlan:
+    groups = partition.parameters(model)
     names = tuple(config.groups[i].name for i in live)
     sizes = {name: sum(p.numel() * p.element_size() for p in members.values()) for name, members in groups.items()}
     gradients = sum(sizes[name] for name in names)
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     keys = {key for name in names for key in groups[name]}
-    edge = boundary(layers_of(model), keys) if len(live) < len(config.groups) else None
+    partial = len(live) < len(config.groups) or partition.never
+    edge = boundary(layers_of(model), keys) if partial else None
     memory = weights + gradients + 2 * sum(sizes.values()) + cost.activations
     return StepPlan(names, kinds_of(config.schedule)[live], cost.total, edge, memory, gradients, seconds)
 
@@ -190,9 +254,9 @@ EXPENSIVE_FAST_STEP = 0.7
 """Cost of a fast step, as a share of a full step, above which it is listed as a blocker."""
 
 
-def blockers(model: nn.Module, config: MultirateConfig, partition: Mapping[str, Sequence[str]]) -> list[str]:
+def blockers(model: nn.Module, config: MultirateConfig, partition: Partition) -> list[str]:
     """Reasons for a low speed-up that follow from the model and the configuration, as texts."""
-    if config.schedule.cycle == 1:
+    if config.schedule.cycle == 1 and not partition.never:
         return ["every step is a full step"]
     reasons = []
     fast = {key for group in config.groups if group.gradient_period == 1 for key in partition[group.name]}
@@ -203,7 +267,7 @@ def blockers(model: nn.Module, config: MultirateConfig, partition: Mapping[str, 
             f"the embedding {fast_embeddings[0]!r} is in the fast group: backward runs to the bottom at every step"
         )
     layers = layers_of(model)
-    trainable = {key for keys in partition.values() for key in keys}
+    trainable = {key for keys in partition.values() for key in keys} | set(partition.never_names)
     share = step_cost(layers, fast) / (step_cost(layers, trainable) or 1.0)
     lowest = boundary(layers, fast)
     if not fast_embeddings and share > EXPENSIVE_FAST_STEP:

@@ -9,11 +9,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class GroupPlan:
-    """Parameters of a rate group, and its FLOPs at a full step.
+    """Parameters of a rate group, and its FLOPs at a step of standard training.
 
     Attributes:
         name: Name of the group.
-        period: Steps between two gradients.
+        period: Steps between two gradients, or ``"never"``.
         parameters: Number of parameters.
         forward: FLOPs of products with its weights in the forward pass.
         activation_gradients: FLOPs of the activation gradients that are needed in addition to those of groups with
@@ -22,7 +22,7 @@ class GroupPlan:
     """
 
     name: str
-    period: int
+    period: int | str
     parameters: int
     forward: float
     activation_gradients: float
@@ -37,7 +37,7 @@ class StepPlan:
         live: Names of the live groups.
         per_cycle: Number of such steps in a cycle.
         flops: FLOPs of forward and backward.
-        boundary: Name of the parameter below which backward is skipped; None at a full step.
+        boundary: Name of the parameter below which backward is skipped; None if it is not skipped.
         memory: Bytes of weights, gradients, the two moments of Adam, and activations stored for backward.
         communicated: Bytes of gradients that each process sends in data-parallel training.
         seconds: Measured seconds of the whole step, or None.
@@ -53,18 +53,32 @@ class StepPlan:
 
 
 @dataclass(frozen=True)
+class StagePlan:
+    """Predicted speed-up of a stage.
+
+    Attributes:
+        share: Share of the steps of training in the stage.
+        plan: Plan of the configuration of the stage.
+    """
+
+    share: float
+    plan: Plan
+
+
+@dataclass(frozen=True)
 class Plan:
-    """Predicted speed-up of a configuration.
+    """Predicted speed-up of a configuration. With stages, its groups and steps are those of the first stage.
 
     Attributes:
         label: Label of the configuration in tables.
         groups: Plans of the rate groups.
         steps: Plans of the kinds of steps; the full step first.
-        speedup: FLOPs of a full step divided by the mean FLOPs of the steps of a cycle.
+        speedup: FLOPs of a step of standard training divided by the mean FLOPs of the steps of a cycle.
         bound: Limit of the speed-up for very long periods.
         blockers: Reasons for a low speed-up, as texts.
         speedup_measured: Speed-up over standard training from measured seconds; None if not measured.
         bound_measured: Limit of the measured speed-up for very long periods; None if not measured.
+        stages: Plans of the stages; empty without stages.
     """
 
     label: str
@@ -75,6 +89,7 @@ class Plan:
     blockers: tuple[str, ...]
     speedup_measured: float | None = None
     bound_measured: float | None = None
+    stages: tuple[StagePlan, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to a dictionary of plain values."""

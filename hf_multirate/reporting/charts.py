@@ -16,6 +16,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from hf_multirate.config.rate_group import NEVER
 from hf_multirate.config.text import one_line, shortened
 from hf_multirate.reporting.comparison import is_metric
 from hf_multirate.reporting.record_check import FROZEN
@@ -130,7 +131,9 @@ def _partition(run: RunRecord) -> Figure | None:
     return figure
 
 
-def _every(period: int) -> str:
+def _every(period: int | str) -> str:
+    if period == NEVER:
+        return "never"
     return "every step" if period == 1 else f"every {period} steps"
 
 

@@ -102,9 +102,13 @@ def summary_sentence(figures: dict[str, Any]) -> str:
     """Summary of the figures in one or two sentences."""
     if "speedup_proved" not in figures:
         speedup = figures["speedup"]
-        first = "No step was finished." if speedup is None else (
+        predicted = format_number(figures["speedup_predicted"])
+        unknown = "No step was finished." if not figures["steps"] else (
+            f"No step was one of standard training (predicted speed-up: {predicted})."
+        )  # fmt: skip
+        first = unknown if speedup is None else (
             f"The run was {speedup:.2f} times as fast as the same number of its full steps "
-            f"(predicted: {format_number(figures['speedup_predicted'])})."
+            f"(predicted: {predicted})."
         )  # fmt: skip
         return f"{first} A comparison of accuracy and time with standard training needs a baseline run."
     shared = [key for key in figures["metrics"] if key in figures["baseline_metrics"]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from hf_multirate.config.rate_group import NEVER
 from hf_multirate.config.shapes import Shape, anything, count, fields, flag, items, number, optional, table, text
 from hf_multirate.config.validation import LARGEST_INT
 
@@ -25,14 +26,21 @@ def logged(value: Any, where: str) -> None:
         number(finite=False)(value, where)
 
 
-PERIOD = count(1, LARGEST_INT)
+STEPS = count(1, LARGEST_INT)
+
+
+def period(value: Any, where: str) -> None:
+    """Require a number of steps, or ``"never"``."""
+    if value != NEVER:
+        STEPS(value, where)
+
 
 GROUP: dict[str, Shape] = {
     "name": text,
     "patterns": items(text),
-    "period": PERIOD,
+    "period": period,
     "idle": text,
-    "drift_steps": optional(PERIOD),
+    "drift_steps": optional(STEPS),
 }
 
 SUMMARY: dict[str, Shape] = {
@@ -49,6 +57,11 @@ SUMMARY: dict[str, Shape] = {
         optional(number(finite=False)),
     ),
 }  # fmt: skip
+
+STAGES = items(
+    fields({"until": number(0), "periods": table(period), "speedup_predicted": optional(number(finite=False))})
+)
+"""The stages in the summary of a run that has some."""
 
 ENVIRONMENT: dict[str, Shape] = {
     "versions": table(text),
@@ -79,6 +92,7 @@ def check_record(values: Mapping[str, Any]) -> None:
         ValueError: a value is missing or has the wrong type, or two values contradict each other.
     """
     fields(RECORD)(values, "the record")
+    STAGES(values["summary"].get("stages", []), "the record.summary.stages")
     steps = values["steps"]
     if len(steps["seconds"]) != len(steps["full"]):
         raise ValueError(

@@ -9,7 +9,14 @@ from typing import Any
 
 from hf_multirate.config.files import write_text
 from hf_multirate.reporting.comparison import compare_records, summary_sentence
-from hf_multirate.reporting.run_record import RunRecord, format_number, in_between, plain_values, read_record
+from hf_multirate.reporting.run_record import (
+    RunRecord,
+    format_number,
+    in_between,
+    plain_values,
+    read_record,
+    stage_rows,
+)
 
 
 PAGE, FIGURES = "report.html", "report.json"
@@ -55,7 +62,7 @@ def report(
     figures = compare_records(run, baseline_run)
     if figures.get("differences") and not allow_differences:
         raise ValueError(
-            f"{str(folder)!r} cannot be compared with {str(baseline)!r}. They differ in "
+            f"{str(folder)!r} cannot be compared with {str(baseline)!r}: "
             f"{'; '.join(figures['differences'])}. Train again with the same data, seed and machine, or use "
             "--allow-differences, which adds a warning to the page."
         )
@@ -119,7 +126,8 @@ def _settings(run: RunRecord) -> dict[str, Any]:
         f"rate group {group['name']}": f"{', '.join(group['patterns'])}; period {group['period']}, {in_between(group)}"
         for group in run.groups
     }
-    config = {key: value for key, value in run.config.items() if key != "groups" and value is not None}
+    left_out = ("groups", "stage_list")
+    config = {key: value for key, value in run.config.items() if key not in left_out and value is not None}
     machine = {key: value for key, value in run.environment.items() if key != "versions"}
     versions: dict[str, Any] = run.environment["versions"]
-    return groups | config | run.arguments | run.data | versions | machine
+    return (stage_rows(run) or groups) | config | run.arguments | run.data | versions | machine

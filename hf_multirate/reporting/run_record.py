@@ -20,6 +20,7 @@ import torch
 import transformers
 
 from hf_multirate.config.files import read_json, write_text
+from hf_multirate.config.rate_group import NEVER
 from hf_multirate.config.shapes import anything, fields
 from hf_multirate.config.text import markdown
 from hf_multirate.reporting.record_check import check_record
@@ -220,6 +221,7 @@ def card_section(run: RunRecord) -> str:
     head_start = summary.get("head_start")
     if head_start is not None:
         figures["steps of the head before training"] = f"{head_start['steps']}, on {head_start['batches']} batches"
+    stages = {name: markdown(text) for name, text in stage_rows(run).items()}
     return "\n".join(
         [
             "## Multirate training",
@@ -232,17 +234,29 @@ def card_section(run: RunRecord) -> str:
             "",
             "| figure | value |",
             "|---|---|",
-            *(f"| {name} | {value} |" for name, value in figures.items()),
+            *(f"| {name} | {value} |" for name, value in (figures | stages).items()),
             "",
         ]
     )
+
+
+def stage_rows(run: RunRecord) -> dict[str, str]:
+    """Share of training of each stage -> its periods and predicted speed-up; empty without stages."""
+    rows, begin = {}, 0.0
+    for number, stage in enumerate(run.summary.get("stages", []), 1):
+        periods = ", ".join(f"{name}: {period}" for name, period in stage["periods"].items())
+        speedup = format_number(stage["speedup_predicted"])
+        label = f"stage {number}, from {begin:.0%} to {stage['until']:.0%}"
+        rows[label] = f"periods {periods}; predicted speed-up {speedup}"
+        begin = stage["until"]
+    return rows
 
 
 def in_between(group: Mapping[str, Any]) -> str:
     """Idle rule of a rate group in a record, as a short text."""
     if group.get("random_subset") is not None:
         return "random subset"
-    if group["period"] == 1:
+    if group["period"] in (1, NEVER):
         return "-"
     steps = group["drift_steps"]
     return str(group["idle"]) if steps is None else f"drift for {steps} steps"

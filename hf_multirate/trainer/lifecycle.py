@@ -159,9 +159,13 @@ class TrainerLifecycleMixin(_Base):
         if created:
             self._optimizer_created(optimizer)
         if self._training and not underway:  # during training, the next step attaches to it
-            with self._controller.attach(cast(nn.Module, self.model), optimizer):
+            with self._attach_controller(cast(nn.Module, self.model), optimizer):
                 pass
         return optimizer
+
+    def _attach_controller(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Any:
+        """Attach the controller; returns the controller."""
+        return self._controller.attach(model, optimizer)
 
     def _optimizer_created(self, optimizer: torch.optim.Optimizer) -> None:
         """Called with a new optimizer, before a scheduler reads its learning rates."""
@@ -240,7 +244,7 @@ class TrainerLifecycleMixin(_Base):
         """Attach at the first micro-batch, when the optimizer, the loaded state and the step are available."""
         if self.optimizer is None:
             raise RuntimeError(other_optimizer_message(None))
-        self._controller.attach(self._model_to_control(), self.optimizer)
+        self._attach_controller(self._model_to_control(), self.optimizer)
         skipped = 0
         if self._saved_state is not None:
             self._saved_state.load_into(self._controller)

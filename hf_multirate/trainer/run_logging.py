@@ -134,7 +134,7 @@ class RunLoggingMixin(TrainerLifecycleMixin):
                 logs |= metrics.selected(values, self._log_setting())
             self._warn_once()
         if metrics is not None and self._training and self.multirate.attached and "loss" in logs:
-            logs |= metrics.learning_rates()
+            logs |= metrics.learning_rates() | metrics.stage() | metrics.activation_cache()
         super().log(logs, *args, **kwargs)
         if metrics is not None:
             metrics.add_log_entry(values | logs, self.state.global_step)
@@ -229,7 +229,7 @@ def phase_text(multirate: Multirate) -> str:
     """
     kind = "full" if multirate.is_full_step else "fast"
     # With drawn turns, the position in the cycle does not determine the kind of step.
-    place = f" {multirate.phase + 1}/{multirate.cycle}" if multirate.config.turns == "fixed" else ""
+    place = f" {multirate.phase + 1}/{multirate.cycle}" if multirate.settled.turns == "fixed" else ""
     timing = multirate.timing
     realised = timing.speedup_of_run(timing.elapsed) if has_enough_steps(timing) else None
     speedup = "" if realised is None else f", {realised:.2f}x"

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import TrainingArguments
 from transformers.trainer_utils import has_length
 
+from hf_multirate.config.rate_group import NEVER
 from hf_multirate.controller.multirate import Multirate
 from hf_multirate.controller.step_timer import has_enough_steps
 from hf_multirate.model.blocks import blocks_of
@@ -23,6 +24,9 @@ from hf_multirate.trainer.log_values import PREFIX, BlockEntries, default_values
 
 OUTSIDE = "seconds_of_"
 """Prefix, in log entries, of the seconds spent outside of steps."""
+
+CACHE = f"{PREFIX}activation_cache/"
+"""Prefix of the log keys of an activation cache."""
 
 
 class RunMetrics:
@@ -130,6 +134,28 @@ class RunMetrics:
                 values[f"{PREFIX}lowest_learning_rate/{group}"] = lowest
         return with_valid_keys(values)
 
+    def stage(self) -> dict[str, float]:
+        """Log key -> number of the present stage, if the configuration has stages."""
+        return {f"{PREFIX}stage": self._multirate.stage} if self._multirate.config.stage_list else {}
+
+    def _stages(self) -> list[dict[str, Any]]:
+        """The stages of the run: share of training at the end, periods, and predicted speed-up."""
+        pairs = zip(self._multirate.stages, self._multirate.stage_speedups, strict=True)
+        return [
+            {
+                "until": stage.until,
+                "periods": {group.name: group.period for group in stage.config.groups}
+                | dict.fromkeys(stage.partition.never, NEVER),
+                "speedup_predicted": speedup,
+            }
+            for stage, speedup in pairs
+        ]
+
+    def activation_cache(self) -> dict[str, float]:
+        """Log key -> count of the activation cache of this process; empty without one."""
+        cache = self._multirate.activation_cache
+        return {} if cache is None else {f"{CACHE}{key}": value for key, value in cache.summary().items()}
+
     def selected(self, values: Mapping[str, float], log: str) -> dict[str, float]:
         """The part of `log_values` for the logs of Trainer.
 
@@ -155,7 +181,7 @@ class RunMetrics:
         """Seconds of backward per unit of work of the cost model, from the difference of full and fast steps."""
         timing = self._multirate.timing
         full, fast = timing.mean(full=True), timing.mean(full=False)
-        left_out = (1.0 - timing.predicted_cost(full=False)) * self._all_units
+        left_out = (timing.predicted_cost(full=True) - timing.predicted_cost(full=False)) * self._all_units
         return (full - fast) / left_out if full and fast and full > fast and left_out else None
 
     def add_log_entry(self, logs: Mapping[str, float], step: int) -> None:
@@ -195,6 +221,7 @@ class RunMetrics:
             "seconds": round(self._seconds_before + elapsed, 4),
             "seconds_aside": self._outside_seconds(),
             "head_start": self.head_start,
+            "activation_cache": self._cache_counts(),
             "speedup": timing.speedup_of_run(elapsed),
             "speedup_predicted_of_run": timing.predicted_so_far,
             "steps": len(steps["full"]),
@@ -213,19 +240,26 @@ class RunMetrics:
             start_step=self._start_step,
             steps=steps,
             logs=self._logs,
-            summary=summary,
+            summary=summary | ({"stages": self._stages()} if self._multirate.config.stage_list else {}),
         )
 
+    def _cache_counts(self) -> dict[str, float] | None:
+        values = self.activation_cache()
+        return {key.removeprefix(CACHE): value for key, value in values.items()} if values else None
+
     def _groups(self) -> list[dict[str, Any]]:
-        """The rate groups. With automatic periods, the names of parameters replace the patterns."""
-        groups = [asdict(group) for group in self._multirate.groups]
+        """The rate groups of the first stage. With automatic periods, the names of parameters replace the patterns."""
+        first = self._multirate.stages[0]
+        never = [group for group in first.given.groups if group.name in first.partition.never.keys() - first.partition]
+        groups = [asdict(group) for group in [*first.config.groups, *never]]
         if self._multirate.config.auto_periods is None:
             return groups
         names = self._multirate.partition
         return [{**group, "patterns": shorten_names(names[group["name"]])} for group in groups]
 
     def _partition(self, model: nn.Module) -> dict[str, dict[str, Any]]:
-        groups = {name: group for group, names in self._multirate.partition.items() for name in names}
+        partition = self._multirate.stages[0].partition
+        groups = {name: group for group, names in [*partition.items(), *partition.never.items()] for name in names}
         blocks: dict[str, dict[str, Any]] = {}
         for name, parameter in canonical_parameters(model).items():
             block = blocks.setdefault(self._blocks[name], {"parameters": 0, "groups": {}})

@@ -23,8 +23,8 @@ LEAST_SHARE, LARGEST_SHARE, LAST_SHARE = 0.02, 0.1, 0.5
 
 FEW_STEPS = 6
 
-CORRECTIONS = (0.5, 0.75, 0.875)
-"""Shares of the run at which the number of steps is corrected: with several, a late change of speed costs less."""
+CORRECTIONS = tuple(1 - 0.5**i for i in range(1, 6))
+"""Shares of the run at which the number of steps is corrected, each at half of the rest: a late change costs less."""
 
 TOLERANCE = 0.01
 """Share of the time by which the end may be off without a correction."""

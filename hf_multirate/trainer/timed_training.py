@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Callable, Iterator
@@ -13,7 +12,6 @@ from typing import Any, cast
 
 import torch
 from transformers import SchedulerType, TrainingArguments
-from transformers.trainer_utils import has_length
 
 from hf_multirate.trainer.arguments import MultirateTrainingArguments
 from hf_multirate.trainer.outside_steps import OutsideSteps, rows_of
@@ -27,8 +25,9 @@ from hf_multirate.trainer.progress_schedule import (
 from hf_multirate.trainer.run_logging import RunLoggingMixin
 from hf_multirate.trainer.spent_time import NOTHING, Reading, SpentTime
 from hf_multirate.trainer.timed_callbacks import TimedTrainingCallback, TrainTimeState, show_steps, show_time_left
+from hf_multirate.trainer.timed_plan import plan_for, saved_run, setup_of, used_by_purpose, write_plan
 from hf_multirate.trainer.timed_run import TimedRun
-from hf_multirate.trainer.train_time import FILE, TrainTime, TrainTimePlan, differences, shown_seconds
+from hf_multirate.trainer.train_time import TrainTime, TrainTimePlan, shown_seconds
 
 
 logger = logging.getLogger(__name__)
@@ -91,7 +90,7 @@ class TimedTrainingMixin(RunLoggingMixin):
         self._steps_per_epoch = values[1]
         if self._steps_per_epoch == PROVISIONAL_STEPS:
             args.max_steps = PROVISIONAL_STEPS  # the loop of transformers 4.57 reads it for data without a length
-        self._plan = self._first_plan(self._train_time)
+        self._plan = plan_for(self._train_time, self._setup(), cast(Any, args).multirate_train_time_plan)
         return values
 
     def _check_train_time(self, args: TrainingArguments) -> None:
@@ -106,35 +105,18 @@ class TimedTrainingMixin(RunLoggingMixin):
                 f"a {type(self.lr_scheduler).__name__} was passed in optimizers, and its length cannot follow "
                 "multirate_train_time. Pass optimizers=(optimizer, None), and choose a schedule by lr_scheduler_type."
             )
+        if self.multirate.config.stage_list:
+            raise NotImplementedError(
+                "multirate_train_time does not work with stages, which end at shares of a number of steps that is "
+                "unknown until the first steps are timed. Set max_steps, or use one configuration."
+            )
         message = check_schedule(args)
         if message is not None:
             logger.warning("%s", message)
 
-    def _first_plan(self, time: TrainTime) -> TrainTimePlan:
-        setup = self._setup()
-        if time.plan is None:
-            return TrainTimePlan(time.seconds, time.counts, setup)
-        changed = differences(time.plan.setup, setup)
-        if changed:
-            raise ValueError(
-                f"multirate_train_time_plan is {cast(Any, self.args).multirate_train_time_plan!r}, which belongs to "
-                f"another set-up: {changed}. Use the plan of a run with the present settings, or set "
-                "multirate_train_time instead."
-            )
-        return time.plan
-
     def _setup(self) -> dict[str, Any]:
-        """The parts of the set-up that a plan belongs to."""
-        data = self.train_dataset
-        return {
-            "processes": self.args.world_size,
-            "batch size": self._train_batch_size,
-            "gradient_accumulation_steps": self.args.gradient_accumulation_steps,
-            "rows": len(data) if data is not None and has_length(data) else None,
-            "lr_scheduler_type": SchedulerType(self.args.lr_scheduler_type).value,
-            "warm-up": self.args.get_warmup_steps(PROVISIONAL_STEPS) / PROVISIONAL_STEPS,
-            "configuration": json.loads(self.multirate.config.to_json()),
-        }
+        config = self.multirate.config
+        return setup_of(self.args, config, batch_size=self._train_batch_size, data=self.train_dataset)
 
     def create_scheduler(self, num_training_steps: int, *args: Any, **kwargs: Any) -> Any:
         """See `transformers.Trainer`. In a timed run, the schedule follows progress instead of steps."""
@@ -198,7 +180,7 @@ class TimedTrainingMixin(RunLoggingMixin):
                 f"create_scheduler of {type(self).__name__} does not call super().create_scheduler(), so the learning "
                 "rate cannot follow multirate_train_time. Call it, and choose the schedule by lr_scheduler_type."
             )
-        before = self._saved_run(plan) if step else None
+        before = saved_run(self._saved_callbacks(), plan) if step else None
         if before is not None and time.plan is None:
             plan = self._plan = TrainTimePlan.from_dict(before["plan"])
         used_before = Reading(**before["spent"]) if before else NOTHING
@@ -224,27 +206,6 @@ class TimedTrainingMixin(RunLoggingMixin):
         rows = self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         model = cast(torch.nn.Module, self.model)
         return OutsideSteps(self.args, self._steps_per_epoch, rows, rows_of(self.eval_dataset), model)
-
-    def _saved_run(self, plan: TrainTimePlan) -> dict[str, Any]:
-        """The state of the run in the checkpoint that is resumed."""
-        saved = self._saved_callbacks().get(TrainTimeState.__name__, {}).get("attributes", {}).get("saved", {})
-        if not saved:
-            raise ValueError(
-                "the checkpoint was written without multirate_train_time, so it is unknown how much of the time is "
-                "used. Resume with max_steps or num_train_epochs, or start a new run."
-            )
-        before = TrainTimePlan.from_dict(saved["plan"])
-        asked = {"seconds": plan.seconds, "counts": plan.counts}
-        changed = differences({"seconds": before.seconds, "counts": before.counts}, asked)
-        if changed:
-            raise ValueError(
-                f"the checkpoint belongs to a run with another multirate_train_time: {changed}. Resume with the time "
-                "of the checkpoint, or start a new run."
-            )
-        changed = differences(before.setup, plan.setup)
-        if changed:
-            logger.warning("the run that is resumed had another set-up, so its time may be missed: %s.", changed)
-        return cast(dict[str, Any], saved)
 
     def _measure(self) -> None:
         """After the optimizer has taken a step, which is not counted yet: read the clock."""
@@ -295,19 +256,9 @@ class TimedTrainingMixin(RunLoggingMixin):
     def _write_plan(self) -> None:
         assert self._plan is not None
         if self._timed is not None:
-            reading = self._timed.spent.read()
-            self._plan.used = {
-                "training": reading.training,
-                "evaluation": reading.evaluation,
-                "saving": reading.saving,
-            }
-        if not self._plan.totals or not self.is_world_process_zero():
-            return
-        folder = Path(cast(str, self.args.output_dir))
-        try:
-            self._plan.write(folder)
-        except OSError as error:
-            logger.warning("%s cannot be written: %s. Checkpoints have the plan too.", folder / FILE, error)
+            self._plan.used = used_by_purpose(self._timed.spent.read())
+        if self.is_world_process_zero():
+            write_plan(self._plan, Path(cast(str, self.args.output_dir)))
 
     def _slowest(self, reading: Reading) -> Reading:
         """The reading with the largest values of all processes; all processes have to call it."""

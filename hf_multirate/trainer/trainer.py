@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -18,18 +19,26 @@ from hf_multirate.config.config import MultirateConfig
 from hf_multirate.config.validation import wrong_type
 from hf_multirate.controller.multirate import Multirate
 from hf_multirate.controller.step_timer import StepTimer
-from hf_multirate.distributed.unsupported import check_supported
+from hf_multirate.distributed.unsupported import check_activation_cache, check_supported
 from hf_multirate.model.partition import FrozenError
 from hf_multirate.optim.parameter_groups import divide_parameter_groups
-from hf_multirate.trainer.arguments import MultirateTrainingArguments, require_log, switched_off
-from hf_multirate.trainer.head_start import HeadStartMixin
+from hf_multirate.trainer.argument_fields import require_log
+from hf_multirate.trainer.arguments import MultirateTrainingArguments, switched_off
+from hf_multirate.trainer.never import FrozenGroupsMixin
 from hf_multirate.trainer.timed_training import TimedTrainingMixin
 
 
 logger = logging.getLogger(__name__)
 
+CACHE_FOLDER = "_activation_cache"
+"""Folder in ``output_dir`` with an activation cache on disk. Trainer uploads no file with a _ at its start."""
 
-class MultirateMixin(TimedTrainingMixin, HeadStartMixin):
+
+MANY_STEPS = 10**6
+"""Number of steps of a run for checks before its number of steps is known."""
+
+
+class MultirateMixin(TimedTrainingMixin, FrozenGroupsMixin):
     """Multirate training for any subclass of `transformers.Trainer`: ``class Mine(MultirateMixin, TheirTrainer)``.
 
     Args:
@@ -85,10 +94,17 @@ class MultirateMixin(TimedTrainingMixin, HeadStartMixin):
     def _optimizer_created(self, optimizer: torch.optim.Optimizer) -> None:
         divide_parameter_groups(optimizer, cast(nn.Module, self.model), self.multirate.config)
 
+    def _attach_controller(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Any:
+        # Trainer of transformers 4.57 creates the optimizer before it knows the number of steps.
+        return self.multirate.attach(model, optimizer, self.state.max_steps or MANY_STEPS)
+
     def _read_arguments(self) -> None:
         if self._configured_by_arguments:
             self.multirate.config = self._switched(_from_arguments(self.args))
         self._check_head_start()
+        if self.multirate.config.has_activation_cache:
+            check_activation_cache(cast(Trainer, self))
+            self.multirate.cache_folder = os.path.join(cast(str, self.args.output_dir), CACHE_FOLDER)
         if not self.multirate.config.is_standard_training:
             check_supported(cast(Trainer, self), self.multirate.config)
 
@@ -125,7 +141,7 @@ class MultirateMixin(TimedTrainingMixin, HeadStartMixin):
         self._first_step += self.multirate.applied_steps
         self.multirate.timing = StepTimer()  # detach() stops its clock, and that of the run continues
         self.multirate.detach()
-        self.multirate.attach(self._model_to_control(), cast(torch.optim.Optimizer, self.optimizer))
+        self._attach_controller(self._model_to_control(), cast(torch.optim.Optimizer, self.optimizer))
         if state is not None:
             self.multirate.load_state_dict(state)
         self.multirate.timing = timing

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from hf_multirate import Multirate, MultirateConfig, MultirateTrainer, RateGroup
 from hf_multirate.backward.missing_gradients import MissingGradientCheck
 from hf_multirate.config.schedule import Step
-from tests.support.runs import CONFIG, PERIOD, assert_same, example, phases, trainer_for, weights
+from tests.support.runs import CONFIG, FIVE, PERIOD, assert_same, example, phases, trainer_for, weights
 from tests.support.tiny import ENCODER, FAMILIES
 
 
@@ -306,7 +306,10 @@ def test_automatic_periods_with_a_part_that_nothing_reads(tmp_path: Path, optim:
         assert max(periods.values()) > 1
         assert trainer.multirate.timing.speedup_predicted >= 1.5
     assert chosen[0] == chosen[1]
-    assert_same(*ends)
+    if FIVE:  # Trainer 4.57 itself resumes this run, with model_init, only to rounding
+        assert_same(*ends)
+    else:
+        assert_same(*ends, exact=False)
 
 
 def adalora() -> Any:

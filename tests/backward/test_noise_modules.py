@@ -20,6 +20,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from hf_multirate import Multirate, MultirateConfig, multirate_parameter_groups
 from hf_multirate.backward.idle_forward import noise_off
 from hf_multirate.backward.noise_modules import only_noise
+from tests.support.runs import FIVE
 from tests.support.tiny import FAMILIES
 
 
@@ -189,13 +190,16 @@ def _without_init(kind: type[nn.Module]) -> nn.Module:
 @pytest.mark.parametrize(
     ("kind", "noise"),
     [
-        (BertLayer, True), (BertSelfAttention, True), (tf.BertModel, True), (Wav2Vec2Encoder, True),
+        (BertLayer, True), (BertSelfAttention, FIVE), (tf.BertModel, FIVE), (Wav2Vec2Encoder, True),
         (WhisperEncoder, True), (Wav2Vec2FeatureEncoder, True), (RwkvModel, False),
         (LevitAttention, False), (RTDetrModel, False),
     ],
 )  # fmt: skip
 def test_transformers_models(kind: type[nn.Module], noise: bool) -> None:
-    """RWKV scales its weights by mode, LeViT caches, RT-DETR has more queries in training."""
+    """RWKV scales its weights by mode, LeViT caches, RT-DETR has more queries in training.
+
+    In transformers 4.57 attention and model of BERT leave dropout to modules of their own.
+    """
     assert only_noise(_without_init(kind)) is noise
 
 

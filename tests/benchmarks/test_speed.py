@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from benchmarks.jsonl import read_lines
 from benchmarks.machine import ROOT
-from benchmarks.speed import checkpointing, cycle, glue_pairs, padded_tokens, prediction
+from benchmarks.speed import activation_cache, checkpointing, cycle, glue_pairs, padded_tokens, prediction
 from benchmarks.speed.harness import Timer, interleave, ratios
 
 
@@ -146,4 +148,33 @@ def test_tokens_of_full_steps_in_docs_are_those_of_the_tasks(capsys: pytest.Capt
 def test_every_command_has_help() -> None:
     assert all(name in printed("--help") for name in ("accuracy", "speed", "memory", "report"))
     listed = printed("speed", "--help")
-    assert all(name in listed for name in ("cycle", "checkpointing", "ddp", "glue", "prediction", "padded-tokens"))
+    assert all(
+        name in listed
+        for name in ("activation-cache", "cycle", "checkpointing", "ddp", "glue", "prediction", "padded-tokens")
+    )
+
+
+def test_runs_with_an_activation_cache_continue_and_are_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[activation_cache.Run] = []
+
+    def train(run: activation_cache.Run, *args: Any) -> dict[str, Any]:
+        trained.append(run)
+        seconds = 8.0 if run[1] == activation_cache.BASELINE else 2.0
+        counts = {"hits": 3, "misses": 1, "rows": 1, "bytes": 2_000_000, "seconds": 1e-5}
+        cache = None if run[1] in (activation_cache.BASELINE, "frozen") else counts
+        return {"seconds": seconds, "cpu_seconds": seconds / 2, "loss": 0.5, "cache": cache}
+
+    monkeypatch.setattr(activation_cache, "train", train)
+    monkeypatch.setattr(activation_cache, "load", lambda *args: None)
+    options = ["--epochs", "3", "--rounds", "2", "--record", str(tmp_path / "runs.jsonl")]
+    found = activation_cache.main(options)
+    assert len(trained) == len(set(trained)) == 2 * 9
+    for before, run in itertools.pairwise(trained):
+        assert (run[1] == "disk again") == (before[1] == "disk")
+    assert (
+        "| 3 | last:2 | memory | 2.00 (2.00 to 2.00) | 4.00 (4.00 to 4.00) | 4.00 (4.00 to 4.00) | 2.0 | 2.50" in found
+    )
+    assert activation_cache.main(options) == found
+    assert len(trained) == 2 * 9

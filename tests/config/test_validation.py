@@ -91,6 +91,10 @@ def config(**values: Any) -> MultirateConfig:
     return MultirateConfig(**{"groups": [group()], **values})
 
 
+def on_disk(**values: Any) -> MultirateConfig:
+    return config(**{"activation_cache": "disk", **values})
+
+
 def zero(**values: Any) -> Any:
     return MultirateConfig.random_subsets(**values)
 
@@ -126,6 +130,10 @@ SETTINGS: list[tuple[Maker, str, list[Any]]] = [
     (config, "head_start", [*NO_INTEGERS, None, -1, HUGE]),
     (config, "head_start_steps", [*NO_INTEGERS, None, 0, -1, HUGE]),
     (config, "head_start_lr", [*NO_NUMBERS, 0, 0.0, -1.0]),
+    (config, "stage_list", [*NO_ITEMS, None, [5], [(0.5,)], [(2.0, MultirateConfig())], [(1.0, "off")]]),
+    (config, "activation_cache", NO_CHOICES),
+    (config, "activation_cache_gb", [*NO_NUMBERS, None, 0, -1.0]),
+    (on_disk, "activation_cache_dir", [5, True, b"folder", ["folder"], ""]),
     (AutoPeriods, "speedup", [*NO_NUMBERS, 0, 0.5, -1]),
     (AutoPeriods, "max_period", [*NO_INTEGERS, None, 0, 1, -2, 12, HUGE]),
     (CopiesConfig, "periods", [*NO_ITEMS, None, [], [1], [2, 4], (1, 3, 4), (1, 1), [1, 2.0], [1, "2"], [True, 2],
@@ -152,7 +160,7 @@ SETTINGS: list[tuple[Maker, str, list[Any]]] = [
                                               Unprintable()]),
 ]  # fmt: skip
 NAMED_OTHERWISE = {"fast": "rate group 'fast'", "blocks": "", "groups": "", "name": "", "path": "config",
-                   "patterns": "", "periods": "period"}  # fmt: skip
+                   "patterns": "", "periods": "period", "stage_list": "stage"}  # fmt: skip
 """Settings whose errors name a part of them, as a group or a pattern."""
 
 
@@ -192,6 +200,9 @@ PLAIN = {
     "multirate_head_start": [*NO_INTEGERS, -1, HUGE],
     "multirate_head_start_steps": [*NO_INTEGERS, 0, -1, HUGE],
     "multirate_head_start_lr": [*NO_NUMBERS, 0, -1.0],
+    "multirate_activation_cache": NO_CHOICES,
+    "multirate_activation_cache_gb": [*NO_NUMBERS, 0, -1.0],
+    "multirate_activation_cache_dir": [5, True, b"folder", ["folder"], ""],
     "multirate_record": NO_SWITCHES,
     "multirate_log": [*NO_CHOICES, None],
     "multirate_config": [5, True, b"a.json", ["a.json"], "", "none.json"],
@@ -236,7 +247,7 @@ def test_every_field_has_a_row_in_the_tables() -> None:
         (AutoPeriods, AutoPeriods),
         (CopiesConfig,) * 2,
     ):
-        makers = (group, drifting) if make is group else (make,)
+        makers = {group: (group, drifting), config: (config, on_disk)}.get(make, (make,))
         assert {name for maker, name in rows if maker in makers} == set(kind.__dataclass_fields__), kind
     theirs = {name for name in MultirateTrainingArguments.__dataclass_fields__ if name.startswith("multirate")}
     assert theirs == set(PLAIN)

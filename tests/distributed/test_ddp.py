@@ -21,13 +21,17 @@ EQUAL = [
     "adamw-ladder-rates", "adamw-unused-routed", "sgd-unused-routed-longstep", "adamw-unused-routed-gas3",
     "adamw-auto", "sgd-auto", "adamw-auto-gas3", "adamw-auto-check",
     "sgd-headstart", "adamw-headstart-lora-gas3", "sgd-headstart-chosen-check", "adamw-unused-headstart-routed",
+    "sgd-never", "adamw-never-refreshed-gas3-check", "adamw-never-refreshed-lora-unused", "adamw-stages-gas3-check",
+    "sgd-stages-static", "sgd-stages-lora",
+    "adamw-never-memory-gas3", "sgd-never-disk",
 ]  # fmt: skip
 # Without a slow test only these run: each feature once, and not in every combination.
 CORE = [
     "long-sgd", "long-adamw-gas3-lora", "sgd-element", "sgd-neuron", "sgd-step", "sgd-copies", "sgd-longstep",
     "adamw-unused", "adamw-static", "adamw-checkpointing", "adamw-gas3-ragged-views", "adamw-ladder", "adamw-middle",
     "adamw-check", "adamw-ladder-rates", "adamw-unused-routed-gas3", "adamw-auto", "sgd-headstart",
-    "adamw-headstart-lora-gas3",
+    "adamw-headstart-lora-gas3", "sgd-never", "adamw-never-refreshed-gas3-check",
+    "adamw-stages-gas3-check", "sgd-never-disk",
 ]  # fmt: skip
 CORE_SAVES = ["adamw-save", "rmsprop-save-lora", "sgd-save-gas3"]
 CORE_PLAIN = ["", "-fp16hook", "-unused", "-resnet"]
@@ -59,6 +63,7 @@ SAVES = [
     "rmsprop-save-lora",
     "adamw-save-static",
     "adamw-save-checkpointing",
+    "adamw-save-stages",
 ]
 
 

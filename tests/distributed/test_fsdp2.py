@@ -24,7 +24,7 @@ pytestmark = [
 EQUAL = [
     "adamw-checkpointing", "adamw-reentrant", "adamw-gas3-ragged", "adamw-ladder", "adamw-longstep", "sgd-longstep",
     "rmsprop-gas3", "adamw-middle", "adamw-evaluate", "adamw-evaluate-whole", "adamw-gas3-whole", "adamw-check",
-    "adamw-ladder-rates", "adamw-auto", "adamw-auto-gas3",
+    "adamw-ladder-rates", "adamw-auto", "adamw-auto-gas3", "adamw-never-refreshed-gas3", "adamw-stages-check",
 ]  # fmt: skip
 SAVES = [
     "adamw-save", "rmsprop-save", "sgd-save-gas3", "adamw-save-sharded", "rmsprop-save-sharded",

@@ -10,9 +10,10 @@ import torch
 from accelerate.utils import DistributedType, ParallelismConfig
 from torch import nn
 from torch.optim import SGD
+from transformers.debug_utils import DebugOption
 
 from hf_multirate import Multirate, MultirateConfig
-from hf_multirate.distributed.unsupported import check_supported
+from hf_multirate.distributed.unsupported import check_activation_cache, check_supported
 from tests.support.runs import CONFIG
 
 
@@ -90,3 +91,27 @@ def test_compiled_model_is_looked_into() -> None:
         torch.compile(model, backend="eager"), optimizer
     ) as multirate:
         assert dict(multirate.partition) == {"fast": ("1.weight", "1.bias"), "slow": ("0.weight", "0.bias")}
+
+
+def cache_arguments(**settings: Any) -> SimpleNamespace:
+    return SimpleNamespace(
+        **({"n_gpu": 1, "torch_compile": False, "neftune_noise_alpha": None, "debug": []} | settings)
+    )
+
+
+NO_CACHE: dict[str, dict[str, Any]] = {
+    "DeepSpeed, which gathers": {"is_deepspeed_enabled": True},
+    "FSDP, which gathers": {"is_fsdp_enabled": True},
+    "DataParallel on 2 devices": {"args": cache_arguments(n_gpu=2)},
+    r"torch\.compile, whose code": {"args": cache_arguments(torch_compile=True)},
+    "device_map": {"is_model_parallel": True, "args": cache_arguments()},
+    "neftune_noise_alpha, which adds other noise": {"args": cache_arguments(neftune_noise_alpha=5.0)},
+    "debug='underflow_overflow', because": {"args": cache_arguments(debug=[DebugOption.UNDERFLOW_OVERFLOW])},
+}
+
+
+@pytest.mark.parametrize("match", NO_CACHE)
+def test_an_activation_cache_is_refused(match: str) -> None:
+    with pytest.raises(NotImplementedError, match=f"activation_cache does not work with .*{match}"):
+        check_activation_cache(trainer(**NO_CACHE[match]))
+    check_activation_cache(trainer(args=cache_arguments()))

@@ -77,7 +77,16 @@ def test_python_on_the_page_runs(page: str, tmp_path: Path) -> None:
 
 def test_pages_with_code_that_trains() -> None:
     trains = {page for page in HERE if any(".train()" in block for block in fences(page, "python"))}
-    names = ("multirate", "head_start", "learning_rates", "random_subsets", "averaged_copies")
+    names = (
+        "activation_cache",
+        "multirate",
+        "never",
+        "stages",
+        "head_start",
+        "learning_rates",
+        "random_subsets",
+        "averaged_copies",
+    )
     methods = {f"docs/methods/{name}.md" for name in names}
     assert trains == {"README.md", "docs/index.md", "docs/quickstart.md", *methods}
 

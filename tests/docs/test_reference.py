@@ -111,7 +111,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_log_keys(tmp_path: Path) -> None:
     table = rows(section("log_keys", "Logs"), "key")
-    config = dataclasses.replace(CONFIG, lr_decay=0.9)
+    config = MultirateConfig.stages([(1.0, dataclasses.replace(CONFIG, lr_decay=0.9))])
     trainer = trainer_for(tmp_path, config, max_steps=24, multirate_log="all")
     trainer.train()
     keys = {key for entry in trainer.state.log_history for key in entry if key.startswith("multirate/")}
@@ -125,7 +125,7 @@ def test_log_keys(tmp_path: Path) -> None:
     assert brief == DEFAULT_KEYS | {"multirate/phase"}
     differ = {key for key, (word, _) in table.items() if word == "if learning rates differ"}
     assert differ == {"multirate/learning_rate/GROUP", "multirate/lowest_learning_rate/GROUP"}
-    assert {cells[0] for cells in table.values()} == {"yes", "no", "if learning rates differ"}
+    assert {cells[0] for cells in table.values()} == {"yes", "no", "if learning rates differ", "with stages"}
 
 
 def test_head_start_keys(tmp_path: Path) -> None:
@@ -134,6 +134,14 @@ def test_head_start_keys(tmp_path: Path) -> None:
     keys = {key for key in trainer.state.log_history[0] if key.startswith("multirate/")}
     listed = rows(section("log_keys", "Head start"), "head start key")
     assert {f"multirate/head_start/{key}" for key in listed} == keys
+
+
+def test_activation_cache_keys(tmp_path: Path) -> None:
+    trainer = trainer_for(tmp_path, MultirateConfig.two_rate("last:1", "never", activation_cache="memory"))
+    trainer.train()
+    keys = {key for key in trainer.state.log_history[0] if key.startswith("multirate/activation_cache/")}
+    listed = rows(section("log_keys", "Activation cache"), "cache key")
+    assert {f"multirate/activation_cache/{key}" for key in listed} == keys
 
 
 def test_timing_keys() -> None:
@@ -200,7 +208,7 @@ def texts() -> Iterator[str]:
 
 
 MESSAGES = re.findall(r"^\| `(.+?)` \| (.+?) \|", page("errors"), re.MULTILINE)
-KINDS = {"ValueError", "TypeError", "RuntimeError", "NotImplementedError"}
+KINDS = {"ValueError", "TypeError", "RuntimeError", "NotImplementedError", "ImportError"}
 
 
 def test_messages_are_listed() -> None:

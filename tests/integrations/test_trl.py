@@ -16,7 +16,18 @@ from transformers import LlamaConfig, LlamaForSequenceClassification
 from hf_multirate import MultirateConfig
 from hf_multirate.trainer.trainer import MultirateMixin
 from tests.support.counted import Counted, saving
-from tests.support.runs import CONFIG, DEFAULTS, PERIOD, assert_same, differ, example, history, phases, weights
+from tests.support.runs import (
+    CONFIG,
+    DEFAULTS,
+    FIVE,
+    PERIOD,
+    assert_same,
+    differ,
+    example,
+    history,
+    phases,
+    weights,
+)
 from tests.support.tiny import DECODER, WORDS, tokenizer
 
 
@@ -108,8 +119,9 @@ def test_a_head_start_of_a_reward_model(tmp_path: Path) -> None:
     assert set(logged) - {"epoch", "step"} == {key for key in logged if key.startswith("multirate/head_start/")}
     keys = [set(trainer.state.log_history[number]) for number, trainer in enumerate(trainers)]
     assert keys[0] == keys[1]
-    assert trainers[0]._metrics.keys() == trainers[1]._metrics.keys()
-    assert trainers[0]._metrics["eval"] == trainers[1]._metrics["eval"] == {}
+    if FIVE:  # the reward trainer of TRL for transformers 4.57 collects no metrics
+        assert trainers[0]._metrics.keys() == trainers[1]._metrics.keys()
+        assert trainers[0]._metrics["eval"] == trainers[1]._metrics["eval"] == {}
 
 
 CASES = [

@@ -120,6 +120,8 @@ def config_of(words: list[str]) -> Any:  # noqa: PLR0911
     settings |= {"head_lr_scale": 10.0, "lr_decay": 0.8} if "rates" in words else {}
     if "headstart" in words:
         settings |= {"head_start": 4, "head_start_steps": 20, "head_start_lr": None if "chosen" in words else 1e-2}
+    if "memory" in words or "disk" in words:
+        settings |= {"activation_cache": "memory" if "memory" in words else "disk", "activation_cache_gb": 0.05}
     if "still" in words:  # what the callback of `reference` comes to
         settings |= {"drift_factor": 0.0, "inactive_forward": "train"}
         settings["group_fn"] = lambda name, _: "fast" if is_fast(name) else None
@@ -130,6 +132,13 @@ def config_of(words: list[str]) -> Any:  # noqa: PLR0911
         return MultirateConfig.auto(1.5, max_period=4, turns="fixed", **settings)
     if "ladder" in words:
         return MultirateConfig.ladder([1, 2, PERIOD], idle="drift", **settings, turns="fixed")
+    if "stages" in words:
+        fast, slow = RateGroup("fast", "last:1"), RateGroup("slow", ".*", "never")
+        later = MultirateConfig.ladder([1, 2, PERIOD], idle="drift", **settings, turns="fixed")
+        return MultirateConfig.stages([(0.25, MultirateConfig([fast, slow], **settings)), (1.0, later)])
+    if "never" in words:
+        periods = [1, PERIOD, "never"] if "refreshed" in words else [1, "never"]
+        return MultirateConfig.ladder(periods, **settings, turns="fixed")
     if "middle" in words:  # what is fast is no suffix
         groups = (RateGroup("fast", r"layer\.[12]\.|classifier", 1), RateGroup("slow", ".*", PERIOD, idle="drift"))
         return MultirateConfig(groups, **settings, turns="fixed")

@@ -129,3 +129,11 @@ def test_an_optimizer_that_is_brought_must_have_the_groups(tmp_path: Path) -> No
 def test_a_model_without_a_head_is_an_error_before_training(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="head_lr_scale is 10, but the head is unknown"):
         trainer_for(tmp_path, MultirateConfig.two_rate("last:1", 2, head_lr_scale=10), "gpt2-lm")
+
+
+def test_described(tmp_path: Path) -> None:
+    described = ours(tmp_path, MultirateConfig.ladder([1, 2], **RATES)).multirate.describe()
+    assert "learning rate of the groups: part 1 x0.5 to x10, part 2 x0.0625 to x0.25\n" in described
+    one = ours(tmp_path, MultirateConfig.two_rate("head", 2, head_lr_scale=3.0)).multirate.describe()
+    assert "learning rate of the groups: fast x3, slow x1\n" in one
+    assert "learning rate" not in ours(tmp_path, MultirateConfig()).multirate.describe()

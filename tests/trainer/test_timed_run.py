@@ -140,9 +140,9 @@ def test_later_corrections_of_a_machine_that_changes_again() -> None:
 
 
 def test_no_correction_after_the_last_share() -> None:
-    run = Loop(lambda step, _: 0.5 if step < 1100 else 2.0).run()
+    run = Loop(lambda step, _: 0.5 if step < 1170 else 2.0).run()
     assert run.plan.totals == [(24, 1200)]
-    assert run.used == pytest.approx(750.0)
+    assert run.used == pytest.approx(645.0)
 
 
 def test_half_time_is_that_of_the_time_or_of_the_steps() -> None:

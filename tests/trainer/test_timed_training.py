@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import IterableDataset
 from transformers import EarlyStoppingCallback, ProgressCallback, SchedulerType, TrainerCallback
 
-from hf_multirate import MultirateSeq2SeqTrainer, MultirateTrainer, MultirateTrainingArguments
+from hf_multirate import MultirateConfig, MultirateSeq2SeqTrainer, MultirateTrainer, MultirateTrainingArguments
 from hf_multirate.trainer.progress_schedule import BY_STEPS, WITHOUT_END
 from hf_multirate.trainer.train_time import FILE
 from tests.support.clock import Clock
@@ -78,6 +78,17 @@ def test_standard_training_has_it_as_well(tmp_path: Path) -> None:
     trainer.train()
     assert trainer.state.global_step == 120
     assert not list(tmp_path.glob("*record*"))
+
+
+def test_stages_and_deepspeed_are_refused_before_training(tmp_path: Path) -> None:
+    path = tmp_path / "stages.json"
+    path.write_text(MultirateConfig.stages([(0.5, MultirateConfig.off()), (1.0, MultirateConfig())]).to_json())
+    with pytest.raises(NotImplementedError, match="multirate_train_time does not work with stages"):
+        timed(tmp_path, multirate_config=str(path)).train()
+    trainer = timed(tmp_path, multirate="off")
+    trainer.is_deepspeed_enabled = True
+    with pytest.raises(NotImplementedError, match="multirate_train_time does not work with DeepSpeed"):
+        trainer.train()
 
 
 class Started(Timed):

@@ -1,0 +1,82 @@
+"""From a contender to a Trainer: all run in `MultirateTrainer`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments
+
+from benchmarks.accuracy.train_one import SameOrder
+from benchmarks.accuracy.trainers import BUILDERS as ACCURACY_BUILDERS
+from benchmarks.budgets.contenders import Contender
+from benchmarks.budgets.dropbp import DropBP
+from benchmarks.budgets.vcas_control import VCAS
+from hf_multirate import MultirateTrainer
+
+
+@dataclass(frozen=True)
+class Built:
+    """A trainer, and the kinds of its steps.
+
+    Attributes:
+        trainer: The trainer.
+        kind: Returns the kind of the step that has just been taken.
+        aside: Kind, process seconds and wall seconds of what came between steps so far; it grows while training.
+    """
+
+    trainer: MultirateTrainer
+    kind: Callable[[], str]
+    aside: list[tuple[str, float, float]]
+
+
+def build(
+    contender: Contender,
+    model: nn.Module,
+    args: TrainingArguments,
+    *,
+    fixed_turns: bool = False,
+    options: dict[str, Any] | None = None,
+    **settings: Any,
+) -> Built:
+    """A Trainer for ``model``.
+
+    Args:
+        contender: The contender.
+        model: The model with its new head.
+        args: The training arguments.
+        fixed_turns: Whether turns are fixed, to time all kinds of steps in one cycle.
+        options: Options that replace those of the setting, to time one kind of step.
+        **settings: Other arguments of Trainer.
+    """
+    setting, config = contender.setting, contender.config
+    chosen = {**setting.build, **(options or {})}
+    callback: VCAS | DropBP | None = None
+    if setting.kind in ("frozen", "lora", "lora_plus"):
+        model, _ = ACCURACY_BUILDERS[setting.kind.removesuffix("_plus")](model, args, **chosen)
+    elif setting.kind == "vcas":
+        callback = VCAS(model, seed=args.seed, **chosen)
+    elif setting.kind == "dropbp":
+        callback = DropBP(model, seed=args.seed, **chosen)
+    config = replace(config, turns="fixed") if fixed_turns else config
+    trainer = MultirateTrainer(model, args, multirate=config, multirate_record=False, **settings)
+    trainer.remove_callback(PrinterCallback)
+    added: list[TrainerCallback] = [SameOrder(), *([callback] if callback else [])]
+    for one in added:
+        trainer.add_callback(one)
+    if callback is None:
+        return Built(trainer, lambda: live_groups(trainer), [])
+    return Built(trainer, lambda: callback.kind, callback.aside if isinstance(callback, VCAS) else [])
+
+
+def live_groups(trainer: MultirateTrainer) -> str:
+    """Names of the groups with a gradient at the present step."""
+    controller = trainer.multirate
+    return kind_of_groups([group.name for group in controller.groups], controller.schedule.live(controller.step or 0))
+
+
+def kind_of_groups(names: list[str], live: tuple[int, ...]) -> str:
+    """The kind of a step with these live groups."""
+    return " + ".join(names[i] for i in live)

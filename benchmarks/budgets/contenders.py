@@ -1,0 +1,175 @@
+"""The contenders: settings of several families, each with some of the extras that any fine-tuning can have.
+
+Two capabilities have their place here. Frozen prefixes become ``MultirateConfig.two_rate(top, period="never")``, and
+with ``activation_cache`` a second setting. Stages become a setting of the kind ``stages``: `benchmarks.configs` builds
+its configuration, and `benchmarks.budgets.plan` counts the steps of each stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from benchmarks import configs
+from hf_multirate import MultirateConfig
+
+
+HEAD_RATE = 10.0
+"""Learning rate of the head as a multiple of the rate that the task's grid gives, for all that have a head rate."""
+
+DECAY = 0.8
+"""Factor on the learning rate from each block to the one below it."""
+
+HEAD_START = 16
+"""Batches of a head start."""
+
+CONFIGS = {
+    "ladder": configs.ladder,
+    "two_rate": configs.two_rate,
+    "auto": configs.automatic,
+    "paper": configs.published,
+    "lora_plus": configs.lora_plus,
+}
+"""Kinds of settings with rate groups. All others have one group with a gradient at every step."""
+
+FAMILIES = ("baseline", "frozen", "lora", "approximate", "multirate")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is trained, and at which steps.
+
+    Attributes:
+        name: Name in results and tables.
+        family: One of `FAMILIES`.
+        kind: A key of `CONFIGS` or of `benchmarks.budgets.build.BUILDERS`.
+        options: Arguments of what builds its configuration.
+        build: Arguments of what changes the model before training.
+        rate_scale: Factor on the learning rates of the task, for settings that are used with larger ones.
+        texts_only: Whether it works on encoders of texts only.
+    """
+
+    name: str
+    family: str
+    kind: str
+    options: dict[str, Any] = field(default_factory=dict)
+    build: dict[str, Any] = field(default_factory=dict)
+    rate_scale: float = 1.0
+    texts_only: bool = False
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A setting with extras.
+
+    Attributes:
+        setting: The setting.
+        head_rate: Whether the head has a learning rate of its own, `HEAD_RATE` times that of the task. It is the same
+            for all contenders, whatever their ``rate_scale``.
+        decay: Whether the learning rate decays with depth by `DECAY`.
+        head_start: Whether the head is trained first, on `HEAD_START` batches.
+    """
+
+    setting: Setting
+    head_rate: bool = False
+    decay: bool = False
+    head_start: bool = False
+
+    @property
+    def name(self) -> str:
+        """Name in results and tables."""
+        extras = [name.replace("_", " ") for name in ("head_rate", "decay", "head_start") if vars(self)[name]]
+        return " + ".join([self.setting.name, *extras])
+
+    @property
+    def family(self) -> str:
+        """Family of the setting."""
+        return self.setting.family
+
+    @property
+    def cost(self) -> str:
+        """Name for seconds: contenders of one name take the same steps.
+
+        The optimizer has more parameter groups if rates decay with depth, so such contenders are timed too.
+        """
+        return self.setting.name + (" + decay" if self.decay else "")
+
+    @property
+    def config(self) -> MultirateConfig:
+        """Rate groups, learning rates and head start."""
+        builder = CONFIGS.get(self.setting.kind, configs.off)
+        return replace(
+            builder(**self.setting.options),
+            head_lr_scale=HEAD_RATE / self.setting.rate_scale if self.head_rate else 1.0,
+            lr_decay=DECAY if self.decay else 1.0,
+            head_start=HEAD_START if self.head_start else 0,
+        )
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that decides a result but rate, seed and budget; kept with the results."""
+        chosen = {name: vars(self.setting)[name] for name in ("kind", "options", "build", "rate_scale")}
+        return {**chosen, "family": self.family, "config": self.config.to_dict()}
+
+
+FREEZE = {"idle": "freeze", "turns": "drawn"}
+
+STANDARD = Setting("baseline", "baseline", "standard")
+
+SETTINGS = {
+    setting.name: setting
+    for setting in (
+        STANDARD,
+        *(Setting(f"frozen below {top}", "frozen", "frozen", build={"trained": top}) for top in ("last:1", "last:2")),
+        Setting("head only", "frozen", "frozen", build={"trained": "head"}, rate_scale=10.0),
+        Setting("LoRA", "lora", "lora", build={"rank": 16}, rate_scale=10.0),
+        Setting("LoRA+", "lora", "lora_plus", {"ratio": 16.0}, {"rank": 16}, rate_scale=4.0),
+        Setting("VCAS", "approximate", "vcas", build={"frequency": 50}, texts_only=True),
+        Setting("DropBP", "approximate", "dropbp", build={"rate": 0.5}),
+        *(
+            Setting(f"ladder {','.join(map(str, periods))}", "multirate", "ladder", {"periods": periods, **FREEZE})
+            for periods in ([1, 2, 4], [1, 2, 4, 8])
+        ),
+        *(
+            Setting(f"{fast} k4", "multirate", "two_rate", {"fast": fast, "period": 4, **FREEZE})
+            for fast in ("last:1", "last:2")
+        ),
+        Setting("auto 1.6", "multirate", "auto", {"speedup": 1.6, "turns": "drawn"}),
+        Setting("paper", "multirate", "paper"),
+    )
+}
+
+EXTRAS = (
+    {},
+    {"head_rate": True},
+    {"head_rate": True, "decay": True},
+    {"head_rate": True, "head_start": True},
+    {"head_rate": True, "decay": True, "head_start": True},
+)
+"""Those of the baselines. Settings of multirate training are offered with the same."""
+
+
+def _all() -> list[Contender]:
+    both = [Contender(s, **e) for s in SETTINGS.values() for e in EXTRAS if s.family in ("baseline", "multirate")]
+    others = [s for s in SETTINGS.values() if s.family not in ("baseline", "multirate")]
+    return both + [Contender(s, head_rate=True, head_start=True) for s in others]
+
+
+CONTENDERS = {contender.name: contender for contender in _all()}
+
+DEFAULT = tuple(
+    name
+    for name, contender in CONTENDERS.items()
+    if contender.setting.name in ("baseline", "ladder 1,2,4")
+    or (contender.head_start and not contender.decay and contender.setting.name != "paper")
+    or name == "paper"
+)
+"""The default of a suite: the others combine properties that these show one by one."""
+
+
+def named(names: Sequence[str]) -> list[Contender]:
+    """Contenders by name, by ``family:NAME``, or ``all``; baselines first, each once."""
+    wanted = {n for name in names for n, c in CONTENDERS.items() if name in ("all", n, f"family:{c.family}")}
+    order = sorted(wanted, key=lambda name: (CONTENDERS[name].family != "baseline", list(CONTENDERS).index(name)))
+    return [CONTENDERS[name] for name in order]

@@ -1,0 +1,153 @@
+"""The page docs/results/equal_time.md, from the results of `python -m benchmarks budgets`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from statistics import fmean
+
+from benchmarks.accuracy import outcome_tables
+from benchmarks.budgets.cells import Budgets, Cell, Cells, ahead, all_cells, expert, mean
+from benchmarks.budgets.kinds import KindsFile
+from benchmarks.budgets.statistics import Interval, interval, over_tasks
+from benchmarks.budgets.tasks import HELD_OUT
+from benchmarks.tables import mean_percent, percent, table
+
+
+LABELS = {**outcome_tables.LABELS, "brown": "Brown, word classes", "pairs": "Brown, pairs"}
+PAGE = "equal_time.md"
+KINDS = "kinds"
+LENGTHS = {"short": "one epoch", "long": "three epochs"}
+OFF = 0.03
+"""Deviation of a charge from its budget that is marked."""
+
+HEADER = "<!-- Written by `python -m benchmarks report` from benchmarks/results/budgets. -->"
+TITLE = "# Accuracy at equal time"
+READING = """\
+- A budget is a share of the reference seconds of standard training. Each contender is planned for its budget and takes
+  its learning-rate schedule to the end.
+- Reference seconds are the sum over kinds of steps of their number times the seconds of one, on one thread.
+- **Expert baseline** is the baseline with the best accuracy on validation rows, for each task, length and budget:
+  standard training, with or without a head rate, decay with depth and a head start.
+- Differences are in points of accuracy on test rows, of runs paired by seed, with 95 % intervals of a bootstrap over
+  seeds. *Mean*, *worst task*, *middle* (interquartile mean) and *better* (probability of being better than the expert
+  baseline) are over the tasks of the table. They are empty for a contender that lacks a task.
+- Rows are in the order of the mean difference, so what is behind the baseline stands below what is ahead.
+- A star marks a mean charge that is off its budget by more than 3 %."""
+
+
+def page(folder: Path, *, allow_dirty: bool = False) -> str | None:
+    """Text of the page; None if there is no result.
+
+    Args:
+        folder: ``benchmarks/results/budgets``.
+        allow_dirty: Whether results of files that were not committed are shown too.
+
+    Raises:
+        ValueError: a result is of files that were not committed, and ``allow_dirty`` is not set.
+    """
+    found = all_cells(folder, allow_dirty=allow_dirty)
+    if not found:
+        return None
+    parts = [HEADER, TITLE, READING, *_comparisons(found)]
+    for task in dict.fromkeys(task for task, _ in found):
+        parts += [f"## {LABELS.get(task, task)}", *_of_task(task, found)]
+        parts += _seconds(KindsFile(folder / KINDS, task))
+    return "\n\n".join(parts) + "\n"
+
+
+def _comparisons(found: Mapping[tuple[str, str], Budgets]) -> Iterator[str]:
+    """Differences from the expert baseline, for each length and budget; held-out tasks in tables of their own."""
+    for length, words in LENGTHS.items():
+        for apart in (False, True):
+            tasks = {t: b for (t, n), b in found.items() if n == length and (t in HELD_OUT) == apart}
+            for budget in sorted({budget for budgets in tasks.values() for budget in budgets}):
+                cells = {task: budgets[budget] for task, budgets in tasks.items() if budget in budgets}
+                more = ", tasks that were kept apart" if apart else ""
+                yield f"## Budget {budget:g} of {words}{more}"
+                yield comparison(cells)
+
+
+def comparison(tasks: Mapping[str, Cells]) -> str:
+    """Contenders against the expert baseline at one budget, by task and over all tasks."""
+    experts = {task: name for task, cells in tasks.items() if (name := expert(cells)) is not None}
+    best = [f"{percent(mean(tasks[t][experts[t]]))}: {experts[t]}" if t in experts else "" for t in tasks]
+    rows = [["expert baseline", *best, "", "", "", ""]]
+    gaps = ahead(tasks)
+    order = sorted(gaps, key=lambda name: -fmean(fmean(values) for values in gaps[name].values()))
+    for name in order:
+        if any(experts.get(task) != name for task in gaps[name]):
+            cells = [_gap(gaps[name].get(task), own=experts.get(task) == name) for task in tasks]
+            rows.append([name, *cells, *_over_tasks(gaps[name], len(tasks))])
+    return table(["contender", *(LABELS.get(t, t) for t in tasks), "mean", "worst task", "middle", "better"], rows)
+
+
+def _gap(values: list[float] | None, *, own: bool) -> str:
+    if own:
+        return "expert baseline"
+    return points(interval(values)) if values else ""
+
+
+def _over_tasks(gaps: Mapping[str, list[float]], number: int) -> list[str]:
+    if len(gaps) < number or number < 2:
+        return [""] * 4
+    found = over_tasks(gaps)
+    worst, least = found.worst
+    better = found.better
+    chance = f"{better.value:.2f} ({better.low:.2f} to {better.high:.2f})"
+    return [points(found.mean), f"{100 * least:+.1f} {LABELS.get(worst, worst)}", points(found.middle), chance]
+
+
+def points(value: Interval) -> str:
+    """A difference of shares and its interval, in percentage points."""
+    # Adding 0 to a rounded number makes -0.0 positive.
+    middle, low, high = (round(100 * share, 1) + 0.0 for share in (value.value, value.low, value.high))
+    return f"{middle:+.1f} ({low:+.1f} to {high:+.1f})"
+
+
+def _of_task(task: str, found: Mapping[tuple[str, str], Budgets]) -> Iterator[str]:
+    for length, words in LENGTHS.items():
+        if (task, length) in found:
+            yield f"### Accuracy in percent, shares of {words}"
+            yield accuracies(found[task, length])
+
+
+def accuracies(budgets: Budgets) -> str:
+    """Mean and standard deviation over seeds, by contender and budget; and rate and steps."""
+    names = dict.fromkeys(name for cells in budgets.values() for name in cells)
+    rows = []
+    for name in names:
+        cells = [cells.get(name) for cells in budgets.values()]
+        rate = next(run["rate"] for cell in cells if cell for run in cell.values())
+        steps = [f"{fmean(run['steps'] for run in cell.values()):.0f}" if cell else "" for cell in cells]
+        rows.append([name, *(_accuracy(cell) for cell in cells), f"{rate:g}", ", ".join(steps)])
+    return table(["contender", *(f"{budget:g}" for budget in budgets), "rate", "steps"], rows)
+
+
+def _accuracy(cell: Cell | None) -> str:
+    if not cell:
+        return ""
+    shares = [run["reference_seconds"] / run["budget_seconds"] for run in cell.values()]
+    mark = " *" if abs(fmean(shares) - 1) > OFF else ""
+    return mean_percent([run["test_metric"] for run in cell.values()]) + mark.replace("*", r"\*")
+
+
+def _seconds(file: KindsFile) -> Iterator[str]:
+    """The kinds of steps of a task, and the machine."""
+    if not file.lines:
+        return
+    rows = []
+    for setting in file.settings():
+        for kind in file.kinds(setting):
+            charge = file.charge(setting, kind)
+            low, high = charge.quartiles
+            seconds = [f"{charge.seconds:.4f} ({low:.4f} to {high:.4f})", f"{charge.wall_seconds:.4f}"]
+            rows.append([setting, kind, *seconds, str(len(file.passes(setting)))])
+    yield "### Reference seconds"
+    yield table(["setting", "kind", "process seconds (quartiles)", "wall seconds", "passes"], rows)
+    machines = dict.fromkeys(
+        f"{m['processor']}, {m['threads']} thread of {m['cores']} cores, torch {m['versions']['torch']}, "
+        f"commit {m['commit'][:7]}"
+        for m in file.machines.values()
+    )
+    yield "Machine: " + "; ".join(machines) + "."

@@ -1,0 +1,132 @@
+"""Statistics of paired runs, and the page of results at equal time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from benchmarks.accuracy.results import ResultsFile
+from benchmarks.budgets import cells, report
+from benchmarks.budgets.kinds import KindsFile
+from benchmarks.budgets.statistics import interval, over_tasks
+from benchmarks.report import Report
+
+
+MACHINE = {
+    "commit": "a" * 40, "dirty": False, "processor": "x", "cores": 2, "threads": 1, "versions": {"torch": "2.13"},
+}  # fmt: skip
+FAMILIES = {"baseline": "baseline", "baseline + head rate": "baseline", "good": "multirate", "bad": "frozen"}
+
+
+def result(method: str, seed: int, test: float, validation: float = 0.5, **more: Any) -> dict[str, Any]:
+    settings = {"task": {"epochs": 1}, "method": {"family": FAMILIES[method]}}
+    run = {"task": "t", "length": "short", "method": method, "budget": 0.4, "rate": 0.1, "seed": seed, "role": "final"}
+    seconds = {"reference_seconds": 40.0, "budget_seconds": 40.0, "steps": 30}
+    scores = {"validation_metric": validation, "test_metric": test}
+    return {**run, **seconds, **scores, "settings": settings, "machine": MACHINE, **more}
+
+
+def written(folder: Path, task: str = "t", shift: float = 0.0, **more: Any) -> None:
+    file = ResultsFile(folder, task, "short")
+    for method in FAMILIES:
+        for rate, score in ((0.1, 0.5), (0.2, 0.4)):
+            file.append(result(method, 100, 0.0, score, rate=rate, role="trial", task=task))
+    for seed in range(3):
+        file.append(result("baseline", seed, 0.70, 0.60, task=task, **more))
+        file.append(result("baseline + head rate", seed, 0.80, 0.75 + 0.01 * seed, task=task, **more))
+        file.append(result("bad", seed, 0.75 + shift, task=task, **more))
+        file.append(result("good", seed, 0.82 + 0.01 * seed, task=task, **more))
+        file.append(result("good", seed, 0.99, rate=0.2, task=task, **more))  # at a rate that was not chosen
+
+
+def test_intervals_and_aggregates_of_known_differences() -> None:
+    assert vars(interval([0.2, 0.2, 0.2])) == pytest.approx({"value": 0.2, "low": 0.2, "high": 0.2})
+    found = interval([0.0, 1.0])
+    assert (found.value, found.low, found.high) == (0.5, 0.0, 1.0)
+    summary = over_tasks({"a": [0.1, 0.1], "b": [-0.3, -0.1], "c": [0.0, 0.2]})
+    assert summary.mean.value == pytest.approx(0.0)
+    assert summary.worst == ("b", pytest.approx(-0.2))
+    assert summary.better.value == pytest.approx((1 + 0 + 0.75) / 3)
+    assert summary.mean.low == pytest.approx((0.1 - 0.3 + 0.0) / 3)
+    with pytest.raises(ValueError, match="at least one difference"):
+        over_tasks({"a": []})
+
+
+def test_the_interquartile_mean_is_the_trimmed_mean_of_scipy() -> None:
+    values = np.random.default_rng(0).normal(size=(6, 5))
+    found = over_tasks({str(i): list(row) for i, row in enumerate(values)}).middle
+    assert found.value == pytest.approx(stats.trim_mean(values.ravel(), 0.25))
+    assert found.low < found.value < found.high
+
+
+def test_intervals_hold_the_true_mean_about_as_often_as_they_say() -> None:
+    random = np.random.default_rng(1)
+    held = [i.low <= 0 <= i.high for i in (interval(list(random.normal(size=20)), 1000) for _ in range(100))]
+    assert 85 <= sum(held) <= 100
+
+
+def test_seeds_are_paired(tmp_path: Path) -> None:
+    written(tmp_path)
+    by_seed = cells.all_cells(tmp_path, allow_dirty=False)["t", "short"][0.4]
+    del by_seed["good"][1]
+    gaps = cells.ahead({"t": by_seed})
+    assert gaps["good"]["t"] == pytest.approx([0.02, 0.04])  # seeds 0 and 2
+
+
+def test_the_expert_baseline_is_chosen_by_validation(tmp_path: Path) -> None:
+    written(tmp_path)
+    found = cells.all_cells(tmp_path, allow_dirty=False)["t", "short"][0.4]
+    assert cells.expert(found) == "baseline + head rate"
+    for run in found["baseline"].values():
+        run |= {"validation_metric": 0.9, "test_metric": 0.1}
+    assert cells.expert(found) == "baseline"
+    del found["baseline"][2]  # it lacks a seed
+    assert cells.expert(found) == "baseline + head rate"
+    assert cells.expert({"good": found["good"]}) is None
+
+
+def test_the_page_shows_losses_beside_gains(tmp_path: Path) -> None:
+    folder = tmp_path / "benchmarks" / "results" / "budgets"
+    written(folder)
+    written(folder, "brown", reference_seconds=45.0)
+    kinds = KindsFile(folder / "kinds", "t")
+    times = {"all": {"process_seconds": [1.0, 2.0], "wall_seconds": [1.0, 3.0]}}
+    kinds.append({"setting": "baseline", "groups": [["all", 1]], "rows": 9, "times": times}, 1, MACHINE)
+    text = report.page(folder)
+    assert text is not None
+    first = text.index("| good | +3.0 (+2.0 to +4.0) |")
+    assert text.index("| expert baseline | 80.0: baseline + head rate |") < first
+    assert first < text.index("| bad | -5.0 (-5.0 to -5.0) |") < text.index("| baseline | -10.0 (-10.0 to -10.0) |")
+    assert "## Budget 0.4 of one epoch, tasks that were kept apart" in text
+    assert "| baseline | all | 1.5000 (1.5000 to 1.5000) | 2.0000 | 1 |" in text
+    assert "Machine: x, 1 thread of 2 cores, torch 2.13, commit aaaaaaa." in text
+    marked = text[text.index("## Brown") :]
+    assert r"| bad | 75.0 ± 0.0 \* | 0.1 | 30 |" in marked
+    assert r"\*" not in text[: text.index("## Brown")]
+    (tmp_path / "README.md").write_text("nothing to fill\n")
+    assert Report(tmp_path).pages()[tmp_path / "docs" / "results" / "equal_time.md"] == text
+
+
+def test_a_contender_is_compared_over_tasks(tmp_path: Path) -> None:
+    for task, shift in (("t", 0.0), ("u", 0.12)):
+        written(tmp_path, task, shift)
+    found = cells.all_cells(tmp_path, allow_dirty=False)
+    table = report.comparison({task: budgets[0.4] for (task, _), budgets in found.items()})
+    bad = next(line for line in table.splitlines() if line.startswith("| bad"))
+    assert "| +1.0 (+1.0 to +1.0) | -5.0 t |" in bad
+    assert bad.endswith("| 0.50 (0.50 to 0.50) |")
+
+
+def test_without_results_there_is_no_page(tmp_path: Path) -> None:
+    assert report.page(tmp_path) is None
+    assert report.page(tmp_path / "missing") is None
+
+
+def test_results_of_files_that_were_not_committed_are_refused(tmp_path: Path) -> None:
+    ResultsFile(tmp_path, "t", "short").append(result("baseline", 0, 0.5, machine={**MACHINE, "dirty": True}))
+    with pytest.raises(ValueError, match="not committed"):
+        report.page(tmp_path)
