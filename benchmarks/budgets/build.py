@@ -54,7 +54,7 @@ def build(
     setting, config = contender.setting, contender.config
     chosen = {**setting.build, **(options or {})}
     callback: VCAS | DropBP | None = None
-    if setting.kind in ("frozen", "lora", "lora_plus"):
+    if setting.kind in ("lora", "lora_plus"):
         model, _ = ACCURACY_BUILDERS[setting.kind.removesuffix("_plus")](model, args, **chosen)
     elif setting.kind == "vcas":
         callback = VCAS(model, seed=args.seed, **chosen)

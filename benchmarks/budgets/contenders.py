@@ -1,8 +1,7 @@
 """The contenders: settings of several families, each with some of the extras that any fine-tuning can have.
 
-Two capabilities have their place here. Frozen prefixes become ``MultirateConfig.two_rate(top, period="never")``, and
-with ``activation_cache`` a second setting. Stages become a setting of the kind ``stages``: `benchmarks.configs` builds
-its configuration, and `benchmarks.budgets.plan` counts the steps of each stage.
+Two capabilities are not among them yet. A frozen prefix with an activation cache needs kinds for steps with and without
+kept rows. Stages need a plan of the steps of each stage.
 """
 
 from __future__ import annotations
@@ -30,6 +29,7 @@ CONFIGS = {
     "auto": configs.automatic,
     "paper": configs.published,
     "lora_plus": configs.lora_plus,
+    "never": configs.never,
 }
 """Kinds of settings with rate groups. All others have one group with a gradient at every step."""
 
@@ -121,8 +121,8 @@ SETTINGS = {
     setting.name: setting
     for setting in (
         STANDARD,
-        *(Setting(f"frozen below {top}", "frozen", "frozen", build={"trained": top}) for top in ("last:1", "last:2")),
-        Setting("head only", "frozen", "frozen", build={"trained": "head"}, rate_scale=10.0),
+        *(Setting(f"frozen below {top}", "frozen", "never", {"fast": top}) for top in ("last:1", "last:2")),
+        Setting("head only", "frozen", "never", {"fast": "head"}, rate_scale=10.0),
         Setting("LoRA", "lora", "lora", build={"rank": 16}, rate_scale=10.0),
         Setting("LoRA+", "lora", "lora_plus", {"ratio": 16.0}, {"rank": 16}, rate_scale=4.0),
         Setting("VCAS", "approximate", "vcas", build={"frequency": 50}, texts_only=True),
