@@ -1,7 +1,7 @@
 """The contenders: settings of several families, each with some of the extras that any fine-tuning can have.
 
-Two capabilities are not among them yet. A frozen prefix with an activation cache needs kinds for steps with and without
-kept rows. Stages need a plan of the steps of each stage.
+Two capabilities are not among them yet. A frozen prefix with an activation cache needs kinds for steps with kept rows
+and without. Stages need a plan of the steps of each stage.
 """
 
 from __future__ import annotations
