@@ -17,10 +17,14 @@ from hf_multirate import MultirateConfig, MultirateTrainer, MultirateTrainingArg
 from hf_multirate.controller.guards import unwrap_optimizer
 from hf_multirate.reporting import report
 from hf_multirate.reporting.run_record import read_record
-from tests.support.runs import Watched, arguments, assert_same, differ, example, history, trainer_for, weights
+from tests.support.runs import FIVE, Watched, arguments, assert_same, differ, example, history, trainer_for, weights
 
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning"),
+    # Torch warns of checkpoints in frozen blocks if they are reentrant, as those of transformers 4.57 are by default.
+    pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad=True:UserWarning"),
+]
 NEVER = MultirateConfig.two_rate("last:2", "never")
 FROZEN = {
     "bert": ["bert.embeddings", "bert.encoder.layer.0", "bert.encoder.layer.1"],
@@ -37,6 +41,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "sgd": {"optim": "sgd"},
     "two epochs": {"max_steps": -1, "num_train_epochs": 2},
 }
+if not FIVE:  # Trainer 4.57 with frozen lower blocks and reentrant checkpoints trains nothing but the head
+    del VARIANTS["reentrant"]
 CASES = [
     *((family, name) for family in FROZEN for name in ("plain", "accumulation")),
     *(("bert", name) for name in VARIANTS if name not in ("plain", "accumulation")),
@@ -107,7 +113,7 @@ def test_frozen_buffers_keep_their_values(tmp_path: Path) -> None:
 LADDER = (RateGroup("top", "last:1", 1), RateGroup("middle", r"layer\.2\.", 2), RateGroup("rest", ".*", "never"))
 
 
-@pytest.mark.parametrize("variant", ["plain", "accumulation", "reentrant"])
+@pytest.mark.parametrize("variant", ["plain", "accumulation", *(["reentrant"] if FIVE else ["checkpointing"])])
 def test_with_other_periods_it_is_these_groups_with_the_rest_frozen(tmp_path: Path, variant: str) -> None:
     settings = VARIANTS[variant]
     common: dict[str, Any] = {"inactive_forward": "train", "turns": "fixed"}
@@ -252,7 +258,7 @@ def lora(folder: Path, kind: type[Trainer], config: MultirateConfig | None) -> A
     torch.manual_seed(2)
     settings = peft.LoraConfig(r=2, target_modules=["query", "value"], task_type="SEQ_CLS", lora_dropout=0.1)
     kwargs = {} if config is None else {"multirate": config}
-    args = arguments(folder, gradient_checkpointing=True)
+    args = arguments(folder, gradient_checkpointing=True, gradient_checkpointing_kwargs={"use_reentrant": False})
     return kind(model=peft.get_peft_model(model, settings), args=args, train_dataset=rows, **kwargs)
 
 

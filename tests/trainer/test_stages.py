@@ -16,10 +16,14 @@ from hf_multirate import MultirateConfig, RateGroup
 from hf_multirate.controller.guards import unwrap_optimizer
 from hf_multirate.reporting import report
 from hf_multirate.reporting.run_record import card_section, read_record
-from tests.support.runs import CONFIG, Watched, assert_same, history, trainer_for, weights
+from tests.support.runs import CONFIG, FIVE, Watched, assert_same, example, history, trainer_for, weights
 
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning"),
+    # Torch warns of checkpoints in frozen blocks if they are reentrant, as those of transformers 4.57 are by default.
+    pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad=True:UserWarning"),
+]
 TOP = MultirateConfig.two_rate(["layer.3.", "pooler", "classifier"], "never", inactive_forward="train")
 LOWER = ["bert.embeddings", *(f"bert.encoder.layer.{i}" for i in range(3))]
 UNFREEZING = MultirateConfig.stages([(0.5, TOP), (1.0, MultirateConfig.off())])
@@ -68,7 +72,11 @@ class Unfreezing(Trainer):
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "accumulation": {"gradient_accumulation_steps": 3},
-    "checkpointing": {"gradient_checkpointing": True},
+    # Trainer 4.57 with frozen lower blocks and reentrant checkpoints, its default, trains nothing but the head.
+    "checkpointing": {
+        "gradient_checkpointing": True,
+        **({} if FIVE else {"gradient_checkpointing_kwargs": {"use_reentrant": False}}),
+    },
     "sgd": {"optim": "sgd"},
 }
 
@@ -97,9 +105,10 @@ THREE = MultirateConfig.stages(
 @pytest.mark.parametrize("saved", [1, 4, 5, 6, 8, 9])
 def test_resume_is_exact(tmp_path: Path, saved: int) -> None:
     settings = {"save_strategy": "steps", "save_steps": 1, "max_steps": 10}
-    whole = trainer_for(tmp_path / "whole", THREE, **settings)
+    whole, resumed = (trainer_for(tmp_path / name, THREE, **settings) for name in ("whole", "resumed"))
+    if not FIVE:  # Trainer 4.57 gives the rows of a resumed second epoch another order, so there is only one
+        whole.train_dataset, resumed.train_dataset = (example("bert", 24)[1] for _ in range(2))
     whole.train()
-    resumed = trainer_for(tmp_path / "resumed", THREE, **settings)
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{saved}"))
     assert_same(weights(resumed), weights(whole))
     assert_same(resumed.optimizer.state_dict(), whole.optimizer.state_dict())
