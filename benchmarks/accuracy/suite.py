@@ -13,12 +13,9 @@ commit or on another processor, the baseline is run beside it once more, as a re
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 from collections.abc import Sequence
 from concurrent.futures import as_completed
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -28,6 +25,7 @@ from benchmarks.accuracy.chosen_runs import best_rate, grids
 from benchmarks.accuracy.machine_correction import conditions
 from benchmarks.accuracy.methods import DEFAULT_METHODS, METHODS
 from benchmarks.accuracy.results import RESULTS, Result, ResultsFile
+from benchmarks.accuracy.suite_command import add_suite_options, start
 from benchmarks.accuracy.tasks import TASKS, InputError, Task, missing
 from benchmarks.accuracy.train_one import Spec, run
 from benchmarks.accuracy.worker_pool import workers
@@ -141,6 +139,7 @@ def run_suites(options: argparse.Namespace) -> None:
     Raises:
         InputError: the data of the one task are not there.
     """
+    options.conditions = (options.measured["commit"], machine.hardware()["processor"])
     with workers(options.jobs) as pool:
         for name in TASKS if options.suite == "all" else [options.suite]:
             absent = missing(TASKS[name], options.data_dir)
@@ -156,7 +155,7 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = parser_of("python -m benchmarks accuracy", __doc__)
     parser.add_argument("--suite", choices=[*TASKS, "all"], required=True, help="the task, or all of them")
-    parser.add_argument("--data-dir", type=Path, help="folder with the data of all tasks but 'embedded' and 'imdb'")
+    add_suite_options(parser, RESULTS)
     parser.add_argument(
         "--length", choices=["short", "long", "both"], default="both", help="one epoch, three, or both"
     )
@@ -165,20 +164,9 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
         help="names in quotes, as in the tables (default: those that the documentation shows)",
     )  # fmt: skip
     parser.add_argument("--seeds", type=int, help="number of seeds (default: 3)")
-    parser.add_argument("--jobs", type=int, default=2, help="runs side by side; 0 runs in this process (default: 2)")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
-    parser.add_argument("--allow-dirty", action="store_true", help="measure uncommitted files, for trying out")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run the suites."""
-    options = parsed(argv)
-    os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    try:
-        options.measured = machine.commit(options.out, allow_dirty=options.allow_dirty)
-        options.conditions = (options.measured["commit"], machine.hardware()["processor"])
-        run_suites(options)
-    except (InputError, machine.UncommittedFilesError) as error:
-        sys.exit(f"error: {error}")
+    start(parsed(argv), run_suites)

@@ -14,18 +14,15 @@ whole comparisons; it continues where it was, since a run whose result is there 
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 from collections.abc import Sequence
 from concurrent.futures import as_completed
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from benchmarks import machine
 from benchmarks.accuracy.chosen_runs import best_rate
 from benchmarks.accuracy.results import RESULTS, Result, ResultsFile
+from benchmarks.accuracy.suite_command import add_suite_options, start
 from benchmarks.accuracy.tasks import InputError, Task, missing
 from benchmarks.accuracy.worker_pool import workers
 from benchmarks.budgets.contenders import CONTENDERS, DEFAULT, FAMILIES, Contender, named
@@ -215,7 +212,7 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     add, families = parser.add_argument, [f"family:{name}" for name in FAMILIES]
     add("--tasks", nargs="+", choices=[*TASKS, "all"], default=["all"], help="tasks, or all but those kept apart")
     add("--held-out", action="store_true", help="also run the tasks that are kept apart until the default is fixed")
-    add("--data-dir", type=Path, help="folder with the data of all tasks but 'embedded' and 'imdb'")
+    add_suite_options(parser, FOLDER)
     add("--budgets", nargs="+", type=float, default=list(BUDGETS), help="shares of the baseline's seconds")
     add("--lengths", nargs="+", choices=["short", "long"], default=["short", "long"], help="one epoch, or three")
     add(
@@ -224,20 +221,10 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     add("--seeds", type=int, default=5, help="number of seeds (default: 5)")
     add("--passes", type=int, default=PASSES, help=f"times that each kind of step is timed (default: {PASSES})")
-    add("--jobs", type=int, default=2, help="runs side by side; 0 runs in this process (default: 2)")
-    add("--out", type=Path, default=FOLDER, help="folder of the results")
     add("--plan", action="store_true", help="only time the kinds of steps, and show steps and hours")
-    add("--allow-dirty", action="store_true", help="measure uncommitted files, for trying out")
-    add("--quiet", action="store_true", help="no progress bar")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run the suites."""
-    options = parsed(argv)
-    os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    try:
-        options.measured = machine.commit(options.out, allow_dirty=options.allow_dirty)
-        run_suites(options)
-    except (InputError, machine.UncommittedFilesError) as error:
-        sys.exit(f"error: {error}")
+    start(parsed(argv), run_suites)
