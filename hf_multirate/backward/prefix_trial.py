@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from hf_multirate.backward.cached_prefix import Prefix
 from hf_multirate.backward.prefix_forward import PrefixForward, Recording
 from hf_multirate.backward.row_keys import Rows
+from hf_multirate.model.evaluation_mode import evaluating
 from hf_multirate.model.hooks import OwnHook, tensors_in
 from hf_multirate.model.random_state import random_state_restored
 
@@ -56,7 +57,7 @@ def try_prefix(
         NotImplementedError: the results differ, or trained modules run below the boundary.
     """
     number, owner = len(rows.keys), type(prefix.owner).__name__
-    with random_state_restored(prefix.tensors.values()), _evaluating(prefix.owner):
+    with random_state_restored(prefix.tensors.values()), evaluating(prefix.owner):
         with forward.recording(number, lambda output: output) as recording, _trained_above(prefix, recording):
             expected = prefix.owner.forward(*args, **kwargs)
         kept = recording.output
@@ -150,16 +151,3 @@ def _close(one: Tensor, other: Tensor, rows: Rows | None) -> bool:
         return torch.equal(one, other)
     scale = one.abs().max().item() if one.numel() else 0.0
     return torch.allclose(one, other, rtol=0.0, atol=TOLERANCE.get(one.dtype, LOW_TOLERANCE) * max(scale, 1e-3))
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """A context in which all modules are in evaluation mode."""
-    modes = {part: part.training for part in module.modules()}
-    for part in modes:
-        part.training = False
-    try:
-        yield
-    finally:
-        for part, mode in modes.items():
-            part.training = mode

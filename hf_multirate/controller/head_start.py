@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +23,7 @@ from hf_multirate.backward.kept_activations import KeptOutputs
 from hf_multirate.config.validation import require_int, require_items, require_positive
 from hf_multirate.controller.guards import require_model
 from hf_multirate.distributed.all_reduce import average
+from hf_multirate.model.evaluation_mode import evaluating
 from hf_multirate.model.levels import base_of, unwrap_peft
 from hf_multirate.model.presets import head_parameters
 from hf_multirate.model.random_state import random_state_restored
@@ -118,7 +118,7 @@ def take_head_start(
     if not batches:
         raise ValueError("a head start needs at least one batch, got none. Give some batches of the training data.")
     # Compiled code would ignore the replaced forward pass.
-    with random_state_restored(head), _evaluating(model), torch.compiler.set_stance("force_eager"):
+    with random_state_restored(head), evaluating(model), torch.compiler.set_stance("force_eager"):
         trial = _Head(model, batches, loss, head, group)
         rate, before, after = trial.train(steps, rates)
     return HeadStartResult(len(batches), steps, rate, before, after, time.perf_counter() - begun)
@@ -275,19 +275,6 @@ class _Head:
         for parameter, first in zip(self._head, self._first, strict=True):
             parameter.copy_(first)
         torch.clear_autocast_cache()
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """A context in which all modules are in evaluation mode: no dropout, and no running statistics."""
-    modes = {module: module.training for module in model.modules()}
-    for module in modes:
-        module.training = False  # train() of some models sets more than the mode
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def _group_of(model: nn.Module) -> dist.ProcessGroup | None:
