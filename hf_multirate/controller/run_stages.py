@@ -78,13 +78,14 @@ class RunStages:
         self.activation_cache: ActivationCache | None = None
         self._config = config
         self._corrections = 0
+        self._factors: dict[nn.Parameter, float] = {}
         self._loaded: Mapping[str, Mapping[str, Any]] | None = None
         """State of a checkpoint that the first step puts into the pipeline of its stage."""
         self._attachment: Attachment | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """State for copies and pickles, which are detached."""
-        return vars(self) | {"pipeline": None, "activation_cache": None, "_attachment": None}
+        return vars(self) | {"pipeline": None, "activation_cache": None, "_attachment": None, "_factors": {}}
 
     def settle(self, config: MultirateConfig, model: nn.Module, warn: Callable[[str], None]) -> None:
         """Assign the parameters of ``model`` to the rate groups of each stage, and go to the first stage.
@@ -100,7 +101,7 @@ class RunStages:
         first = not self.settled
         self.settled = settle_stages(config, model, warn)
         self.model, self.index = model, 0
-        factors_of_run(self.settled, model)  # raises if they do not fit
+        self._factors = factors_of_run(self.settled, model)
         for stage in self.settled if first else ():
             warn_of_towers(stage.config, model)
             warn_of_tied_head(stage.config, stage.partition, model)
@@ -163,10 +164,9 @@ class RunStages:
         model = unwrap_model(attachment.model)
         parts = stage.partition.parameters(model)
         groups = {group.name: parts[group.name] for group in stage.config.groups}
-        factors = factors_of_run(self.settled, model)
         parameters = canonical_parameters(model)
         never = {name: parameters[name] for name in stage.partition.never_names}
-        members = Members(groups, never, factors)
+        members = Members(groups, never, self._factors)
         pipeline = StepPipeline(stage.config, attachment.model, attachment.optimizer, members, attachment.applied)
         try:
             live = (groups[group.name] for group in stage.config.groups if not group.is_never)
