@@ -242,7 +242,7 @@ class TimedTrainingMixin(RunLoggingMixin):
         )  # fmt: skip
         if sized and len(self._plan.totals) == 1 and epochs > self.args.num_train_epochs:
             logger.warning(
-                "multirate_train_time is %s, enough for %.1f epochs. Training goes on to the end of the time: "
+                "multirate_train_time is %s, enough for %.1f epochs. Training continues until the time is over: "
                 "num_train_epochs=%g has no effect.",
                 shown_seconds(self._plan.seconds), epochs, self.args.num_train_epochs,
             )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The activation cache in Trainer: evaluation, resume, accumulation, logs, and what is left afterwards."""
+"""The activation cache in Trainer: evaluation, resume, accumulation, logs, and the model after training."""
 
 from __future__ import annotations
 

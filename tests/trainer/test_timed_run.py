@@ -85,7 +85,7 @@ def constant(step: int, live: int) -> float:
 
 
 def by_kind(step: int, live: int) -> float:
-    """Each first step of a kind is slow; then a step costs what is live."""
+    """The first step is slow. Later steps cost more with more live groups."""
     return 0.2 + 0.3 * live + (5.0 if step == 0 else 0.0)
 
 
