@@ -48,6 +48,7 @@ class Task:
         epochs: Length of training, by its name.
         seeds: Number of seeds at the chosen rate.
         needs: Files that have to be in ``--data-dir``, or at an absolute path.
+        bf16: Whether all methods train in mixed precision, which is not faster on all processors.
     """
 
     name: str
@@ -61,11 +62,7 @@ class Task:
     optim_args: str | None = None
     weight_decay: float = 0.01
     needs: tuple[str, ...] = ()
-
-    @property
-    def bf16(self) -> bool:
-        """Whether all methods train in mixed precision, which is not faster on all processors."""
-        return self.name.endswith(BF16)
+    bf16: bool = False
 
 
 @dataclass(frozen=True)
@@ -103,7 +100,7 @@ TASKS = {
     )
 }  # fmt: skip
 
-TASKS |= {task.name + BF16: replace(task, name=task.name + BF16) for task in TASKS.values() if task.optim != "sgd"}
+TASKS |= {t.name + BF16: replace(t, name=t.name + BF16, bf16=True) for t in TASKS.values() if t.optim != "sgd"}
 
 
 def missing(task: Task, folder: Path | None) -> str | None:

@@ -45,7 +45,7 @@ class Spec:
         task = {
             name: value
             for name, value in asdict(TASKS[self.task]).items()
-            if name not in ("name", "seeds", "needs", "rates")
+            if name not in ("name", "seeds", "needs", "rates", "bf16")
         }
         task["epochs"] = dict(task["epochs"])[self.length]
         task["evaluations"] = EVALUATIONS[self.length]

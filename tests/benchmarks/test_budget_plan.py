@@ -203,3 +203,7 @@ def test_a_rate_at_an_edge_gets_one_more_beyond_it() -> None:
     # A second call finds the same one, not one beyond it.
     assert trials.one_more(rates, {**scores, trials.one_more(rates, scores): 0.9}) == pytest.approx(4e-1)
     assert {base_rate(task) for task in TASKS.values()} >= {4e-4, 6e-5, 0.03}
+
+
+def test_texts_are_trained_in_mixed_precision_and_images_are_not() -> None:
+    assert {name for name, task in TASKS.items() if not task.bf16} == {"cifar10", "fashion"}

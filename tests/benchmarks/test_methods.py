@@ -30,7 +30,7 @@ def test_results_of_automatic_periods_have_the_chosen_periods() -> None:
 
 @pytest.mark.usefixtures("_tiny")
 def test_a_task_in_bfloat16_trains_all_methods_in_mixed_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(tasks.TASKS, "tiny_bf16", dataclasses.replace(TINY, name="tiny_bf16"))
+    monkeypatch.setitem(tasks.TASKS, "tiny_bf16", dataclasses.replace(TINY, name="tiny_bf16", bf16=True))
     mixed: set[bool] = set()
     forward = torch.nn.Linear.forward
 
