@@ -45,7 +45,7 @@ def accuracy_by_time(
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(10, 5.5), layout="constrained")
+    _, axes = plt.subplots(figsize=(10, 5.5), layout="constrained")
     styles = _styles(methods, plt)
     others = [name for name in methods if not methods[name].ours]
     for name in ["baseline", *others, *(name for name in methods if methods[name].ours)]:
@@ -56,12 +56,45 @@ def accuracy_by_time(
             curves.times, [min(v) for v in curves.values], [max(v) for v in curves.values], color=colour, alpha=0.06
         )
     axes.plot(*zip(*shortened, strict=True), "ks--", label="baseline, shortened", linewidth=2.2)
-    axes.set(xlabel="process seconds of training, one thread", ylabel="test accuracy, %", title=title)
+    _finish(axes, "process seconds of training, one thread", title, path)
+
+
+def accuracy_at_budgets(baselines: Mapping[str, Curves], others: Mapping[str, Curves], title: str, path: Path) -> None:
+    """Write a figure: a point for each budget of each contender, and a band for the range of its seeds.
+
+    Args:
+        baselines: Standard training, by name of the contender.
+        others: All other contenders, by name.
+        title: Title of the figure.
+        path: PNG file to write.
+    """
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    _, axes = plt.subplots(figsize=(10, 5.5), layout="constrained")
+    greys = plt.get_cmap("gray")
+    styles = {name: (greys(0.6 * i / max(1, len(baselines))), "--") for i, name in enumerate(baselines)}
+    styles |= _styles(others, plt)
+    for name, curves in {**baselines, **others}.items():
+        colour, line = styles[name]
+        means = [fmean(values) for values in curves.values]
+        low, high = ([bound(values) for values in curves.values] for bound in (min, max))
+        axes.plot(curves.times, means, line, marker="o", markersize=3, color=colour, label=name, linewidth=1.3)
+        axes.fill_between(curves.times, low, high, color=colour, alpha=0.06)
+    _finish(axes, "reference seconds of training, one thread", title, path)
+
+
+def _finish(axes: Any, seconds: str, title: str, path: Path) -> None:
+    import matplotlib.pyplot as plt
+
+    axes.set(xlabel=seconds, ylabel="test accuracy, %", title=title)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     # Without the version of matplotlib in the file, the same results give the same bytes for longer.
-    figure.savefig(path, dpi=110, metadata={"Software": None})
-    plt.close(figure)
+    axes.figure.savefig(path, dpi=110, metadata={"Software": None})
+    plt.close(axes.figure)
 
 
 def _styles(methods: Mapping[str, Curves], plt: Any) -> dict[str, tuple[Any, str]]:

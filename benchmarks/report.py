@@ -70,6 +70,7 @@ class Report:
         for (task, length), runs in self._runs.items():
             title = f"{accuracy.LABELS.get(task, task)}: {accuracy.LENGTHS[length]}"
             accuracy.figure(runs, title, folder / f"{task}_{length}.png")
+        budgets.draw(self._results / "budgets", folder, allow_dirty=self._allow_dirty)
 
     def _task_page(self, task: str) -> str:
         notes = notes_of(self._root / "benchmarks" / "notes" / f"{task}.md")

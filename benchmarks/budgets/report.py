@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
 from benchmarks.accuracy import outcome_tables
-from benchmarks.budgets.cells import Budgets, Cell, Cells, ahead, all_cells, expert, mean
+from benchmarks.budgets.cells import Budgets, Cell, Cells, ahead, all_cells, expert, family, mean
 from benchmarks.budgets.kinds import KindsFile
 from benchmarks.budgets.statistics import Interval, interval, over_tasks
 from benchmarks.budgets.tasks import HELD_OUT
+from benchmarks.plots import Curves, accuracy_at_budgets
 from benchmarks.tables import mean_percent, percent, table
 
 
@@ -110,6 +111,37 @@ def _of_task(task: str, found: Mapping[tuple[str, str], Budgets]) -> Iterator[st
         if (task, length) in found:
             yield f"### Accuracy in percent, shares of {words}"
             yield accuracies(found[task, length])
+            yield f"![accuracy against reference seconds, {words}](images/{figure_name(task, length)})"
+
+
+def figure_name(task: str, length: str) -> str:
+    """File name of the figure of a task and length."""
+    return f"equal_time_{task}_{length}.png"
+
+
+def draw(folder: Path, images: Path, *, allow_dirty: bool = False) -> None:
+    """Write the figures of all tasks and lengths.
+
+    Args:
+        folder: ``benchmarks/results/budgets``.
+        images: Folder of the figures.
+        allow_dirty: Whether results of files that were not committed are shown too.
+    """
+    for (task, length), budgets in all_cells(folder, allow_dirty=allow_dirty).items():
+        baselines: dict[str, Curves] = {}
+        others: dict[str, Curves] = {}
+        for name in dict.fromkeys(name for cells in budgets.values() for name in cells):
+            of_budgets = [cells[name] for cells in budgets.values() if name in cells]
+            kind = family(of_budgets[0])
+            (baselines if kind == "baseline" else others)[name] = curves(of_budgets, ours=kind == "multirate")
+        title = f"{LABELS.get(task, task)}: shares of {LENGTHS[length]}"
+        accuracy_at_budgets(baselines, others, title, images / figure_name(task, length))
+
+
+def curves(of_budgets: Sequence[Cell], *, ours: bool) -> Curves:
+    """Accuracy in percent of one contender against reference seconds."""
+    times = [fmean(run["reference_seconds"] for run in cell.values()) for cell in of_budgets]
+    return Curves(times, [[100 * run["test_metric"] for run in cell.values()] for cell in of_budgets], ours)
 
 
 def accuracies(budgets: Budgets) -> str:

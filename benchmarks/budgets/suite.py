@@ -2,6 +2,7 @@
 
     python -m benchmarks budgets --data-dir DIR --budgets 0.25 0.4 --lengths short
     python -m benchmarks budgets --tasks trec --contenders baseline "ladder 1,2,4" --plan
+    python -m benchmarks budgets --tasks trec --budgets 0.4 --again --data-dir DIR
     python -m benchmarks report                                    # docs/results/equal_time.md from the results
 
 For each task, the kinds of steps are timed first, with nothing beside them. Then each contender has three trials for
@@ -28,6 +29,7 @@ from benchmarks.accuracy.worker_pool import workers
 from benchmarks.budgets.contenders import CONTENDERS, DEFAULT, FAMILIES, Contender, named
 from benchmarks.budgets.kinds import PASSES, KindsFile, to_time
 from benchmarks.budgets.plan import BUDGETS, Plan, Planner, budget_seconds, mix_of
+from benchmarks.budgets.repeat import repeated
 from benchmarks.budgets.run_one import Spec, run, timed
 from benchmarks.budgets.tasks import HELD_OUT, TASKS
 from benchmarks.budgets.trials import TRIAL_BUDGET, TRIAL_SEED, grid, one_more, scores_of
@@ -176,6 +178,9 @@ def run_suites(options: argparse.Namespace) -> None:
     each = 3 + options.seeds * len(options.budgets)
     total = sum(map(len, of_task.values())) * each * len(options.lengths)
     with workers(options.jobs) as pool:
+        if options.again:
+            print(repeated([(task, of_task[task.name]) for task in tasks], options, pool))
+            return
         for task in tasks:
             time_kinds(task, of_task[task.name], options, pool)
         every = {(t.name, n): Runs(t, n, of_task[t.name], options) for n in options.lengths for t in tasks}
@@ -221,6 +226,7 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     add("--seeds", type=int, default=5, help="number of seeds (default: 5)")
     add("--passes", type=int, default=PASSES, help=f"times that each kind of step is timed (default: {PASSES})")
+    add("--again", action="store_true", help="repeat kept runs, and show both accuracies; nothing is added to --out")
     add("--plan", action="store_true", help="only time the kinds of steps, and show steps and hours")
     return parser.parse_args(argv)
 
