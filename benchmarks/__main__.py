@@ -8,8 +8,8 @@ from benchmarks.commands import Command, dispatch
 
 
 COMMANDS = {
-    "accuracy": Command("benchmarks.accuracy.suite", "fine-tune with all methods; one line of results a run"),
-    "budgets": Command("benchmarks.budgets.suite", "compare contenders at equal time, each planned for its budget"),
+    "accuracy": Command("benchmarks.budgets.suite", "compare contenders at equal time, each planned for its budget"),
+    "equal-steps": Command("benchmarks.accuracy.suite", "compare methods at equal steps; one line of results a run"),
     "speed": Command("benchmarks.speed.__main__", "time steps and runs in turn: cycle, checkpointing, ddp, ..."),
     "memory": Command("benchmarks.memory", "peak memory of a training step"),
     "report": Command("benchmarks.report", "write tables and figures of the documentation from the results"),

@@ -4,7 +4,7 @@
 
 - docs/results/TASK.md: one page for each task, from the results and from benchmarks/notes/TASK.md, which is written by
   hand. Figures go to docs/results/images.
-- docs/results/equal_time.md: contenders at equal time, if there are results of `python -m benchmarks budgets`.
+- docs/results/equal_time.md: contenders at equal time, if there are results of `python -m benchmarks accuracy`.
 - README.md, docs/results/index.md and docs/distributed.md: what stands between ``<!-- bench NAME -->`` and
   ``<!-- end -->``, with one of the names in `tables_of`.
 """

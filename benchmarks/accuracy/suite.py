@@ -1,7 +1,7 @@
 """Compare multirate training with other ways to fine-tune for less, and keep one line of results for each run.
 
-    python -m benchmarks accuracy --suite trec --data-dir DIR
-    python -m benchmarks accuracy --suite all --data-dir DIR --jobs 2
+    python -m benchmarks equal-steps --suite trec --data-dir DIR
+    python -m benchmarks equal-steps --suite all --data-dir DIR --jobs 2
     python -m benchmarks report                                    # tables and figures from the results
 
 A run whose result is there is not repeated, so a suite that was killed continues. Each method has three trials for
@@ -153,7 +153,7 @@ def run_suites(options: argparse.Namespace) -> None:
 
 def parsed(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = parser_of("python -m benchmarks accuracy", __doc__)
+    parser = parser_of("python -m benchmarks equal-steps", __doc__)
     parser.add_argument("--suite", choices=[*TASKS, "all"], required=True, help="the task, or all of them")
     add_suite_options(parser, RESULTS)
     parser.add_argument(

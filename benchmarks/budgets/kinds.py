@@ -125,7 +125,7 @@ class KindsFile:
     def _line(self, setting: str) -> dict[str, Any]:
         found = self.passes(setting)
         if not found:
-            raise KeyError(f"{self.path} has no seconds of {setting!r}: run `python -m benchmarks budgets` on it.")
+            raise KeyError(f"{self.path} has no seconds of {setting!r}: run `python -m benchmarks accuracy` on it.")
         return next(iter(found.values()))
 
     def charge(self, setting: str, kind: str) -> Charge:

@@ -1,4 +1,4 @@
-"""The page docs/results/equal_time.md, from the results of `python -m benchmarks budgets`."""
+"""The page docs/results/equal_time.md, from the results of `python -m benchmarks accuracy`."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Compare contenders at equal time, and keep one line of results for each run.
 
-    python -m benchmarks budgets --data-dir DIR --budgets 0.25 0.4 --lengths short
-    python -m benchmarks budgets --tasks trec --contenders baseline "ladder 1,2,4" --plan
-    python -m benchmarks budgets --tasks trec --budgets 0.4 --again --data-dir DIR
+    python -m benchmarks accuracy --data-dir DIR --budgets 0.25 0.4 --lengths short
+    python -m benchmarks accuracy --tasks trec --contenders baseline "ladder 1,2,4" --plan
+    python -m benchmarks accuracy --tasks trec --budgets 0.4 --again --data-dir DIR
     python -m benchmarks report                                    # docs/results/equal_time.md from the results
 
 For each task, the kinds of steps are timed first, with nothing beside them. Then each contender has three trials for
@@ -213,7 +213,7 @@ def plan_table(every: Sequence[Runs], options: argparse.Namespace) -> str:
 
 def parsed(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = parser_of("python -m benchmarks budgets", __doc__)
+    parser = parser_of("python -m benchmarks accuracy", __doc__)
     add, families = parser.add_argument, [f"family:{name}" for name in FAMILIES]
     add("--tasks", nargs="+", choices=[*TASKS, "all"], default=["all"], help="tasks, or all but those kept apart")
     add("--held-out", action="store_true", help="also run the tasks that are kept apart until the default is fixed")
