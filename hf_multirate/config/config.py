@@ -31,7 +31,7 @@ from hf_multirate.config.validation import require_items, require_text, shown
 DEFAULT_PERIODS = (1, 2, 4)
 """Periods of the default ladder: three parts of equal depth, the top part first."""
 
-WITHOUT_GROUPS = ("head_lr_scale", "lr_decay", "head_start", "head_start_steps", "head_start_lr")
+WITHOUT_GROUPS = ("head_lr_scale", "lr_decay", "head_start", "head_start_steps", "head_start_lr", "train_time")
 """Settings that standard training has too."""
 
 
@@ -81,6 +81,8 @@ class MultirateConfig:
             ``memory``, ``disk``, or None to run them at every step. See `hf_multirate.backward.activation_cache`.
         activation_cache_gb: Largest size of the kept outputs in GB, for each process in memory, and in all on disk.
         activation_cache_dir: Folder of a cache on disk; None is a folder in ``output_dir`` of Trainer.
+        train_time: Time after which `MultirateTrainer` ends training and its learning-rate schedule, such as
+            ``"20min"``; None for the steps or epochs of the training arguments.
 
     Raises:
         ValueError: a value is out of range, two groups share a name, a group has no pattern, or none has period 1.
@@ -107,6 +109,7 @@ class MultirateConfig:
     activation_cache: str | None = None
     activation_cache_gb: float = 4.0
     activation_cache_dir: str | None = None
+    train_time: str | None = None
 
     def __post_init__(self) -> None:
         """Validate the values, and convert them to plain ones and ``groups`` to a tuple."""
@@ -259,6 +262,20 @@ class MultirateConfig:
         return cls((), stage_list=given, **common)
 
     @classmethod
+    def for_time(cls, time: str | float, **settings: Any) -> MultirateConfig:
+        """The default for a given time: training and its learning-rate schedule end when the time is over.
+
+        Args:
+            time: Such as ``"20min"``, ``"1h30m"``, ``"90s"`` or a number of seconds.
+            **settings: Further fields of `MultirateConfig`.
+
+        Raises:
+            ValueError: the time cannot be read.
+            TypeError: a value has the wrong type.
+        """
+        return cls(train_time=time, **settings)  # type: ignore[arg-type]  # a number becomes a string
+
+    @classmethod
     def off(cls, **settings: Any) -> MultirateConfig:
         """Standard training: one group that gets a gradient at every step.
 
@@ -268,7 +285,7 @@ class MultirateConfig:
         return cls((RateGroup("all", ".*", 1),), **settings)
 
     def without_groups(self) -> MultirateConfig:
-        """Standard training with the head start and the learning rates of the head and of depth."""
+        """Standard training with the settings that do not belong to rate groups, such as a head start."""
         return MultirateConfig.off(**{name: vars(self)[name] for name in WITHOUT_GROUPS})
 
     @cached_property

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hf_multirate.config.auto_periods import AutoPeriods
+from hf_multirate.config.durations import require_duration
 from hf_multirate.config.rate_group import PRESETS, RateGroup
 from hf_multirate.config.schedule import TURNS
 from hf_multirate.config.validation import (
@@ -145,6 +146,8 @@ def plain_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     settings["activation_cache_gb"] = require_positive("activation_cache_gb", values["activation_cache_gb"])
     folder = values["activation_cache_dir"]
     settings["activation_cache_dir"] = None if folder is None else require_path("activation_cache_dir", folder)
+    time = values["train_time"]
+    settings["train_time"] = None if time is None else require_duration("train_time", time)
     settings["drift_factor"] = "auto" if values["drift_factor"] == "auto" else _drift_factor(values["drift_factor"])
     return settings
 

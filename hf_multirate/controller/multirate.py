@@ -30,6 +30,10 @@ from hf_multirate.optim.loss_decrease import LossDecreaseAverages
 logger = logging.getLogger(__name__)
 
 
+NO_TRAIN_TIME = (
+    "train_time of the configuration applies to MultirateTrainer only. A custom training loop ends by itself: leave "
+    "train_time out of the configuration."
+)
 NO_HEAD_START = (
     "head_start of the configuration applies to MultirateTrainer only. In a custom training loop, call "
     "hf_multirate.head_start(model, batches) before attach(), and leave head_start out of the configuration."
@@ -211,6 +215,8 @@ class Multirate:
         self._run.attached("begin_step()")
         if self.config.head_start:
             self._warn(NO_HEAD_START)
+        if self.config.train_time is not None:
+            self._warn(NO_TRAIN_TIME)
         begun = self._run.at(require_step(step))
         pipeline = self._run.attached("begin_step()")  # that of the stage
         if pipeline.step is None or pipeline.step.index != begun.index:

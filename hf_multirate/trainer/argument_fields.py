@@ -9,6 +9,7 @@ from typing import Any
 
 from hf_multirate.config.auto_periods import require_speedup
 from hf_multirate.config.consistency import CHOICES, CHOICES_OR_NONE, require_decay
+from hf_multirate.config.durations import require_duration
 from hf_multirate.config.rate_group import IDLE_RULES, require_period
 from hf_multirate.config.validation import (
     require_bool,
@@ -18,7 +19,7 @@ from hf_multirate.config.validation import (
     require_positive,
     require_text,
 )
-from hf_multirate.trainer.train_time import COUNTS, require_train_time
+from hf_multirate.trainer.train_time import COUNTS
 
 
 SWITCH = ("on", "off")
@@ -57,7 +58,7 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "multirate_activation_cache_dir": require_path,
     "multirate_config": require_path,
     "multirate_record": require_bool,
-    "multirate_train_time": require_train_time,
+    "multirate_train_time": require_duration,
     "multirate_train_time_counts": partial(require_choice, choices=COUNTS),
     "multirate_train_time_plan": require_path,
 }

@@ -64,21 +64,33 @@ class MultirateTrainingArguments(MultirateFields, TrainingArguments):
             self.multirate_period = int(period)
         super().__post_init__()  # type: ignore[no-untyped-call]  # transformers annotates no __post_init__
         vars(self).update(self._checked_fields())
-        self.to_multirate_config()
-        self.to_train_time()
+        self.to_train_time(self.to_multirate_config().train_time)
 
-    def to_train_time(self) -> TrainTime | None:
+    def to_train_time(self, configured: str | None = None) -> TrainTime | None:
         """The time to train for, from the fields; None without such a time.
 
+        Args:
+            configured: ``train_time`` of the configuration.
+
         Raises:
-            ValueError: the time or the plan cannot be read, or the fields contradict each other.
+            ValueError: the time or the plan cannot be read, the fields contradict each other, or both they and the
+                configuration have a time.
         """
+        time, name = self.multirate_train_time, "multirate_train_time"
+        if configured is not None:
+            if time is not None:
+                raise ValueError(
+                    f"multirate_train_time is {time!r}, and train_time of the configuration is {configured!r}. Remove "
+                    "one of the two."
+                )
+            time, name = configured, "train_time of the configuration"
         return train_time(
-            self.multirate_train_time,
+            time,
             self.multirate_train_time_counts,
             self.multirate_train_time_plan,
             # A trainer that gets the provisional number may copy the arguments.
             max_steps=-1 if self.max_steps == PROVISIONAL_STEPS else self.max_steps,
+            name=name,
         )
 
     def to_multirate_config(self) -> MultirateConfig:

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from transformers import ProgressCallback, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from hf_multirate.trainer.train_time import shown_seconds
+from hf_multirate.config.durations import shown_seconds
 
 
 class TimedLoop(Protocol):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -37,17 +38,17 @@ def setup_of(args: TrainingArguments, config: MultirateConfig, *, batch_size: in
         "rows": len(data) if data is not None and has_length(data) else None,
         "lr_scheduler_type": SchedulerType(args.lr_scheduler_type).value,
         "warm-up": args.get_warmup_steps(PROVISIONAL_STEPS) / PROVISIONAL_STEPS,
-        "configuration": json.loads(config.to_json()),
+        # The time is a field of the plan.
+        "configuration": json.loads(replace(config, train_time=None).to_json()),
     }
 
 
-def plan_for(time: TrainTime, setup: dict[str, Any], path: str | None) -> TrainTimePlan:
+def plan_for(time: TrainTime, setup: dict[str, Any]) -> TrainTimePlan:
     """The plan that ``time`` names, or a new one.
 
     Args:
         time: What the user asked for.
         setup: The present set-up, see `setup_of`.
-        path: The setting ``multirate_train_time_plan``.
 
     Raises:
         ValueError: the plan belongs to another set-up.
@@ -57,8 +58,8 @@ def plan_for(time: TrainTime, setup: dict[str, Any], path: str | None) -> TrainT
     changed = differences(time.plan.setup, setup)
     if changed:
         raise ValueError(
-            f"multirate_train_time_plan is {path!r}, which belongs to another set-up: {changed}. Use the plan of a "
-            "run with the present settings, or set multirate_train_time instead."
+            f"multirate_train_time_plan is {time.plan_path!r}, which belongs to another set-up: {changed}. Use the "
+            "plan of a run with the present settings, or set multirate_train_time instead."
         )
     return time.plan
 

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, NamedTuple, Protocol
 
+from hf_multirate.config.durations import shown_seconds
 from hf_multirate.trainer.spent_time import Reading, SpentTime
 from hf_multirate.trainer.step_estimate import Kind, StepEstimate, fitting_steps
-from hf_multirate.trainer.train_time import MIN_STEPS, TrainTimePlan, shown_seconds
+from hf_multirate.trainer.train_time import MIN_STEPS, TrainTimePlan
 
 
 logger = logging.getLogger(__name__)

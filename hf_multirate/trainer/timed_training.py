@@ -13,6 +13,7 @@ from typing import Any, cast
 import torch
 from transformers import SchedulerType, TrainingArguments
 
+from hf_multirate.config.durations import shown_seconds
 from hf_multirate.trainer.arguments import MultirateTrainingArguments
 from hf_multirate.trainer.outside_steps import OutsideSteps, rows_of
 from hf_multirate.trainer.progress_schedule import (
@@ -27,7 +28,7 @@ from hf_multirate.trainer.spent_time import NOTHING, Reading, SpentTime
 from hf_multirate.trainer.timed_callbacks import TimedTrainingCallback, TrainTimeState, show_steps, show_time_left
 from hf_multirate.trainer.timed_plan import plan_for, saved_run, setup_of, used_by_purpose, write_plan
 from hf_multirate.trainer.timed_run import TimedRun
-from hf_multirate.trainer.train_time import TrainTime, TrainTimePlan, shown_seconds
+from hf_multirate.trainer.train_time import TrainTime, TrainTimePlan, train_time
 
 
 logger = logging.getLogger(__name__)
@@ -48,10 +49,30 @@ class TimedTrainingMixin(RunLoggingMixin):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # Trainer asks for max_steps in its constructor if the data set has no length.
         given = kwargs.get("args", args[1] if len(args) > 1 else None)
-        with _without_end(given):
+        with self._without_end(given):
             super().__init__(*args, **kwargs)
-        if _time_of(self.args) is not None and self.args.max_steps == PROVISIONAL_STEPS:
+        if self._time_of(self.args) is not None and self.args.max_steps == PROVISIONAL_STEPS:
             self.args.max_steps = -1  # another trainer has copied the arguments
+
+    def _time_of(self, args: Any) -> TrainTime | None:
+        """The time to train for, from the arguments or from the configuration."""
+        configured = self.multirate.config.train_time
+        if isinstance(args, MultirateTrainingArguments):
+            return args.to_train_time(configured)
+        max_steps = -1 if args is None or args.max_steps == PROVISIONAL_STEPS else args.max_steps
+        return train_time(configured, None, None, max_steps=max_steps, name="train_time of the configuration")
+
+    @contextmanager
+    def _without_end(self, args: Any) -> Iterator[None]:
+        """A context in which the arguments of a timed run have the provisional number of steps."""
+        if args is None or self._time_of(args) is None:
+            yield
+            return
+        before, args.max_steps = args.max_steps, PROVISIONAL_STEPS
+        try:
+            yield
+        finally:
+            args.max_steps = before
 
     @property
     def train_time_plan(self) -> TrainTimePlan | None:
@@ -65,7 +86,7 @@ class TimedTrainingMixin(RunLoggingMixin):
             ValueError: the settings contradict each other, or the time is too short.
         """
         self._plan = self._timed = self._train_time = None
-        if _time_of(self.args) is None:
+        if self._time_of(self.args) is None:
             return super().train(*args, **kwargs)
         added = [TrainTimeState(), TimedTrainingCallback(self)]
         for callback in added:
@@ -81,16 +102,16 @@ class TimedTrainingMixin(RunLoggingMixin):
 
     def set_initial_training_values(self, args: TrainingArguments, *rest: Any, **kwargs: Any) -> Any:
         """See `transformers.Trainer`. A timed run gets a provisional number of steps."""
-        self._timed, self._train_time = None, _time_of(args)
+        self._timed, self._train_time = None, self._time_of(args)
         if self._train_time is None:
             return super().set_initial_training_values(args, *rest, **kwargs)
         self._check_train_time(args)
-        with _without_end(args):
+        with self._without_end(args):
             values = super().set_initial_training_values(args, *rest, **kwargs)
         self._steps_per_epoch = values[1]
         if self._steps_per_epoch == PROVISIONAL_STEPS:
             args.max_steps = PROVISIONAL_STEPS  # the loop of transformers 4.57 reads it for data without a length
-        self._plan = plan_for(self._train_time, self._setup(), cast(Any, args).multirate_train_time_plan)
+        self._plan = plan_for(self._train_time, self._setup())
         return values
 
     def _check_train_time(self, args: TrainingArguments) -> None:
@@ -266,20 +287,3 @@ class TimedTrainingMixin(RunLoggingMixin):
             return reading
         values = torch.tensor([list(vars(reading).values())], dtype=torch.float64, device=self.args.device)
         return Reading(*self.accelerator.gather(values).amax(dim=0).tolist())
-
-
-def _time_of(args: Any) -> TrainTime | None:
-    return args.to_train_time() if isinstance(args, MultirateTrainingArguments) else None
-
-
-@contextmanager
-def _without_end(args: Any) -> Iterator[None]:
-    """A context in which the arguments of a timed run have the provisional number of steps."""
-    if _time_of(args) is None:
-        yield
-        return
-    before, args.max_steps = args.max_steps, PROVISIONAL_STEPS
-    try:
-        yield
-    finally:
-        args.max_steps = before

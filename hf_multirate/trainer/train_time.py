@@ -7,15 +7,15 @@ with the same plan takes the same steps with the same learning rates.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hf_multirate.config.durations import parse_seconds
 from hf_multirate.config.files import read_json, write_text
 from hf_multirate.config.shapes import anything, choice, count, fields, items, number, table
-from hf_multirate.config.validation import require_number, shown, wrong_type
+from hf_multirate.config.validation import shown
 
 
 FILE = "multirate_train_time.json"
@@ -28,14 +28,6 @@ COUNTS = ("everything", "training")
 
 MIN_STEPS = 10
 """Smallest number of steps of a timed run."""
-
-MINUTE = 60
-
-WANTED = "a time such as '20min', '1h30m', '90s' or a number of seconds"
-
-NUMBER = r"(\d+(?:\.\d*)?|\.\d+)"
-UNITS = {"d(?:ays?)?": 86400.0, "h(?:(?:ou)?rs?)?": 3600.0, "m(?:in(?:ute)?s?)?": 60.0, "s(?:ec(?:ond)?s?)?": 1.0}
-TIME = re.compile(r"\s*".join(f"(?:{NUMBER}\\s*{unit})?" for unit in UNITS), re.IGNORECASE)
 
 SHAPE = fields(
     {
@@ -50,62 +42,6 @@ SHAPE = fields(
 )
 
 
-def parse_seconds(name: str, value: Any) -> float:
-    """Seconds of a time such as ``"20min"``, ``"1h30m"``, ``"90s"``, ``"90"`` or ``90``.
-
-    Args:
-        name: Name of the setting in error messages.
-        value: The time.
-
-    Raises:
-        ValueError: the value cannot be read as a time, or is not above 0 seconds.
-        TypeError: the value is neither a string nor a number.
-
-    >>> parse_seconds("multirate_train_time", "1h30m")
-    5400.0
-    """
-    if isinstance(value, str):
-        seconds = _seconds(value)
-        if seconds is None:
-            raise ValueError(f"{name} is {shown(value)}, which cannot be read as a time. Give {WANTED}.")
-    elif isinstance(value, bool):
-        wrong_type(name, WANTED, value)
-    else:
-        seconds = require_number(name, value, WANTED)
-    if not 0.0 < seconds < float("inf"):
-        raise ValueError(f"{name} must be above 0 seconds and finite, got {shown(value)}. Give {WANTED}.")
-    return seconds
-
-
-def _seconds(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        match = TIME.fullmatch(text.strip())
-    parts = [] if match is None else [(part, unit) for part, unit in zip(match.groups(), UNITS, strict=True) if part]
-    return sum(float(part) * UNITS[unit] for part, unit in parts) if parts else None
-
-
-def require_train_time(name: str, value: Any) -> str:
-    """Check a time, and return it as a string. See `parse_seconds`."""
-    parse_seconds(name, value)
-    return str.__str__(value) if isinstance(value, str) else str(value)
-
-
-def shown_seconds(seconds: float) -> str:
-    """Text of a duration.
-
-    >>> shown_seconds(5400), shown_seconds(75), shown_seconds(2.5)
-    ('1 h 30 min', '1 min 15 s', '2.5 s')
-    """
-    if seconds < MINUTE:
-        return f"{seconds:.3g} s"
-    minutes, rest = divmod(round(seconds), MINUTE)
-    hours, minutes = divmod(minutes, MINUTE)
-    parts = [f"{hours} h" if hours else "", f"{minutes} min" if minutes else "", f"{rest} s" if rest else ""]
-    return " ".join(part for part in parts if part)
-
-
 @dataclass(frozen=True)
 class TrainTime:
     """What the user asked for.
@@ -114,15 +50,26 @@ class TrainTime:
         seconds: The time.
         counts: What it covers, one of `COUNTS`.
         plan: The plan to repeat; None for a run that makes its own.
+        plan_path: The file of this plan.
     """
 
     seconds: float
     counts: str
     plan: TrainTimePlan | None = None
+    plan_path: str | None = None
 
 
-def train_time(time: Any, counts: str | None, plan_path: str | None, *, max_steps: int) -> TrainTime | None:
+def train_time(
+    time: Any, counts: str | None, plan_path: str | None, *, max_steps: int, name: str = "multirate_train_time"
+) -> TrainTime | None:
     """The time to train for, from the settings of the same names.
+
+    Args:
+        time: A time that `parse_seconds` reads; None without a time.
+        counts: What it covers, one of `COUNTS`; None for the first.
+        plan_path: File with the plan to repeat; None without a plan.
+        max_steps: ``max_steps`` of the arguments, which must not be set.
+        name: Name of the setting ``time`` in error messages.
 
     Returns:
         The time; None if neither a time nor a plan is given.
@@ -138,12 +85,12 @@ def train_time(time: Any, counts: str | None, plan_path: str | None, *, max_step
             )
         return None
     if max_steps > 0:
-        name = "multirate_train_time" if plan_path is None else "multirate_train_time_plan"
+        name = name if plan_path is None else "multirate_train_time_plan"
         raise ValueError(
             f"max_steps is {max_steps} and {name} is given too, but each of them determines the number of steps. "
             "Remove one of the two."
         )
-    seconds = None if time is None else parse_seconds("multirate_train_time", time)
+    seconds = None if time is None else parse_seconds(name, time)
     if plan_path is None:
         assert seconds is not None
         return TrainTime(seconds, counts or COUNTS[0])
@@ -152,10 +99,10 @@ def train_time(time: Any, counts: str | None, plan_path: str | None, *, max_step
     changed = differences({"seconds": plan.seconds, "counts": plan.counts}, {k: v for k, v in given.items() if v})
     if changed:
         raise ValueError(
-            f"multirate_train_time_plan is {plan_path!r}, but {changed}. Remove multirate_train_time and "
+            f"multirate_train_time_plan is {plan_path!r}, but {changed}. Remove {name} and "
             "multirate_train_time_counts, which the plan has already."
         )
-    return TrainTime(plan.seconds, plan.counts, plan)
+    return TrainTime(plan.seconds, plan.counts, plan, plan_path)
 
 
 @dataclass

@@ -129,6 +129,7 @@ SETTINGS: list[tuple[Maker, str, list[Any]]] = [
     (config, "auto_periods", [5, True, 1.5, "auto", {"speedup": 2.0}, AutoPeriods]),
     (config, "head_start", [*NO_INTEGERS, None, -1, HUGE]),
     (config, "head_start_steps", [*NO_INTEGERS, None, 0, -1, HUGE]),
+    (config, "train_time", [True, b"1h", ["1h"], "", "soon", 0, -1.0, NAN, INF, HUGE, Unprintable()]),
     (config, "head_start_lr", [*NO_NUMBERS, 0, 0.0, -1.0]),
     (config, "stage_list", [*NO_ITEMS, None, [5], [(0.5,)], [(2.0, MultirateConfig())], [(1.0, "off")]]),
     (config, "activation_cache", NO_CHOICES),

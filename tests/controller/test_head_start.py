@@ -262,16 +262,18 @@ def test_the_result_has_seconds() -> None:
     assert 0 < result.seconds < 600
 
 
-@pytest.mark.parametrize("number", [0, 4])
-def test_in_a_custom_loop_the_field_does_nothing_and_says_so_once(
-    number: int, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("settings", [{}, {"head_start": 4}, {"train_time": "1h"}], ids=str)
+def test_in_a_custom_loop_fields_of_the_trainer_do_nothing_and_say_so_once(
+    settings: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     model, batches = learnable("bert")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with Multirate(MultirateConfig(head_start=number)).attach(model, optimizer) as multirate:
+    with Multirate(MultirateConfig(**settings)).attach(model, optimizer) as multirate:
         for step in range(3):
             multirate.begin_step(step)
             model(**batches[step]).loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-    assert caplog.text.count("head_start of the configuration applies to MultirateTrainer only") == bool(number)
+    for name in ("head_start", "train_time"):
+        text = f"{name} of the configuration applies to MultirateTrainer only"
+        assert caplog.text.count(text) == (name in settings)

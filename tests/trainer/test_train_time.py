@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 
 from hf_multirate import MultirateTrainingArguments
+from hf_multirate.config.durations import parse_seconds, shown_seconds
 from hf_multirate.trainer.train_time import (
     FILE,
     TrainTimePlan,
     differences,
-    parse_seconds,
-    shown_seconds,
     train_time,
 )
 from tests.support.runs import DEFAULTS
