@@ -15,6 +15,7 @@ from benchmarks.budgets.contenders import Contender
 from benchmarks.budgets.dropbp import DropBP
 from benchmarks.budgets.vcas_control import VCAS
 from hf_multirate import MultirateTrainer
+from hf_multirate.config.stages import stage_ends
 
 
 @dataclass(frozen=True)
@@ -60,12 +61,14 @@ def build(
         callback = VCAS(model, seed=args.seed, **chosen)
     elif setting.kind == "dropbp":
         callback = DropBP(model, seed=args.seed, **chosen)
-    config = replace(config, turns="fixed") if fixed_turns else config
+    config = replace(config, turns="fixed") if fixed_turns and not setting.parts else config
     trainer = MultirateTrainer(model, args, multirate=config, multirate_record=False, **settings)
     trainer.remove_callback(PrinterCallback)
     added: list[TrainerCallback] = [SameOrder(), *([callback] if callback else [])]
     for one in added:
         trainer.add_callback(one)
+    if setting.parts:
+        return Built(trainer, lambda: _kind_in_stage(contender, trainer), [])
     if callback is None:
         return Built(trainer, lambda: live_groups(trainer), [])
     return Built(trainer, lambda: callback.kind, callback.aside if isinstance(callback, VCAS) else [])
@@ -80,3 +83,29 @@ def live_groups(trainer: MultirateTrainer) -> str:
 def kind_of_groups(names: list[str], live: tuple[int, ...]) -> str:
     """The kind of a step with these live groups."""
     return " + ".join(names[i] for i in live)
+
+
+IN_STAGE = ": "
+"""Between the cost of a stage and the live groups of a step."""
+
+
+def staged_kind(contender: Contender, step: int, steps: int) -> str:
+    """The kind of step ``step`` of a contender with stages in a run of ``steps`` steps."""
+    ends = _ends(contender, steps)
+    index = next(i for i, end in enumerate(ends[1:]) if step < end)
+    config = contender.config.stage_list[index].config
+    live = config.schedule.live(step - ends[index])
+    return contender.part_costs[index] + IN_STAGE + kind_of_groups([group.name for group in config.groups], live)
+
+
+def _kind_in_stage(contender: Contender, trainer: MultirateTrainer) -> str:
+    """The kind of the present step, by the stage and the groups of the controller."""
+    controller = trainer.multirate
+    index = controller.stage - 1
+    live = controller.schedule.live((controller.step or 0) - _ends(contender, trainer.args.max_steps)[index])
+    return contender.part_costs[index] + IN_STAGE + kind_of_groups([group.name for group in controller.groups], live)
+
+
+def _ends(contender: Contender, steps: int) -> tuple[int, ...]:
+    """Number of steps before each stage, and of the run."""
+    return (0, *stage_ends([part.until for part in contender.setting.parts], steps))

@@ -1,7 +1,6 @@
 """The contenders: settings of several families, each with some of the extras that any fine-tuning can have.
 
-Two capabilities are not among them yet. A frozen prefix with an activation cache needs kinds for steps with kept rows
-and without. Stages need a plan of the steps of each stage.
+A frozen prefix with an activation cache is not among them yet: it needs kinds for steps with kept rows and without.
 """
 
 from __future__ import annotations
@@ -37,6 +36,23 @@ FAMILIES = ("baseline", "frozen", "lora", "approximate", "multirate")
 
 
 @dataclass(frozen=True)
+class Part:
+    """A stage of a setting.
+
+    Attributes:
+        until: Share of the steps at which it ends.
+        kind: A key of `CONFIGS`.
+        options: Arguments of what builds its configuration.
+        cost: Name of the setting whose steps with the same live groups have the same seconds.
+    """
+
+    until: float
+    kind: str
+    options: dict[str, Any]
+    cost: str
+
+
+@dataclass(frozen=True)
 class Setting:
     """What is trained, and at which steps.
 
@@ -48,6 +64,7 @@ class Setting:
         build: Arguments of what changes the model before training.
         rate_scale: Factor on the learning rates of the task, for settings that are used with larger ones.
         texts_only: Whether it works on encoders of texts only.
+        parts: Its stages; none for one configuration in the whole run.
     """
 
     name: str
@@ -57,6 +74,7 @@ class Setting:
     build: dict[str, Any] = field(default_factory=dict)
     rate_scale: float = 1.0
     texts_only: bool = False
+    parts: tuple[Part, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -89,18 +107,32 @@ class Contender:
 
     @property
     def cost(self) -> str:
-        """Name for seconds: contenders of one name take the same steps.
+        """Name for seconds: contenders of one name take the same steps. Each stage has a cost of its own.
 
         The optimizer has more parameter groups if rates decay with depth, so such contenders are timed too.
         """
-        return self.setting.name + (" + decay" if self.decay else "")
+        return self._cost_of(self.setting.name)
+
+    @property
+    def part_costs(self) -> tuple[str, ...]:
+        """Names for seconds of the stages."""
+        return tuple(self._cost_of(part.cost) for part in self.setting.parts)
+
+    def _cost_of(self, name: str) -> str:
+        return name + (" + decay" if self.decay else "")
 
     @property
     def config(self) -> MultirateConfig:
         """Rate groups, learning rates and head start."""
-        builder = CONFIGS.get(self.setting.kind, configs.off)
+        parts = self.setting.parts
+        if parts:
+            return MultirateConfig.stages([(p.until, self._with_extras(p.kind, p.options)) for p in parts])
+        return self._with_extras(self.setting.kind, self.setting.options)
+
+    def _with_extras(self, kind: str, options: dict[str, Any]) -> MultirateConfig:
+        builder = CONFIGS.get(kind, configs.off)
         return replace(
-            builder(**self.setting.options),
+            builder(**options),
             head_lr_scale=HEAD_RATE / self.setting.rate_scale if self.head_rate else 1.0,
             lr_decay=DECAY if self.decay else 1.0,
             head_start=HEAD_START if self.head_start else 0,
@@ -116,6 +148,20 @@ class Contender:
 FREEZE = {"idle": "freeze", "turns": "drawn"}
 
 STANDARD = Setting("baseline", "baseline", "standard")
+
+
+def _staged(name: str, first: Part, second: Part) -> Setting:
+    return Setting(name, "multirate", "stages", parts=(first, second))
+
+
+def _top(until: float) -> Part:
+    """The last two blocks alone. The slow group is idle, as at fast steps of two rates."""
+    return Part(until, "never", {"fast": "last:2"}, "last:2 k4")
+
+
+def _ladder(until: float) -> Part:
+    return Part(until, "ladder", {"periods": [1, 2, 4], **FREEZE}, "ladder 1,2,4")
+
 
 SETTINGS = {
     setting.name: setting
@@ -135,6 +181,8 @@ SETTINGS = {
             Setting(f"{fast} k4", "multirate", "two_rate", {"fast": fast, "period": 4, **FREEZE})
             for fast in ("last:1", "last:2")
         ),
+        _staged("top, then ladder", _top(0.35), _ladder(1.0)),
+        _staged("ladder, then top", _ladder(0.65), _top(1.0)),
         Setting("auto 1.6", "multirate", "auto", {"speedup": 1.6, "turns": "drawn"}),
         Setting("paper", "multirate", "paper"),
     )

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.budgets.contenders import Contender
+from benchmarks.budgets.contenders import CONTENDERS, Contender
 from benchmarks.jsonl import append_lines, read_lines
 from benchmarks.machine import machine_id
 
@@ -174,7 +174,8 @@ def to_time(contenders: Sequence[Contender], file: KindsFile, passes: int) -> It
 
     Each pass begins with the baseline.
     """
-    steps = {BASELINE: BASELINE, **{c.cost: c.name for c in contenders}}
+    steps = {BASELINE: BASELINE, **{c.cost: c.name for c in contenders if not c.part_costs}}
+    steps |= {cost: _timed_by(cost) for c in contenders for cost in c.part_costs if cost not in steps}
     starts = {head_start_name(c): c.name for c in contenders if c.head_start}
     first = file.next_pass()
     missing = {name: passes - len(file.passes(name)) for name in [*steps, *starts]}
@@ -183,3 +184,8 @@ def to_time(contenders: Sequence[Contender], file: KindsFile, passes: int) -> It
         for name, left in missing.items():
             if left > number and name != BASELINE:
                 yield first + number, "steps" if name in steps else HEAD_START, steps.get(name) or starts[name]
+
+
+def _timed_by(cost: str) -> str:
+    """Name of a contender whose steps give the seconds of a stage."""
+    return next(name for name, contender in CONTENDERS.items() if contender.cost == cost)

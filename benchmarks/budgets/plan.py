@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from benchmarks.accuracy.tasks import Task
-from benchmarks.budgets.build import kind_of_groups
+from benchmarks.budgets.build import IN_STAGE, kind_of_groups, staged_kind
 from benchmarks.budgets.contenders import Contender
 from benchmarks.budgets.kinds import BASELINE, HEAD_START, KindsFile, head_start_name
 from benchmarks.budgets.vcas_control import BATCHES, PROBE
@@ -66,10 +66,12 @@ class Planner:
     def __init__(self, contender: Contender, file: KindsFile, mix: Mapping[str, float] | None = None) -> None:
         self._contender, self._file = contender, file
         self._mix = mix or FULL_SHARE
-        self._names, periods = file.groups(contender.cost)
-        config = contender.config
-        self._schedule = Schedule(periods, config.turns, config.turns_seed)
         self._seconds: dict[str, float] = {}
+        config = contender.config
+        if contender.setting.parts:
+            return
+        self._names, periods = file.groups(contender.cost)
+        self._schedule = Schedule(periods, config.turns, config.turns_seed)
 
     def kinds(self, steps: int) -> dict[str, int]:
         """Number of steps of each kind in a run of ``steps`` steps. A head start is one of them."""
@@ -79,6 +81,9 @@ class Planner:
         if self._contender.setting.kind == "dropbp":
             (kind,) = self._file.kinds(self._contender.cost)
             return {**found, kind: steps}
+        if self._contender.setting.parts:
+            found.update(staged_kind(self._contender, step, steps) for step in range(steps))
+            return dict(found)
         found.update(kind_of_groups(self._names, self._schedule.live(step)) for step in range(steps))
         return dict(found)
 
@@ -103,8 +108,10 @@ class Planner:
     def _seconds_of(self, kind: str) -> float:
         if kind not in self._seconds:
             contender = self._contender
-            setting = head_start_name(contender) if kind == HEAD_START else contender.cost
-            self._seconds[kind] = self._file.charge(setting, kind).seconds
+            setting, of_setting = head_start_name(contender) if kind == HEAD_START else contender.cost, kind
+            if contender.setting.parts and kind != HEAD_START:
+                setting, of_setting = kind.split(IN_STAGE)
+            self._seconds[kind] = self._file.charge(setting, of_setting).seconds
         return self._seconds[kind]
 
     def plan(self, budget: float) -> Plan:

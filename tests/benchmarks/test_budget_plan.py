@@ -115,6 +115,21 @@ def test_vcas_is_planned_by_the_kinds_of_an_earlier_run(file: KindsFile) -> None
     assert abs(found.seconds - 100) <= 1.5
 
 
+def test_each_stage_is_planned_and_charged_by_its_own_kinds(file: KindsFile) -> None:
+    file.append(line("last:2 k4", [["fast", 1], ["slow", 4]], **{"fast": 0.5, "fast + slow": 1.0}), 1, MACHINE)
+    contender = CONTENDERS["top, then ladder"]
+    found = Planner(contender, file).kinds(20)
+    ladder = Planner(LADDER, file).kinds(13)  # the schedule begins again after 35 % of 20 steps
+    assert found == {"last:2 k4: fast": 7, **{f"ladder 1,2,4: {kind}": number for kind, number in ladder.items()}}
+    assert Planner(contender, file).charge(found) == pytest.approx(7 * 0.5 + Planner(LADDER, file).charge(ladder))
+    reverse = Planner(CONTENDERS["ladder, then top"], file).kinds(20)
+    assert reverse == found
+    started = CONTENDERS["ladder, then top + head rate + head start"]
+    assert [name for _, _, name in to_time([started], KindsFile(file.path.parent, "other"), 1)] == [
+        "baseline", "ladder 1,2,4", "last:2 k4", started.name,
+    ]  # fmt: skip
+
+
 def test_what_is_timed_next_begins_with_the_baseline(file: KindsFile) -> None:
     started = dataclasses.replace(LADDER, head_start=True)
     assert not list(to_time([BASELINE, started], file, 3))

@@ -87,6 +87,14 @@ def test_real_runs_are_planned_charged_and_kept(tmp_path: Path, monkeypatch: pyt
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*.jsonl")}
 
 
+@pytest.mark.parametrize("name", ["top, then ladder + head rate + head start", "ladder, then top"])
+def test_runs_with_stages_take_the_planned_kinds_of_steps(name: str, tmp_path: Path) -> None:
+    suite.main(options(tmp_path, "--budgets", "4.0", "--seeds", "1", contenders=["baseline", name]))
+    runs = [r for r in ResultsFile(tmp_path, "tiny", "short").runs if r["method"] == name]
+    (final,) = (result for result in runs if result["role"] == "final")
+    assert {kind.split(": ")[0] for kind in final["kinds"] if ": " in kind} == {"last:2 k4", "ladder 1,2,4"}
+
+
 def test_whole_comparisons_come_first(tmp_path: Path, order: list[Spec]) -> None:
     suite.main(options(tmp_path, "--budgets", "0.5", "1.0", "--seeds", "2", contenders=[*TWO][::-1]))
     grid = [("baseline", 5e-3), ("ladder 1,2,4", 5e-3), ("baseline", 1e-2), ("ladder 1,2,4", 1e-2)]
