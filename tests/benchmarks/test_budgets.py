@@ -87,7 +87,7 @@ def test_real_runs_are_planned_charged_and_kept(tmp_path: Path, monkeypatch: pyt
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*.jsonl")}
 
 
-@pytest.mark.parametrize("name", ["top, then ladder + head rate + head start", "ladder, then top"])
+@pytest.mark.parametrize("name", ["top, then ladder + head rate", "ladder, then top"])
 def test_runs_with_stages_take_the_planned_kinds_of_steps(name: str, tmp_path: Path) -> None:
     suite.main(options(tmp_path, "--budgets", "4.0", "--seeds", "1", contenders=["baseline", name]))
     runs = [r for r in ResultsFile(tmp_path, "tiny", "short").runs if r["method"] == name]
