@@ -13,6 +13,7 @@ from torch.optim import AdamW, Optimizer
 
 from hf_multirate.optim.drift import Basis, extrapolation, real, sample, sign, width
 from hf_multirate.optim.dtensor import local
+from hf_multirate.optim.ratio_sums import Triple, corrections_on_device, ratio_sums
 
 
 @dataclass(frozen=True)
@@ -106,24 +107,35 @@ class AdamDrift:
 
     def gradient_update_products(self, parameters: Sequence[Tensor], group: Mapping[str, Any]) -> list[Tensor | None]:
         """See `hf_multirate.optim.drift.DriftRule`; for large parameters an estimate from a sample."""
+        stepped = [p for p in parameters if p.grad is not None and self._optimizer.state.get(p)]
+        counted = [p for p in stepped if self._optimizer.state[p]["step"].is_cpu]
         products: dict[Tensor, Tensor] = {}
-        stepped = [parameter for parameter in parameters if parameter.grad is not None]
-        for count, members in self._by_count(stepped).items():
+        for count, members in self._by_count(counted).items():
             epsilon, c = _corrections(count, group)
-            widths = [width(parameter) for parameter in members]
-            moments = [self._moments(parameter, group) for parameter in members]
-            first, second = ([sample(pair[i], w) for pair, w in zip(moments, widths, strict=True)] for i in (0, 1))
-            gradients = [sample(local(p.grad), w) for p, w in zip(members, widths, strict=True) if p.grad is not None]
-            first, second, gradients = map(_as_real, (first, second, gradients))
-            updates = list(torch._foreach_sqrt(second))
-            torch._foreach_add_(updates, epsilon)
-            updates = list(torch._foreach_div(first, updates))
-            torch._foreach_mul_(updates, gradients)
-            products |= {
-                p: -sign(group) * c * extrapolation(p) * u.sum(dtype=torch.float32)
-                for p, u in zip(members, updates, strict=True)
-            }
+            sums = self._sums(members, group, epsilon)
+            torch._foreach_mul_(sums, [-sign(group) * c * extrapolation(p) for p in members])
+            products |= zip(members, sums, strict=True)
+        # Fused optimizers keep counts on the device. Reading them would wait for all work that was sent to it.
+        if others := [p for p in stepped if not self._optimizer.state[p]["step"].is_cpu]:
+            counts = torch.stack([self._optimizer.state[p]["step"] for p in others])
+            epsilons, factors = corrections_on_device(counts, group)
+            sums = self._sums(others, group, epsilons.unbind())
+            torch._foreach_mul_(sums, list(factors.unbind()))
+            torch._foreach_mul_(sums, [-sign(group) * extrapolation(p) for p in others])
+            products |= zip(others, sums, strict=True)
         return [products.get(parameter) for parameter in parameters]
+
+    def _sums(
+        self, parameters: Sequence[Tensor], group: Mapping[str, Any], epsilon: float | Sequence[Tensor]
+    ) -> list[Tensor]:
+        """See `hf_multirate.optim.ratio_sums.ratio_sums`; for parameters with a gradient."""
+        widths = [width(parameter) for parameter in parameters]
+        triples: list[Triple] = []
+        for parameter, columns in zip(parameters, widths, strict=True):
+            first, second = (real(sample(moment, columns)) for moment in self._moments(parameter, group))
+            assert parameter.grad is not None  # the caller has checked it
+            triples.append((first, second, real(sample(local(parameter.grad), columns))))
+        return ratio_sums(triples, [columns > 0 for columns in widths], epsilon)
 
     def record_step(self, parameters: Sequence[Tensor], before: Sequence[Tensor], group: Mapping[str, Any]) -> None:
         """See `hf_multirate.optim.drift.DriftRule`; the state of the optimizer is sufficient."""
