@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,9 +35,9 @@ class AdamDrift:
     """Drift along u = m_hat / (sqrt(v_hat) + eps), with the step count of the last gradient of each parameter.
 
     Decoupled weight decay acts at every drift step, at the current learning rate. The rule stores nothing. On a CPU,
-    the fused step of torch moves a parameter in one pass over memory. On other devices, the root of the second moment
-    is a temporary tensor of the size of the parameters. The real and imaginary parts of complex parameters are treated
-    as separate parameters, as in the optimizer.
+    the fused step of torch moves a parameter in one pass over memory. On other devices, there are temporary tensors of
+    `TEMPORARY_BYTES` at once, for the roots of the second moments. The real and imaginary parts of complex parameters
+    are treated as separate parameters, as in the optimizer.
     """
 
     needs_snapshot = False
@@ -94,10 +94,11 @@ class AdamDrift:
                 fuses = factors[p] > 0 and _fusible(group, local(p), *self._moments(p, group))
                 by_kind[factors[p], p.dtype, fuses].append(p)
             for (factor, _, fuses), batch in by_kind.items():
-                first, second = map(list, zip(*(self._moments(p, group) for p in batch), strict=True))
-                counts = [torch.tensor(1e30)] * len(batch) if fuses else None
                 length = -c * factor  # also with maximize, because torch negates the gradient before the moments
-                batches.append(_Batch([local(p) for p in batch], first, second, epsilon, length, decay, counts))
+                for part in [batch] if fuses else _parts(batch):
+                    first, second = map(list, zip(*(self._moments(p, group) for p in part), strict=True))
+                    counts = [torch.tensor(1e30)] * len(part) if fuses else None
+                    batches.append(_Batch([local(p) for p in part], first, second, epsilon, length, decay, counts))
 
         def advance(rate: float) -> None:
             for batch in batches:
@@ -139,6 +140,25 @@ class AdamDrift:
 
     def record_step(self, parameters: Sequence[Tensor], before: Sequence[Tensor], group: Mapping[str, Any]) -> None:
         """See `hf_multirate.optim.drift.DriftRule`; the state of the optimizer is sufficient."""
+
+
+TEMPORARY_BYTES = 1 << 26
+"""Largest size of the temporary tensors of a drift step, unless a single parameter is larger."""
+
+
+def _parts(parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Parts of ``parameters`` of up to `TEMPORARY_BYTES`."""
+    part: list[Tensor] = []
+    filled = 0
+    for parameter in parameters:
+        size = local(parameter).numel() * parameter.element_size()
+        if part and filled + size > TEMPORARY_BYTES:
+            yield part
+            part, filled = [], 0
+        part.append(parameter)
+        filled += size
+    if part:
+        yield part
 
 
 def _values(scalars: Sequence[Tensor]) -> list[float]:
