@@ -153,7 +153,7 @@ def too_many_graphs(model: nn.Module, kinds: int) -> str | None:
     if kinds <= limit or not is_compiled(model):
         return None
     return (
-        f"the rate groups make {kinds} kinds of steps, and each needs a graph of its own, but torch compiles a function "
-        f"at most {limit} times and then runs it without torch.compile. Set torch._dynamo.config.recompile_limit to "
-        f"{2 * kinds}, or use fewer periods."
+        f"the rate groups make {kinds} kinds of steps, and each needs a graph of its own, but torch.compile makes at "
+        f"most {limit} graphs of a function. Further kinds of steps would run uncompiled. Set "
+        f"torch._dynamo.config.recompile_limit = {2 * kinds}, or use fewer periods."
     )
