@@ -76,7 +76,7 @@ class AdamDrift:
                 count = state["step"]
                 objects += (state["exp_avg"], state["exp_avg_sq"], state.get(second), count)
                 # Reading a count from a device would wait for it, so only its version is compared there.
-                values.append(count.item() if count.is_cpu else count._version)
+                values.append(count.item() if is_on_host(count) else count._version)
             else:
                 objects.append(None)
         return Basis(objects, values)
@@ -109,7 +109,7 @@ class AdamDrift:
     def gradient_update_products(self, parameters: Sequence[Tensor], group: Mapping[str, Any]) -> list[Tensor | None]:
         """See `hf_multirate.optim.drift.DriftRule`; for large parameters an estimate from a sample."""
         stepped = [p for p in parameters if p.grad is not None and self._optimizer.state.get(p)]
-        counted = [p for p in stepped if self._optimizer.state[p]["step"].is_cpu]
+        counted = [p for p in stepped if is_on_host(self._optimizer.state[p]["step"])]
         products: dict[Tensor, Tensor] = {}
         for count, members in self._by_count(counted).items():
             epsilon, c = _corrections(count, group)
@@ -117,7 +117,7 @@ class AdamDrift:
             torch._foreach_mul_(sums, [-sign(group) * c * extrapolation(p) for p in members])
             products |= zip(members, sums, strict=True)
         # Fused optimizers keep counts on the device. Reading them would wait for all work that was sent to it.
-        if others := [p for p in stepped if not self._optimizer.state[p]["step"].is_cpu]:
+        if others := [p for p in stepped if not is_on_host(self._optimizer.state[p]["step"])]:
             counts = torch.stack([self._optimizer.state[p]["step"] for p in others])
             epsilons, factors = corrections_on_device(counts, group)
             sums = self._sums(others, group, epsilons.unbind())
@@ -159,6 +159,11 @@ def _parts(parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:
         filled += size
     if part:
         yield part
+
+
+def is_on_host(count: Tensor) -> bool:
+    """Whether a step count can be read without waiting for a device."""
+    return count.device.type == "cpu"
 
 
 def _values(scalars: Sequence[Tensor]) -> list[float]:
