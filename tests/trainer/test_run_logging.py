@@ -26,6 +26,7 @@ from hf_multirate.reporting.run_record import FILE, FORMAT, checksum, read_recor
 from hf_multirate.trainer.log_values import BlockEntries
 from tests.support.runs import CONFIG, DEFAULTS, FIVE, PERIOD, arguments, example, history, trainer_for
 from tests.support.tiny import FAMILIES
+from tests.support.waits import Waits
 
 
 class Clock:
