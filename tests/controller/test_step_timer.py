@@ -114,4 +114,4 @@ def test_a_model_on_a_gpu_is_timed_there() -> None:
     assert gpu_of(model) is None
     assert gpu_of(nn.ReLU()) is None
     with FakeTensorMode():
-        assert gpu_of(nn.Linear(1, 1, device="cuda")) == torch.device("cuda", 0)
+        assert gpu_of(nn.ParameterList([torch.empty(1, device="cuda")])) == torch.device("cuda", 0)
