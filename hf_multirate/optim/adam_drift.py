@@ -13,6 +13,7 @@ from torch.optim import AdamW, Optimizer
 
 from hf_multirate.optim.drift import Basis, extrapolation, real, sample, sign, width
 from hf_multirate.optim.dtensor import local
+from hf_multirate.optim.on_host import is_on_host
 from hf_multirate.optim.ratio_sums import Triple, corrections_on_device, ratio_sums
 
 
@@ -159,11 +160,6 @@ def _parts(parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:
         filled += size
     if part:
         yield part
-
-
-def is_on_host(count: Tensor) -> bool:
-    """Whether a step count can be read without waiting for a device."""
-    return count.device.type == "cpu"
 
 
 def _values(scalars: Sequence[Tensor]) -> list[float]:

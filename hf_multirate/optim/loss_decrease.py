@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from hf_multirate.config.schedule import Schedule, Step
 from hf_multirate.optim.learning_rates import LearningRates
+from hf_multirate.optim.on_host import is_on_host
 from hf_multirate.optim.update_group import InnerProducts, UpdateGroup
 
 
@@ -106,7 +107,7 @@ class LossDecreaseAverages:
         self._unread: list[_Unread] = []
 
     def add_later(self, names: Sequence[str], products: InnerProducts, rate: float, age: int) -> None:
-        """Add decreases of updates that are ``age`` steps old, which `take` reads from the device.
+        """Add decreases of updates that are ``age`` steps old, which `take` reads from a device.
 
         Args:
             names: Names of the parameters of ``products``.
@@ -115,7 +116,7 @@ class LossDecreaseAverages:
             age: Age of the updates in steps.
         """
         self._unread.append(_Unread(names, products, rate, age))
-        if len(self._unread) > MAX_UNREAD:
+        if len(self._unread) > MAX_UNREAD or is_on_host(products.sums):
             self._read()
 
     def _read(self) -> None:

@@ -20,6 +20,7 @@ from hf_multirate.model.auto_periods import block_groups
 from hf_multirate.model.blocks import blocks_of
 from hf_multirate.model.cost_model import backward_costs, layers_of
 from hf_multirate.model.partition import assign
+from hf_multirate.optim import loss_decrease
 from hf_multirate.optim.loss_decrease import MAX_UNREAD, BlockLossDecrease, LossDecreaseAverages
 from hf_multirate.optim.update_group import InnerProducts
 from hf_multirate.reporting.run_record import FILE, FORMAT, checksum, read_record
@@ -169,7 +170,8 @@ def test_a_step_that_overflows_has_no_loss_decrease() -> None:
     assert averages.take({"a": "x", "b": "x"})["x"].decrease == 3.0 + 1.5
 
 
-def test_decreases_are_read_together_when_they_are_taken() -> None:
+def test_decreases_on_a_device_are_read_together_when_they_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loss_decrease, "is_on_host", lambda tensor: False)
     averages, names = LossDecreaseAverages(), ["a", "b"]
     parameters = [torch.zeros(1), torch.zeros(1)]
     with Waits() as waits:
@@ -182,7 +184,8 @@ def test_decreases_are_read_together_when_they_are_taken() -> None:
     assert waits.number == {"tolist": 1}
 
 
-def test_decreases_that_no_log_takes_are_bounded() -> None:
+def test_decreases_that_no_log_takes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loss_decrease, "is_on_host", lambda tensor: False)
     averages = LossDecreaseAverages()
     for _ in range(2 * MAX_UNREAD + 3):
         averages.add_later(["a"], InnerProducts([torch.zeros(1)], torch.ones(1), 1.0), 1.0, 1)

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import TrainerCallback
 
 from hf_multirate import MultirateConfig
-from hf_multirate.optim import adam_drift
+from hf_multirate.optim import adam_drift, loss_decrease
 from tests.support.runs import trainer_for
 from tests.support.waits import WaitsOfSteps
 
@@ -22,9 +22,10 @@ SETTINGS: dict[str, Any] = {"max_steps": STEPS, "logging_strategy": "no", "optim
 
 
 @pytest.fixture(autouse=True)
-def _counts_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fused optimizers keep step counts on the device of the parameters: here they are treated so."""
-    monkeypatch.setattr(adam_drift, "is_on_host", lambda count: False)
+def _as_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors are treated as on a GPU, step counts too, which fused optimizers keep there."""
+    for module in (adam_drift, loss_decrease):
+        monkeypatch.setattr(module, "is_on_host", lambda tensor: False)
 
 
 def waits(folder: Path, config: MultirateConfig | None, **settings: Any) -> list[Any]:
