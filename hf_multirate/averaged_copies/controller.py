@@ -26,6 +26,7 @@ from hf_multirate.controller.guards import (
     unwrap_optimizer,
 )
 from hf_multirate.optim.optimizer_check import check_optimizer, require_rates
+from hf_multirate.optim.skipped_step import Overflow
 from hf_multirate.optim.step_hooks import StepHooks
 
 
@@ -63,6 +64,7 @@ class AveragedCopies:
         self._steps: StepHooks | None = None
         self._save_hooks: list[Any] = []
         self._rates: list[Any] = []
+        self._overflow: Overflow | None = None
 
     def attach(self, model: nn.Module, optimizer: Optimizer) -> AveragedCopies:
         """Attach to ``model`` and ``optimizer`` until `detach`. All copies start with the values of the model.
@@ -115,6 +117,7 @@ class AveragedCopies:
             "_save_hooks": [],
             "_steps": None,
             "_rates": [],
+            "_overflow": None,
         }
         return attributes | detached | {"_begun": False, "_inside": False}
 
@@ -207,6 +210,7 @@ class AveragedCopies:
 
     def _before_optimizer_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         del args, kwargs
+        self._overflow = Overflow(optimizer)
         if self.step is None or not self._begun:
             if all(parameter.grad is None for group in optimizer.param_groups for parameter in group["params"]):
                 return  # the training step skipped its batch, so nothing moves
@@ -221,7 +225,8 @@ class AveragedCopies:
             group["lr"] = group["lr"] * self.config.periods[copy]
 
     def _after_optimizer_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        del args, kwargs
+        del optimizer, args, kwargs
+        overflow, self._overflow = self._overflow, None
         self._restore_rates()
         if not self._begun:
             return
@@ -230,9 +235,7 @@ class AveragedCopies:
         for hook in self._save_hooks:
             hook.remove()
         self._save_hooks = []
-        # A gradient scaler sets this attribute for optimizers that skip a step themselves, such as fused AdamW.
-        overflow = vars(optimizer).get("found_inf")
-        if overflow is not None and overflow.item():
+        if overflow is not None and overflow.found():
             return
         assert self.step is not None  # checked before the step
         self.applied_steps += 1

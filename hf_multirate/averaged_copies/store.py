@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -45,9 +46,10 @@ class CopyStore:
         """Put the values and the optimizer state of ``copy`` into the model and its optimizer."""
         if copy == self.shown:
             return
-        for name, tensor in self._tensors.items():
-            self._values[self.shown][name].copy_(tensor)
-            tensor.copy_(self._values[copy][name])
+        for names in _by_kind(self._tensors):
+            tensors = [self._tensors[name] for name in names]
+            torch._foreach_copy_([self._values[self.shown][name] for name in names], tensors)
+            torch._foreach_copy_(tensors, [self._values[copy][name] for name in names])
         state = self._optimizer.state
         for parameter in self._parameters.values():
             if parameter in state:
@@ -65,15 +67,19 @@ class CopyStore:
             momenta: See `hf_multirate.CopiesConfig`.
             buffers: See `hf_multirate.CopiesConfig`.
         """
-        for name, tensor in self._tensors.items():
-            if name in self._buffers and (buffers == "keep" or not _is_continuous(tensor)):
-                continue
-            others = [self._values[copy][name] for copy in merged[1:]]
+        averaged = {
+            name: tensor
+            for name, tensor in self._tensors.items()
+            if name not in self._buffers or (buffers != "keep" and _is_continuous(tensor))
+        }
+        for names in _by_kind(averaged):
+            tensors = [averaged[name] for name in names]
+            others = [[self._values[copy][name] for name in names] for copy in merged[1:]]
             for other in others:
-                tensor.add_(other)
-            tensor.div_(len(merged))
+                torch._foreach_add_(tensors, other)
+            torch._foreach_div_(tensors, float(len(merged)))
             for other in others:
-                other.copy_(tensor)
+                torch._foreach_copy_(other, tensors)
         for parameter in self._parameters.values():
             states = [self._state(copy, parameter) for copy in merged]
             if momenta == "average":
@@ -108,20 +114,42 @@ class CopyStore:
         for tensors, values in zip(self._values[1:], saved["values"], strict=True):
             for name, tensor in tensors.items():
                 tensor.copy_(values[name])
+        by_parameter = {p: group for group in self._optimizer.param_groups for p in group["params"]}
         self._states[1:] = [
-            {self._parameters[name]: _on_device(state, self._parameters[name]) for name, state in states.items()}
+            {
+                self._parameters[name]: on_device(state, self._parameters[name], by_parameter[self._parameters[name]])
+                for name, state in states.items()
+            }
             for states in saved["states"]
         ]
 
 
-def _on_device(state: Mapping[str, Any], parameter: Tensor) -> State:
-    """A copy of ``state`` with tensors on the device of ``parameter``; step counts stay on their device."""
+def on_device(state: Mapping[str, Any], parameter: Tensor, settings: Mapping[str, Any]) -> State:
+    """A copy of the optimizer state of ``parameter`` with tensors on the device where the optimizer needs them.
+
+    As in ``load_state_dict`` of torch, a step count is on the device of the parameter only if the optimizer is fused
+    or capturable.
+
+    Args:
+        state: The state, which may be on another device.
+        parameter: The parameter.
+        settings: The parameter group of the optimizer.
+    """
+    counts_on_device = settings.get("fused") or settings.get("capturable")
     return {
-        key: value.to(parameter.device if value.dim() else value.device, copy=True)
+        key: value.to(parameter.device if value.dim() or counts_on_device else value.device, copy=True)
         if isinstance(value, Tensor)
         else value
         for key, value in state.items()
     }
+
+
+def _by_kind(tensors: Mapping[str, Tensor]) -> list[list[str]]:
+    """The names of tensors by device and dtype: torch handles such tensors in one call on a GPU."""
+    kinds: dict[object, list[str]] = defaultdict(list)
+    for name, tensor in tensors.items():
+        kinds[tensor.device, tensor.dtype].append(name)
+    return list(kinds.values())
 
 
 def _is_continuous(tensor: Tensor) -> bool:

@@ -188,7 +188,9 @@ class ActivationCache(StepPart):
         tensors = [tensor for tensor in found if tensor is not None]
         if len(tensors) < len(found):
             return None
-        kept = put_together(tensors, rows.places, rows.width).to(recording.device)
+        # From pinned memory, the batch is copied to a GPU while the host goes on.
+        pinned = recording.device is not None and recording.device.type == "cuda"
+        kept = put_together(tensors, rows.places, rows.width, pinned=pinned).to(recording.device, non_blocking=pinned)
         if recording.channels_last:
             kept = kept.contiguous(memory_format=torch.channels_last)
         return recording, kept
@@ -265,7 +267,9 @@ class ActivationCache(StepPart):
         self._switched = []
 
 
-def put_together(tensors: Sequence[Tensor], places: Sequence[Place] | None, width: int) -> Tensor:
+def put_together(
+    tensors: Sequence[Tensor], places: Sequence[Place] | None, width: int, *, pinned: bool = False
+) -> Tensor:
     """A batch of kept rows, with zeros at padded positions.
 
     Attention gives padded positions the weight 0, so that any finite value will do.
@@ -274,10 +278,13 @@ def put_together(tensors: Sequence[Tensor], places: Sequence[Place] | None, widt
         tensors: The kept rows.
         places: Positions of each row in the batch; None if rows are kept whole.
         width: Number of positions.
+        pinned: Whether the batch is in pinned memory, which needs a GPU.
     """
+    dtype, sizes = tensors[0].dtype, tensors[0].shape
     if places is None:
-        return torch.stack(list(tensors))
-    batch = torch.zeros((len(tensors), width, *tensors[0].shape[1:]), dtype=tensors[0].dtype)
+        batch = torch.empty((len(tensors), *sizes), dtype=dtype, pin_memory=pinned)
+        return torch.stack(list(tensors), out=batch)
+    batch = torch.zeros((len(tensors), width, *sizes[1:]), dtype=dtype, pin_memory=pinned)
     for row, (place, tensor) in enumerate(zip(places, tensors, strict=True)):
         batch[row, place] = tensor
     return batch

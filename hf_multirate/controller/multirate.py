@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from copy import copy
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -20,6 +21,7 @@ from hf_multirate.config.validation import require_step, wrong_type
 from hf_multirate.controller.frozen_groups import WRAPPED_TOO_EARLY, FrozenGroups
 from hf_multirate.controller.guards import check_unattached, require_model, unwrap_optimizer
 from hf_multirate.controller.run_stages import Attachment, RunStages
+from hf_multirate.controller.step_span import DeviceSpan, gpu_of
 from hf_multirate.controller.step_timer import StepTimer
 from hf_multirate.model.partition import Partition
 from hf_multirate.model.stages import SettledStage
@@ -153,7 +155,9 @@ class Multirate:
         except BaseException:
             self._frozen.detach()
             raise
-        self.timing = StepTimer(self._run.speedup, full_cost=costs.full)
+        gpu = gpu_of(model)
+        span = None if gpu is None else partial(DeviceSpan, gpu)
+        self.timing = StepTimer(self._run.speedup, full_cost=costs.full, span=span)
         self.applied_steps, self._step = 0, None
         return self
 

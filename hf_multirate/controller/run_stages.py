@@ -22,7 +22,13 @@ from hf_multirate.controller.step_pipeline import Members, StepPipeline
 from hf_multirate.model.cost_model import StepCosts
 from hf_multirate.model.describe import describe, describe_stages
 from hf_multirate.model.partition import Partition, left_out
-from hf_multirate.model.setup_warnings import drops_layers, warn_of_lost_steps, warn_of_tied_head, warn_of_towers
+from hf_multirate.model.setup_warnings import (
+    drops_layers,
+    too_many_graphs,
+    warn_of_lost_steps,
+    warn_of_tied_head,
+    warn_of_towers,
+)
 from hf_multirate.model.stages import SettledStage, factors_of_run, settle_stages, speedup_of_stages
 from hf_multirate.model.unwrap import canonical_parameters, unwrap_model
 from hf_multirate.optim.state_check import check_state
@@ -125,6 +131,7 @@ class RunStages:
         for stage in self.settled:
             warn(left_out(stage.given, stage.config))
         warn(drops_layers(unwrap_model(attachment.model)) if self.skips_backward else None)
+        warn(too_many_graphs(attachment.model, sum(len(stage.config.schedule.kinds) for stage in self.settled)))
         first, *later = self.settled
         checked = []
         for stage in later:  # made once, so that their errors are raised before training

@@ -28,6 +28,7 @@ from hf_multirate.optim.adalora import AdaLoraUpdate, rank_allocators
 from hf_multirate.optim.learning_rates import LearningRates
 from hf_multirate.optim.optimizer_check import check_optimizer, require_rates
 from hf_multirate.optim.random_subsets import RandomSubsets
+from hf_multirate.optim.skipped_step import Overflow
 from hf_multirate.optim.state_check import check_state
 from hf_multirate.optim.step_hooks import StepHooks
 from hf_multirate.optim.updater import ParameterUpdater, moves_parameters
@@ -103,6 +104,7 @@ class StepPipeline:
         self._afters = [p.after_step for p in self._parts if type(p).after_step is not StepPart.after_step]
         self._ends = [p.end for p in self._parts if type(p).end is not StepPart.end]
         self._inside = self._has_gradients = False
+        self._overflow: Overflow | None = None
         self._open, self._within = ExitStack(), ExitStack()
         self._hooks = StepHooks(optimizer, self._before_step, self._after_step)
         self._save_hooks = before_save_or_eval(model, self._open.close)
@@ -210,9 +212,9 @@ class StepPipeline:
             self._synced.synchronize()
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        del optimizer
         self._end_pass()
         self._has_gradients = False
+        self._overflow = Overflow(optimizer)
         if self.step is None:
             if all(parameter.grad is None for parameter in self._parameters.values()):
                 return  # the training step skipped its batch, so nothing moves
@@ -232,17 +234,15 @@ class StepPipeline:
         self._has_gradients = all(before(step) for before in self._befores)
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        del args, kwargs
-        step = self.step
+        del optimizer, args, kwargs
+        step, overflow = self.step, self._overflow
+        self._overflow = None
         if step is None:
             return
         self.step = None
         if not self._has_gradients and step.full:
             return  # without gradients a full step does not count: the next step is a full step
-
-        # A gradient scaler sets this attribute for optimizers that skip a step themselves, such as fused AdamW.
-        overflow = vars(optimizer).get("found_inf")
-        if overflow is None or not overflow.item():
+        if overflow is None or not overflow.found():
             if self._has_gradients:
                 for after in self._afters:
                     after(step)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import time
 from array import array
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
+
+from hf_multirate.controller.step_span import StepSpan
 
 
 @dataclass
@@ -33,11 +37,11 @@ class _Kind:
 
 
 class StepTimer:
-    """Wall-clock seconds of applied steps, separately for full and fast steps.
+    """Seconds of applied steps, separately for full and fast steps.
 
-    A step is timed from the start of its first micro-batch to the end of ``optimizer.step()``. The clock
-    does not wait for an accelerator, so single times are not reliable there. Means over many steps are
-    correct if the host waits for the device once per step, as Trainer does when it reads the loss.
+    A step is timed from the start of its first micro-batch to the end of ``optimizer.step()``. On a CUDA device, the
+    device does so itself, see `hf_multirate.controller.step_span`; a step counts once it has ended there. Elsewhere
+    it is the time of the host, which is that of the device only on a CPU.
 
     Args:
         speedup_predicted: Speed-up predicted by the cost model, repeated in the summary.
@@ -45,6 +49,7 @@ class StepTimer:
         full_cost: Predicted cost of a full step, as a share of a step of standard training. It is below 1 if some
             parameters never get a gradient. No step of the run is one of standard training then, and the measured
             speed-ups are None.
+        span: Begins the time of a step on a device; None to read ``clock``.
     """
 
     def __init__(
@@ -52,11 +57,16 @@ class StepTimer:
         speedup_predicted: float = 1.0,
         clock: Callable[[], float] = time.perf_counter,
         full_cost: float = 1.0,
+        span: Callable[[], StepSpan] | None = None,
     ) -> None:
         self.speedup_predicted = speedup_predicted
         self.full_cost = full_cost
-        self.seconds, self.full = array("d"), bytearray()
-        """Seconds of each step, and whether it was a full step: nine bytes per step, for the record of the run."""
+        self._begin_span = span
+        self._span: StepSpan | None = None
+        self._unread: deque[tuple[StepSpan, bool, float]] = deque()
+        """Steps that may not have ended on the device: their time, whether they are full, and predicted cost."""
+        # Nine bytes per step, for the record of the run.
+        self._seconds, self._full = array("d"), bytearray()
         self._outside: dict[str, float] = {}
         self._since: dict[str, float] = {}
         """Start time of the present activity outside of steps, by purpose; at most one entry."""
@@ -70,6 +80,7 @@ class StepTimer:
         """Start timing a step, at its first micro-batch."""
         self._started = self._clock()
         self._begun = self._started if self._begun is None else self._begun
+        self._span = None if self._begin_span is None else self._begin_span()
 
     def stop(self, *, full: bool, predicted_cost: float = 1.0) -> None:
         """Stop timing a step, after the optimizer has applied it.
@@ -78,10 +89,46 @@ class StepTimer:
             full: Whether it was a full step.
             predicted_cost: Predicted cost as a share of a step of standard training.
         """
-        seconds = self._clock() - self._started
-        self.seconds.append(seconds)
-        self.full.append(full)
+        span, self._span = self._span, None
+        if span is None:
+            self._add(self._clock() - self._started, full, predicted_cost)
+            return
+        span.end()
+        self._unread.append((span, full, predicted_cost))
+        self._read()
+
+    def _add(self, seconds: float, full: bool, predicted_cost: float) -> None:
+        self._seconds.append(seconds)
+        self._full.append(full)
         self._kinds[full].add(seconds, predicted_cost)
+
+    def _read(self, *, wait: bool = False) -> dict[bool, _Kind]:
+        """Add the steps that have ended on the device; with ``wait``, all steps. Returns the sums by kind."""
+        while self._unread:
+            span, full, predicted_cost = self._unread[0]
+            seconds = span.seconds(wait=wait)
+            if seconds is None:
+                break
+            self._unread.popleft()
+            self._add(seconds, full, predicted_cost)
+        return self._kinds
+
+    def __getstate__(self) -> dict[str, Any]:
+        """State for copies and pickles, without the step that is running on the device."""
+        self._read()
+        return vars(self) | {"_unread": deque(), "_span": None}
+
+    @property
+    def seconds(self) -> Sequence[float]:
+        """Seconds of each step. Waits for the device."""
+        self._read(wait=True)
+        return self._seconds
+
+    @property
+    def full(self) -> Sequence[int]:
+        """Whether each step was a full step, as 0 or 1. Waits for the device."""
+        self._read(wait=True)
+        return self._full
 
     @contextmanager
     def outside_step(self, purpose: str) -> Iterator[None]:
@@ -114,16 +161,17 @@ class StepTimer:
 
     def finish(self) -> None:
         """Stop the clock of `elapsed` at the end of training."""
+        self._read(wait=True)
         self._elapsed = self.elapsed
 
     @property
     def in_steps(self) -> float:
         """Total seconds of all steps."""
-        return sum(kind.seconds for kind in self._kinds.values())
+        return sum(kind.seconds for kind in self._read().values())
 
     def mean(self, *, full: bool) -> float | None:
         """Mean seconds of full or fast steps; None without such a step."""
-        kind = self._kinds[full]
+        kind = self._read()[full]
         if kind.number <= 1:
             return kind.first if kind.number else None
         # The first step of a kind is left out, because it allocates memory and compiles.
@@ -131,18 +179,18 @@ class StepTimer:
 
     def counted(self, *, full: bool) -> int:
         """Number of full or fast steps."""
-        return self._kinds[full].number
+        return self._read()[full].number
 
     def predicted_cost(self, *, full: bool) -> float:
         """Mean predicted cost of full or fast steps so far, as a share of a step of standard training."""
-        kind = self._kinds[full]
+        kind = self._read()[full]
         return kind.predicted_cost / kind.number if kind.number else self.full_cost
 
     @property
     def predicted_so_far(self) -> float:
         """Speed-up that the cost model predicts for the steps taken so far."""
-        cost = sum(kind.predicted_cost for kind in self._kinds.values())
-        return sum(kind.number for kind in self._kinds.values()) / cost if cost else 1.0
+        cost = sum(kind.predicted_cost for kind in self._read().values())
+        return sum(kind.number for kind in self._read().values()) / cost if cost else 1.0
 
     def summary(self) -> dict[str, float | int | None]:
         """Numbers of steps, mean seconds per step by kind, and speed-ups relative to full steps.

@@ -91,8 +91,7 @@ class _BucketInFlight:
         _check_dense(parameters)
         self._parameters = parameters
         pieces = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        present = torch.tensor([p.grad is not None for p in parameters], device=pieces[0].device)
-        flat = torch.cat([*(piece.reshape(-1) for piece in pieces), present.to(pieces[0].dtype)])
+        flat = torch.cat([*(piece.reshape(-1) for piece in pieces), _flags(parameters, pieces[0])])
         # Divided before the sum, as in DDP, because a sum of half-precision gradients could overflow.
         self._flat = flat.to(flat.dtype if wire is None or flat.is_complex() else wire).div_(group.size())
         self._work = dist.all_reduce(self._flat, group=group, async_op=True)
@@ -106,11 +105,25 @@ class _BucketInFlight:
         *averages, present = torch.split(self._flat, [*sizes, len(sizes)])
         # Reading the flags waits for the GPU, so they are read only if a gradient is missing.
         flags = present.tolist() if any(p.grad is None for p in self._parameters) else [1.0] * len(sizes)
-        for p, average, is_present in zip(self._parameters, averages, flags, strict=True):
-            if p.grad is not None:
-                p.grad.copy_(average.view_as(p))
-            elif is_present:
-                p.grad = average.view_as(p).to(p.dtype, copy=True)
+        pairs = [(p.grad, average.view_as(p)) for p, average in zip(self._parameters, averages, strict=True)]
+        gradients = [gradient for gradient, _ in pairs if gradient is not None]
+        if gradients:
+            torch._foreach_copy_(gradients, [average for gradient, average in pairs if gradient is not None])
+        for p, (gradient, average), is_present in zip(self._parameters, pairs, flags, strict=True):
+            if gradient is None and is_present:
+                p.grad = average.to(p.dtype, copy=True)
+
+
+def _flags(parameters: Sequence[nn.Parameter], like: torch.Tensor) -> torch.Tensor:
+    """One number for each parameter, on the device and in the dtype of ``like``: 1 if it has a gradient, else 0.
+
+    A list of numbers is not copied to the device, because the host would wait for all of backward so far.
+    """
+    flags = like.new_ones(len(parameters))
+    for i, parameter in enumerate(parameters):
+        if parameter.grad is None:
+            flags[i].zero_()
+    return flags
 
 
 def _check_dense(parameters: Sequence[nn.Parameter]) -> None:

@@ -13,7 +13,7 @@ from hf_multirate.config.config import MultirateConfig
 from hf_multirate.config.rate_group import parse_preset, place_in
 from hf_multirate.model.cost_model import boundary, layers_of
 from hf_multirate.model.stacks import comparable_stacks, find_stack
-from hf_multirate.model.unwrap import canonical_name, canonical_parameters
+from hf_multirate.model.unwrap import canonical_name, canonical_parameters, is_compiled
 
 
 logger = logging.getLogger(__name__)
@@ -139,4 +139,21 @@ def drops_layers(model: nn.Module) -> str | None:
         f"the configuration of the model drops layers at random ({settings}): a slow layer that is dropped at its "
         "refresh gets no gradient and is not updated until the next one. Set layerdrop to 0 for a gradient at every "
         "refresh."
+    )
+
+
+def too_many_graphs(model: nn.Module, kinds: int) -> str | None:
+    """Warning for a compiled model that needs more graphs than torch compiles; None if there is no such problem.
+
+    Args:
+        model: The model with its wrappers.
+        kinds: Number of kinds of steps, each of which needs a graph.
+    """
+    limit: int = torch._dynamo.config.recompile_limit
+    if kinds <= limit or not is_compiled(model):
+        return None
+    return (
+        f"the rate groups make {kinds} kinds of steps, and each needs a graph of its own, but torch.compile makes at "
+        f"most {limit} graphs of a function. Further kinds of steps would run uncompiled. Set "
+        f"torch._dynamo.config.recompile_limit = {2 * kinds}, or use fewer periods."
     )

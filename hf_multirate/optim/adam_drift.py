@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,8 @@ from torch.optim import AdamW, Optimizer
 
 from hf_multirate.optim.drift import Basis, extrapolation, real, sample, sign, width
 from hf_multirate.optim.dtensor import local
+from hf_multirate.optim.on_host import is_on_host
+from hf_multirate.optim.ratio_sums import Triple, corrections_on_device, ratio_sums
 
 
 @dataclass(frozen=True)
@@ -34,9 +36,9 @@ class AdamDrift:
     """Drift along u = m_hat / (sqrt(v_hat) + eps), with the step count of the last gradient of each parameter.
 
     Decoupled weight decay acts at every drift step, at the current learning rate. The rule stores nothing. On a CPU,
-    the fused step of torch moves a parameter in one pass over memory. On other devices, the root of the second moment
-    is a temporary tensor of the size of the parameters. The real and imaginary parts of complex parameters are treated
-    as separate parameters, as in the optimizer.
+    the fused step of torch moves a parameter in one pass over memory. On other devices, there are temporary tensors of
+    `TEMPORARY_BYTES` at once, for the roots of the second moments. The real and imaginary parts of complex parameters
+    are treated as separate parameters, as in the optimizer.
     """
 
     needs_snapshot = False
@@ -75,7 +77,7 @@ class AdamDrift:
                 count = state["step"]
                 objects += (state["exp_avg"], state["exp_avg_sq"], state.get(second), count)
                 # Reading a count from a device would wait for it, so only its version is compared there.
-                values.append(count.item() if count.is_cpu else count._version)
+                values.append(count.item() if is_on_host(count) else count._version)
             else:
                 objects.append(None)
         return Basis(objects, values)
@@ -93,10 +95,11 @@ class AdamDrift:
                 fuses = factors[p] > 0 and _fusible(group, local(p), *self._moments(p, group))
                 by_kind[factors[p], p.dtype, fuses].append(p)
             for (factor, _, fuses), batch in by_kind.items():
-                first, second = map(list, zip(*(self._moments(p, group) for p in batch), strict=True))
-                counts = [torch.tensor(1e30)] * len(batch) if fuses else None
                 length = -c * factor  # also with maximize, because torch negates the gradient before the moments
-                batches.append(_Batch([local(p) for p in batch], first, second, epsilon, length, decay, counts))
+                for part in [batch] if fuses else _parts(batch):
+                    first, second = map(list, zip(*(self._moments(p, group) for p in part), strict=True))
+                    counts = [torch.tensor(1e30)] * len(part) if fuses else None
+                    batches.append(_Batch([local(p) for p in part], first, second, epsilon, length, decay, counts))
 
         def advance(rate: float) -> None:
             for batch in batches:
@@ -106,27 +109,57 @@ class AdamDrift:
 
     def gradient_update_products(self, parameters: Sequence[Tensor], group: Mapping[str, Any]) -> list[Tensor | None]:
         """See `hf_multirate.optim.drift.DriftRule`; for large parameters an estimate from a sample."""
+        stepped = [p for p in parameters if p.grad is not None and self._optimizer.state.get(p)]
+        counted = [p for p in stepped if is_on_host(self._optimizer.state[p]["step"])]
         products: dict[Tensor, Tensor] = {}
-        stepped = [parameter for parameter in parameters if parameter.grad is not None]
-        for count, members in self._by_count(stepped).items():
+        for count, members in self._by_count(counted).items():
             epsilon, c = _corrections(count, group)
-            widths = [width(parameter) for parameter in members]
-            moments = [self._moments(parameter, group) for parameter in members]
-            first, second = ([sample(pair[i], w) for pair, w in zip(moments, widths, strict=True)] for i in (0, 1))
-            gradients = [sample(local(p.grad), w) for p, w in zip(members, widths, strict=True) if p.grad is not None]
-            first, second, gradients = map(_as_real, (first, second, gradients))
-            updates = list(torch._foreach_sqrt(second))
-            torch._foreach_add_(updates, epsilon)
-            updates = list(torch._foreach_div(first, updates))
-            torch._foreach_mul_(updates, gradients)
-            products |= {
-                p: -sign(group) * c * extrapolation(p) * u.sum(dtype=torch.float32)
-                for p, u in zip(members, updates, strict=True)
-            }
+            sums = self._sums(members, group, epsilon)
+            torch._foreach_mul_(sums, [-sign(group) * c * extrapolation(p) for p in members])
+            products |= zip(members, sums, strict=True)
+        # Fused optimizers keep counts on the device. Reading them would wait for all work that was sent to it.
+        if others := [p for p in stepped if not is_on_host(self._optimizer.state[p]["step"])]:
+            counts = torch.stack([self._optimizer.state[p]["step"] for p in others])
+            epsilons, factors = corrections_on_device(counts, group)
+            sums = self._sums(others, group, epsilons.unbind())
+            torch._foreach_mul_(sums, list(factors.unbind()))
+            torch._foreach_mul_(sums, [-sign(group) * extrapolation(p) for p in others])
+            products |= zip(others, sums, strict=True)
         return [products.get(parameter) for parameter in parameters]
+
+    def _sums(
+        self, parameters: Sequence[Tensor], group: Mapping[str, Any], epsilon: float | Sequence[Tensor]
+    ) -> list[Tensor]:
+        """See `hf_multirate.optim.ratio_sums.ratio_sums`; for parameters with a gradient."""
+        widths = [width(parameter) for parameter in parameters]
+        triples: list[Triple] = []
+        for parameter, columns in zip(parameters, widths, strict=True):
+            first, second = (real(sample(moment, columns)) for moment in self._moments(parameter, group))
+            assert parameter.grad is not None  # the caller has checked it
+            triples.append((first, second, real(sample(local(parameter.grad), columns))))
+        return ratio_sums(triples, [columns > 0 for columns in widths], epsilon)
 
     def record_step(self, parameters: Sequence[Tensor], before: Sequence[Tensor], group: Mapping[str, Any]) -> None:
         """See `hf_multirate.optim.drift.DriftRule`; the state of the optimizer is sufficient."""
+
+
+TEMPORARY_BYTES = 1 << 26
+"""Largest size of the temporary tensors of a drift step, unless a single parameter is larger."""
+
+
+def _parts(parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Parts of ``parameters`` of up to `TEMPORARY_BYTES`."""
+    part: list[Tensor] = []
+    filled = 0
+    for parameter in parameters:
+        size = local(parameter).numel() * parameter.element_size()
+        if part and filled + size > TEMPORARY_BYTES:
+            yield part
+            part, filled = [], 0
+        part.append(parameter)
+        filled += size
+    if part:
+        yield part
 
 
 def _values(scalars: Sequence[Tensor]) -> list[float]:

@@ -24,7 +24,7 @@ def full_sums(sums: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
     Returns:
         A tensor of shape ``(len(parameters),)``, equal in all processes.
     """
-    result = torch.stack(list(sums))
+    full = list(sums)
     kinds: dict[tuple[object, tuple[object, ...]], list[int]] = {}
     for i, parameter in enumerate(parameters):
         if isinstance(parameter, DTensor):
@@ -33,8 +33,12 @@ def full_sums(sums: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
         like = parameters[indices[0]]
         assert isinstance(like, DTensor)  # kinds holds only indices of DTensors
         adds = [Partial() if placement.is_shard() else Replicate() for placement in like.placements]
-        result[indices] = DTensor.from_local(result[indices], like.device_mesh, adds, run_check=False).full_tensor()
-    return result
+        # Stacked here, because a list of indices would be copied to the device, for which the host waits.
+        shards = torch.stack([sums[i] for i in indices])
+        added = DTensor.from_local(shards, like.device_mesh, adds, run_check=False).full_tensor()
+        for i, value in zip(indices, added.unbind(), strict=True):
+            full[i] = value
+    return torch.stack(full)
 
 
 def full_tensor(shard: Tensor, like: Tensor) -> Tensor:

@@ -6,13 +6,16 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hf_multirate.config.schedule import Schedule, Step
 from hf_multirate.optim.learning_rates import LearningRates
-from hf_multirate.optim.update_group import UpdateGroup
+from hf_multirate.optim.on_host import is_on_host
+from hf_multirate.optim.update_group import InnerProducts, UpdateGroup
 
 
 class LossDecreaseTracker:
@@ -33,12 +36,12 @@ class LossDecreaseTracker:
         self._names = names
         self._schedule = schedule
         self._rates = rates
-        self._scale: tuple[Step, float] | None = None
+        self._scale: tuple[Step, float | Tensor] | None = None
 
     def track(
         self, group: UpdateGroup, stepped: Sequence[nn.Parameter], step: Step, *, counts: bool
-    ) -> Mapping[Tensor, float]:
-        """Compute the inner products of fresh gradients with last updates.
+    ) -> InnerProducts | None:
+        """Compute the inner products of fresh gradients with last updates. The host does not wait for them.
 
         Args:
             group: The group of the parameters.
@@ -47,24 +50,37 @@ class LossDecreaseTracker:
             counts: Whether the products are added to the averages.
 
         Returns:
-            Parameter -> inner product, at a learning rate of 1.
+            The inner products at a learning rate of 1; None if there is no last update.
         """
         if self._scale is None or self._scale[0] != step:
             self._scale = step, self._gradient_scale()
         settings = self._optimizer.param_groups[group.place]
         products = group.gradient_update_products(stepped, settings, self._scale[1])
-        if (
-            counts and settings.get("lr") is not None
-        ):  # an optimizer without a learning rate chooses its own step sizes
+        # An optimizer without a learning rate chooses its own step sizes.
+        if counts and products is not None and settings.get("lr") is not None:
             rate = self._rates.rate(group.place)
             age = self._schedule.steps_since_refresh(group.index, step.index - 1) + 1
-            self.averages.add({self._names[p]: -rate * product for p, product in products.items()}, age)
+            self.averages.add_later([self._names[p] for p in products.parameters], products, rate, age)
         return products
 
-    def _gradient_scale(self) -> float:
+    def _gradient_scale(self) -> float | Tensor:
         """Factor on the gradients, which a gradient scaler leaves to fused optimizers to remove."""
-        scale = vars(self._optimizer).get("grad_scale")
-        return 1.0 if scale is None else float(scale)
+        scale: Tensor | None = vars(self._optimizer).get("grad_scale")
+        return 1.0 if scale is None else scale.clone()  # the scaler changes its tensor in place
+
+
+@dataclass(frozen=True)
+class _Unread:
+    """Decreases on the device: names of the parameters, products, learning rate, and age of the last updates."""
+
+    names: Sequence[str]
+    products: InnerProducts
+    rate: float
+    age: int
+
+
+MAX_UNREAD = 256
+"""Largest number of entries that wait on the device, if no log reads them."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +104,31 @@ class LossDecreaseAverages:
         self._sums: dict[str, float] = defaultdict(float)
         self._counts: dict[str, int] = defaultdict(int)
         self._ages: dict[str, int] = {}
+        self._unread: list[_Unread] = []
+
+    def add_later(self, names: Sequence[str], products: InnerProducts, rate: float, age: int) -> None:
+        """Add decreases of updates that are ``age`` steps old, which `take` reads from a device.
+
+        Args:
+            names: Names of the parameters of ``products``.
+            products: Inner products of gradients with the updates, at a learning rate of 1.
+            rate: The learning rate.
+            age: Age of the updates in steps.
+        """
+        self._unread.append(_Unread(names, products, rate, age))
+        if len(self._unread) > MAX_UNREAD or is_on_host(products.sums):
+            self._read()
+
+    def _read(self) -> None:
+        """Add the entries that wait on the device, which costs one wait for each device."""
+        unread, self._unread = self._unread, []
+        for device in {entry.products.sums.device for entry in unread}:
+            here = [entry for entry in unread if entry.products.sums.device == device]
+            values = iter(torch.cat([entry.products.sums for entry in here]).tolist())
+            for entry in here:
+                products = entry.products.of(list(islice(values, len(entry.names)))).values()
+                decreases = (-entry.rate * product for product in products)
+                self.add(dict(zip(entry.names, decreases, strict=True)), entry.age)
 
     def add(self, decreases: Mapping[str, float], age: int) -> None:
         """Add decreases (parameter name -> decrease) of updates that are ``age`` steps old."""
@@ -100,6 +141,7 @@ class LossDecreaseAverages:
 
     def take(self, blocks: Mapping[str, str]) -> dict[str, BlockLossDecrease]:
         """Return the averages by block and reset them; ``blocks`` is parameter name -> block."""
+        self._read()
         sums: dict[str, float] = defaultdict(float)
         ages: dict[str, int] = {}
         for name, value in self._sums.items():

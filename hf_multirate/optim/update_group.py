@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -50,9 +51,9 @@ class UpdateGroup:
         self.drifts = self.rate_group.idle == "drift"
 
     def gradient_update_products(
-        self, stepped: Sequence[nn.Parameter], settings: Mapping[str, Any], scale: float
-    ) -> dict[Tensor, float]:
-        """Inner products of fresh gradients with last updates, read from the device in one call.
+        self, stepped: Sequence[nn.Parameter], settings: Mapping[str, Any], scale: float | Tensor
+    ) -> InnerProducts | None:
+        """Inner products of fresh gradients with last updates, computed on the device without a wait.
 
         Args:
             stepped: The parameters that have a gradient.
@@ -60,14 +61,38 @@ class UpdateGroup:
             scale: Factor on the gradients, by which the products are divided.
 
         Returns:
-            Parameter -> inner product, for the parameters with a last update.
+            The products of the parameters with a last update; None if there is none.
         """
         products = self.rule.gradient_update_products(stepped, settings)
         with_update = [(p, product) for p, product in zip(stepped, products, strict=True) if product is not None]
         if not with_update:
-            return {}
-        sums = full_sums([product for _, product in with_update], [p for p, _ in with_update]).tolist()
-        return {p: product / scale for (p, _), product in zip(with_update, sums, strict=True)}
+            return None
+        parameters = [p for p, _ in with_update]
+        return InnerProducts(parameters, full_sums([product for _, product in with_update], parameters), scale)
+
+
+@dataclass(frozen=True)
+class InnerProducts:
+    """Inner products of gradients with last updates, on the device.
+
+    Attributes:
+        parameters: The parameters.
+        sums: Products of their gradients, one for each parameter.
+        scale: Factor on the gradients. A tensor belongs to these products alone.
+    """
+
+    parameters: Sequence[Tensor]
+    sums: Tensor
+    scale: float | Tensor
+
+    def read(self) -> dict[Tensor, float]:
+        """Parameter -> product, divided by the scale. Waits for the device."""
+        return self.of(self.sums.tolist())
+
+    def of(self, sums: Sequence[float]) -> dict[Tensor, float]:
+        """As `read`, from the values of `sums`."""
+        scale = float(self.scale)
+        return {p: product / scale for p, product in zip(self.parameters, sums, strict=True)}
 
 
 BASE = 1.5
@@ -99,11 +124,12 @@ class DriftFactors:
         """New levels by parameter, from the inner products of fresh gradients with last updates.
 
         The factor of a parameter grows if its last update still reduces the loss (a negative product), else it
-        shrinks. The levels take effect with `set_levels`.
+        shrinks. The levels take effect with `set_levels`. NaN stands for no last update.
         """
         return {
             p: max(self.levels[p] - 1, 0) if product < 0 else min(self.levels[p] + 1, MAX_LEVEL)
             for p, product in products.items()
+            if not math.isnan(product)
         }
 
     def set_levels(self, levels: Mapping[Tensor, int]) -> None:

@@ -139,7 +139,7 @@ class ParameterUpdater(StepPart):
         adapts = self._has_drifted(group, step)
         if tracks or adapts:
             products = self._tracker.track(group, stepped, step, counts=tracks)
-            group.new_levels = group.factors.next_levels(products) if adapts else {}
+            group.new_levels = group.factors.next_levels(products.read()) if adapts and products is not None else {}
         group.rule = self._rule(group.place)  # a schedule may switch momentum on or off
         if self._repeats(group, step):
             group.before = [local(parameter).clone() for parameter in stepped]

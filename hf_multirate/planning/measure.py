@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from hf_multirate.config.config import MultirateConfig
 from hf_multirate.config.schedule import Schedule
 from hf_multirate.controller.multirate import Multirate
+from hf_multirate.model.random_state import random_state_restored
 
 
 WEIGHT_PRODUCTS = ("mm", "addmm", "convolution")
@@ -64,7 +65,8 @@ def count_step(model: nn.Module, rows: Any, factor: float) -> StepCost:
             saved_bytes[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with torch.random.fork_rng(), torch.autograd.graph.saved_tensors_hooks(add_saved, lambda tensor: tensor):
+    random_state = random_state_restored(model.parameters())
+    with random_state, torch.autograd.graph.saved_tensors_hooks(add_saved, lambda tensor: tensor):
         with FlopCounterMode(display=False) as forward:
             loss = loss_of(model, rows)
         activations = sum(saved_bytes.values())
@@ -144,7 +146,7 @@ def seconds_of(
     """
     kinds = {live: schedule.example(live) for live in kinds_of(schedule)}
     times: dict[Live, list[float]] = defaultdict(list)
-    with torch.random.fork_rng():
+    with random_state_restored(model.parameters()):
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.0)
         for turn in range(ROUNDS + 1):
             seconds: dict[Live, float] = {(): _time_step(model, batch, optimizer)}
@@ -165,8 +167,8 @@ def _time_step(model: nn.Module, batch: Mapping[str, Any], optimizer: torch.opti
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    if next(model.parameters()).device.type != "cpu":
+        torch.accelerator.synchronize()
     return time.perf_counter() - start
 
 

@@ -34,6 +34,8 @@ FILE = "multirate_record.json"
 CHECKED_STEPS = 8
 """Number of steps at the start of a run whose batches have a checksum."""
 
+CPU = torch.device("cpu")
+
 NON_FINITE = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 """Texts for the numbers that JSON does not support."""
 
@@ -41,16 +43,17 @@ TYPES_SHOWN_BY_VALUE = (str, bytes, int, float, bool, type(None), np.ndarray, np
 """Types whose ``repr`` depends only on the value."""
 
 
-def _environment() -> dict[str, Any]:
+def environment_of(device: torch.device = CPU) -> dict[str, Any]:
+    """Versions of libraries, and the machine of a run on ``device``."""
     versions = {
         "hf_multirate": version("hf-multirate"),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
         "versions": versions | {"accelerate": accelerate.__version__, "python": platform.python_version()},
-        "device": device,
+        "device": name if device.type in ("cpu", "cuda") else f"{device.type}, {name}",
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
@@ -91,7 +94,7 @@ class RunRecord:
     steps: dict[str, list[float]] = field(default_factory=lambda: {"seconds": [], "full": []})
     logs: list[dict[str, float]] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
-    environment: dict[str, Any] = field(default_factory=_environment)
+    environment: dict[str, Any] = field(default_factory=environment_of)
     format: int = FORMAT
 
     def write(self, folder: str | Path) -> Path:

@@ -18,7 +18,7 @@ from hf_multirate.model.cost_model import backward_costs, layers_of, step_cost
 from hf_multirate.model.describe import shorten_names
 from hf_multirate.model.unwrap import canonical_parameters, unwrap_model
 from hf_multirate.reporting.record_check import ARGUMENTS, FROZEN
-from hf_multirate.reporting.run_record import CHECKED_STEPS, RunRecord, checksum
+from hf_multirate.reporting.run_record import CHECKED_STEPS, RunRecord, checksum, environment_of
 from hf_multirate.trainer.log_values import PREFIX, BlockEntries, default_values, with_valid_keys
 
 
@@ -240,6 +240,7 @@ class RunMetrics:
             start_step=self._start_step,
             steps=steps,
             logs=self._logs,
+            environment=environment_of(self._args.device),
             summary=summary | ({"stages": self._stages()} if self._multirate.config.stage_list else {}),
         )
 

@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers.optimization import Adafactor
 
 from hf_multirate import AveragedCopies, AveragedCopiesTrainer, CopiesConfig, Multirate, MultirateConfig
+from hf_multirate.averaged_copies.store import on_device
 from tests.support.reference import averaged_copies
 from tests.support.runs import FIVE, arguments, assert_same, differ, example, history, weights
 from tests.support.small import batch, gradient_of, network, values
@@ -380,3 +381,13 @@ def test_learning_rate_is_back_after_an_error_within_a_step() -> None:
         optimizer.step()
     copies.detach()
     assert optimizer.param_groups[0]["lr"] == 0.05
+
+
+@pytest.mark.parametrize(
+    ("settings", "device"), [({"fused": True}, "meta"), ({"capturable": True}, "meta"), ({}, "cpu")]
+)
+def test_step_counts_of_a_checkpoint_go_where_the_optimizer_keeps_them(settings: dict[str, Any], device: str) -> None:
+    parameter = nn.Parameter(torch.empty(2, device="meta"))
+    state = on_device({"step": torch.tensor(3.0), "exp_avg": torch.zeros(2)}, parameter, settings)
+    assert state["step"].device.type == device
+    assert state["exp_avg"].device.type == "meta"

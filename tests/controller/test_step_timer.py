@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+from typing import ClassVar
+
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim import SGD
 
 from hf_multirate import Multirate, MultirateConfig
+from hf_multirate.controller.step_span import gpu_of
 from hf_multirate.controller.step_timer import StepTimer
 
 
@@ -42,3 +47,71 @@ def test_the_clock_of_a_run_stops_when_the_controller_is_detached() -> None:
     first = multirate.timing.elapsed
     assert first > 0
     assert multirate.timing.elapsed == first
+
+
+class MadeUpSpan:
+    """The time of a step on a device that has ended with it once it was allowed to."""
+
+    made: ClassVar[list[MadeUpSpan]] = []
+
+    def __init__(self) -> None:
+        self.ended, self.reached = False, False
+        self.made.append(self)
+
+    def end(self) -> None:
+        self.ended = True
+
+    def seconds(self, *, wait: bool) -> float | None:
+        assert self.ended
+        self.reached = self.reached or wait
+        return float(len(self.made[: self.made.index(self) + 1])) if self.reached else None
+
+
+@pytest.fixture
+def spans(monkeypatch: pytest.MonkeyPatch) -> list[MadeUpSpan]:
+    monkeypatch.setattr(MadeUpSpan, "made", [])
+    return MadeUpSpan.made
+
+
+def test_steps_on_a_device_count_once_they_have_ended_there(spans: list[MadeUpSpan]) -> None:
+    timer = StepTimer(span=MadeUpSpan)
+    for full in (True, False, False):
+        timer.start()
+        timer.stop(full=full)
+    assert [timer.counted(full=full) for full in (True, False)] == [0, 0]
+    spans[1].reached = True  # steps end in their order
+    assert timer.counted(full=False) == 0
+    spans[0].reached = True
+    assert [timer.counted(full=full) for full in (True, False)] == [1, 1]
+    assert timer.mean(full=True) == 1.0
+    assert timer.in_steps == 3.0
+    assert list(timer.seconds) == [1.0, 2.0, 3.0], "a record waits for the device"
+    assert list(timer.full) == [1, 0, 0]
+
+
+def test_a_step_that_was_begun_again_is_timed_from_there(spans: list[MadeUpSpan]) -> None:
+    timer = StepTimer(span=MadeUpSpan)
+    timer.start()
+    timer.start()  # a gradient scaler has skipped the first
+    timer.stop(full=True)
+    timer.finish()
+    assert [span.ended for span in spans] == [False, True]
+    assert list(timer.seconds) == [2.0]
+
+
+def test_copies_of_a_timer_leave_out_the_step_that_runs(spans: list[MadeUpSpan]) -> None:
+    timer = StepTimer(span=MadeUpSpan)
+    for _ in range(2):
+        timer.start()
+        timer.stop(full=True)
+    spans[0].reached = True
+    assert list(deepcopy(timer).seconds) == [1.0]
+    assert list(timer.seconds) == [1.0, 2.0]
+
+
+def test_a_model_on_a_gpu_is_timed_there() -> None:
+    model = nn.Linear(1, 1)
+    assert gpu_of(model) is None
+    assert gpu_of(nn.ReLU()) is None
+    with FakeTensorMode():
+        assert gpu_of(nn.ParameterList([torch.empty(1, device="cuda")])) == torch.device("cuda", 0)

@@ -10,8 +10,9 @@ import torch.distributed as dist
 from torch import nn
 
 from hf_multirate.distributed import all_reduce as buckets
-from hf_multirate.distributed.all_reduce import GradientAllReduce
+from hf_multirate.distributed.all_reduce import GradientAllReduce, _BucketInFlight
 from hf_multirate.distributed.synced_step import check_ranks_agree, check_weights
+from tests.support.waits import Waits
 
 
 @pytest.fixture
@@ -94,3 +95,17 @@ def test_one_process_agrees_with_itself(group: dist.ProcessGroup) -> None:
     check_ranks_agree({"the step": "3"}, group)
     mixed = {"a": torch.randn(3), "b": torch.randn(2, 2).bfloat16(), "c": torch.randn(5).double(), "d": torch.empty(0)}
     check_weights(mixed, group, 3)
+
+
+@pytest.mark.parametrize("missing", [(), (1,), (0, 2)])
+def test_which_gradients_there_are_is_sent_without_a_copy_from_the_host(
+    group: dist.ProcessGroup, missing: tuple[int, ...]
+) -> None:
+    """A copy of a list to a GPU would wait for all of backward so far."""
+    parameters = [nn.Parameter(torch.zeros(2)) for _ in range(3)]
+    for i, parameter in enumerate(parameters):
+        parameter.grad = None if i in missing else torch.full((2,), float(i + 1))
+    with Waits() as waits:
+        bucket = _BucketInFlight(parameters, group, None)
+    assert not waits.number
+    assert bucket._flat[-3:].tolist() == [float(i not in missing) for i in range(3)]

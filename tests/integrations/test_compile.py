@@ -144,3 +144,25 @@ def test_trainer_is_the_one_that_compiles(tmp_path: Path) -> None:
     trainer.train()
     assert isinstance(trainer, MultirateTrainer)
     assert is_compiled(trainer.model_wrapped)
+
+
+def test_more_graphs_than_torch_makes_are_warned_of(tmp_path: Path, warnings_of: Any) -> None:
+    config = MultirateConfig.ladder([1, 2, 4])
+    with torch._dynamo.config.patch(recompile_limit=2):
+        assert "3 kinds of steps" in warnings_of(trainer_for(tmp_path, config, "llama-lm", max_steps=2, **COMPILED))
+        assert "kinds of steps" not in warnings_of(trainer_for(tmp_path, config, "llama-lm", max_steps=2))
+    assert "kinds of steps" not in warnings_of(trainer_for(tmp_path, config, "llama-lm", max_steps=2, **COMPILED))
+
+
+def test_nothing_is_compiled_again_after_the_first_cycle(tmp_path: Path) -> None:
+    """The default ladder, with batches of different lengths."""
+    graphs = Graphs()
+    config = MultirateConfig.ladder([1, 2, 4], turns="fixed")
+    trainer = trainer_for(tmp_path, config, "llama-lm", callbacks=[graphs], max_steps=12, **COMPILED)
+    trainer.train_dataset = [
+        {key: value[: len(value) - i // 2 % 3] for key, value in row.items()}
+        for i, row in enumerate(trainer.train_dataset)
+    ]
+    trainer.args.train_sampling_strategy = "sequential"
+    trainer.train()
+    assert graphs.seen[4:] == graphs.seen[4:5] * 8

@@ -7,9 +7,11 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from hf_multirate.optim import adam_drift
 from hf_multirate.optim.adam_drift import AdamDrift
 from hf_multirate.optim.drift import COLUMNS, SAMPLED, DisplacementDrift, SGDDrift
 from hf_multirate.optim.update_group import choose_rule
+from tests.support.waits import Waits
 
 
 def _stepped(optimizer_class: type, tensor: torch.Tensor, **settings: object) -> tuple[nn.Parameter, object]:
@@ -241,3 +243,68 @@ def test_many_parameters_at_once_are_each_by_itself() -> None:
             rule.prepare_drift([parameter], group, factors)(0.1)
             assert torch.equal(parameter, end)
             assert torch.equal(rule.gradient_update_products([parameter], group)[0], slope)
+
+
+@pytest.mark.parametrize("betas", [(0.9, 0.999), (0.0, 0.95)])
+def test_counts_on_a_device_are_not_read_for_slopes(
+    monkeypatch: pytest.MonkeyPatch, betas: tuple[float, float]
+) -> None:
+    sizes = [(3,), (7, 2 * SAMPLED // 7), (7, 2 * SAMPLED // 7), (4, 4), ()]
+    parameters = [nn.Parameter(torch.randn(size)) for size in sizes]
+    optimizer = torch.optim.AdamW(parameters, lr=0.1, betas=betas)
+    for step in range(5):
+        for i, parameter in enumerate(parameters):
+            parameter.grad = torch.randn_like(parameter) if step % (i + 1) == 0 else None
+        optimizer.step()
+    for parameter in parameters:
+        parameter.grad = torch.randn_like(parameter)
+    rule, group = AdamDrift(optimizer), optimizer.param_groups[0]
+    with torch.no_grad():
+        wanted = rule.gradient_update_products(parameters, group)
+        monkeypatch.setattr(adam_drift, "is_on_host", lambda count: False)
+        with Waits() as waits:
+            found = rule.gradient_update_products(parameters, group)
+    assert not waits.number
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_no_value_on_a_device_is_read_to_compute_slopes() -> None:
+    """On the device "meta" there are no values: reading one is an error."""
+    parameters = [nn.Parameter(torch.zeros(size, device="meta")) for size in ((3,), (5, SAMPLED))]
+    optimizer = torch.optim.AdamW(parameters, lr=0.1)
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+        moments = {key: torch.zeros_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
+        optimizer.state[parameter] = {"step": torch.zeros((), device="meta"), **moments}
+    with torch.no_grad():
+        slopes = AdamDrift(optimizer).gradient_update_products(parameters, optimizer.param_groups[0])
+    assert [slope.device.type for slope in slopes if slope is not None] == ["meta", "meta"]
+
+
+def test_a_drift_step_in_parts_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    ends = []
+    for size, parts in ((1 << 26, 1), (8 * 100, 3)):
+        monkeypatch.setattr(adam_drift, "TEMPORARY_BYTES", size)
+        torch.manual_seed(0)
+        parameters = [nn.Parameter(torch.randn(length, dtype=torch.float64)) for length in (60, 40, 300, 5)]
+        optimizer = torch.optim.AdamW(parameters, lr=0.1)
+        for parameter in parameters:
+            parameter.grad = torch.randn_like(parameter)
+        optimizer.step()
+        rule, group = AdamDrift(optimizer), optimizer.param_groups[0]
+        with torch.no_grad(), Roots() as roots:
+            rule.prepare_drift(parameters, group, dict.fromkeys(parameters, 1.0))(0.1)
+        assert roots.number == parts
+        ends.append([parameter.detach() for parameter in parameters])
+    assert all(torch.equal(one, other) for one, other in zip(*ends, strict=True))
+
+
+class Roots(TorchDispatchMode):
+    """How often roots are computed for a list of tensors."""
+
+    number = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.number += function is torch.ops.aten._foreach_sqrt.default
+        return function(*args, **(kwargs or {}))

@@ -18,7 +18,7 @@ from hf_multirate.cli import main
 from hf_multirate.config.validation import LARGEST_INT
 from hf_multirate.reporting import report
 from hf_multirate.reporting.record_check import ARGUMENTS
-from hf_multirate.reporting.run_record import FILE, RunRecord, checksum, read_record
+from hf_multirate.reporting.run_record import FILE, RunRecord, checksum, environment_of, read_record
 from tests.support.damage import NESTED, TEXTS, mutations
 from tests.support.runs import CONFIG, DEFAULTS, example, recorded_pair, trainer_for
 
@@ -293,3 +293,11 @@ def test_a_report_that_cannot_be_written_is_said_in_one_line(runs: Path, tmp_pat
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"the report cannot be written into .* --out"):
         report(runs / "multirate", out=tmp_path / "file" / "report")
+
+
+def test_the_record_of_a_run_on_a_cpu_names_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device=None: f"GPU of {device}")
+    assert "GPU" not in environment_of()["device"]
+    assert environment_of(torch.device("cuda", 1))["device"] == "GPU of cuda:1"
+    assert environment_of(torch.device("mps"))["device"].startswith("mps, ")

@@ -20,11 +20,14 @@ from hf_multirate.model.auto_periods import block_groups
 from hf_multirate.model.blocks import blocks_of
 from hf_multirate.model.cost_model import backward_costs, layers_of
 from hf_multirate.model.partition import assign
-from hf_multirate.optim.loss_decrease import LossDecreaseAverages
+from hf_multirate.optim import loss_decrease
+from hf_multirate.optim.loss_decrease import MAX_UNREAD, BlockLossDecrease, LossDecreaseAverages
+from hf_multirate.optim.update_group import InnerProducts
 from hf_multirate.reporting.run_record import FILE, FORMAT, checksum, read_record
 from hf_multirate.trainer.log_values import BlockEntries
 from tests.support.runs import CONFIG, DEFAULTS, FIVE, PERIOD, arguments, example, history, trainer_for
 from tests.support.tiny import FAMILIES
+from tests.support.waits import Waits
 
 
 class Clock:
@@ -165,6 +168,29 @@ def test_a_step_that_overflows_has_no_loss_decrease() -> None:
     averages.add({"a": float("inf"), "b": 1.0}, 2)
     averages.add({"a": 3.0, "b": 2.0}, 2)
     assert averages.take({"a": "x", "b": "x"})["x"].decrease == 3.0 + 1.5
+
+
+def test_decreases_on_a_device_are_read_together_when_they_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loss_decrease, "is_on_host", lambda tensor: False)
+    averages, names = LossDecreaseAverages(), ["a", "b"]
+    parameters = [torch.zeros(1), torch.zeros(1)]
+    with Waits() as waits:
+        for i in range(3):
+            sums = torch.full((2,), -2.0 * i)
+            averages.add_later(names, InnerProducts(parameters, sums, 2.0), 0.5, 4)
+        assert not waits.number
+        found = averages.take({"a": "x", "b": "y"})
+    assert found == {"x": BlockLossDecrease(0.5, 4), "y": BlockLossDecrease(0.5, 4)}
+    assert waits.number == {"tolist": 1}
+
+
+def test_decreases_that_no_log_takes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loss_decrease, "is_on_host", lambda tensor: False)
+    averages = LossDecreaseAverages()
+    for _ in range(2 * MAX_UNREAD + 3):
+        averages.add_later(["a"], InnerProducts([torch.zeros(1)], torch.ones(1), 1.0), 1.0, 1)
+    assert len(averages._unread) <= MAX_UNREAD
+    assert averages.take({"a": "x"})["x"].decrease == -1.0
 
 
 def test_blocks_are_those_of_the_stack_and_what_is_around_it() -> None:
