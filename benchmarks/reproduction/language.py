@@ -20,6 +20,3 @@ from benchmarks.reproduction.contenders import LANGUAGE
 def main(argv: Sequence[str]) -> None:
     """Run the suite."""
     suite.main(LANGUAGE, __doc__, argv)
-
-
-__all__ = ["main"]

@@ -22,6 +22,3 @@ from benchmarks.reproduction.contenders import VISION
 def main(argv: Sequence[str]) -> None:
     """Run the suite."""
     suite.main(VISION, __doc__, argv)
-
-
-__all__ = ["main"]
