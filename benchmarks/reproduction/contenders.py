@@ -57,6 +57,12 @@ _ABLATIONS = (
     _multirate("running batch norm, frozen at fast steps", RUNNING, buffers="freeze"),
 )
 
+
+def label(row: str) -> str:
+    """Name of a row in tables."""
+    return "all parameters" if row == ALL else row
+
+
 CONTENDERS = {s.name: Contender(s) for s in (*_COMMON, *_VISION, *_LANGUAGE, *_ABLATIONS)}
 
 

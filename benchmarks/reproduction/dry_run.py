@@ -8,7 +8,7 @@ from dataclasses import replace
 from benchmarks.budgets.run_one import Training, trained
 from benchmarks.budgets.tasks import base_rate
 from benchmarks.reproduction import full_scale
-from benchmarks.reproduction.contenders import CONTENDERS, Experiment
+from benchmarks.reproduction.contenders import CONTENDERS, Experiment, label
 from benchmarks.tables import table
 
 
@@ -27,5 +27,5 @@ def table_of(experiment: Experiment, rows: Sequence[str]) -> str:
             rate = base_rate(task) * contender.setting.rate_scale
             run = trained(Training(task, contender, rate, 0, STEPS), data, {"test": data.test}, "test", STEPS)
             kinds = ", ".join(f"{number} x {kind}" for kind, number in run["kinds"].items())
-            lines.append([name, row, kinds, f"{run['train_loss']:.3f}"])
+            lines.append([name, label(row), kinds, f"{run['train_loss']:.3f}"])
     return table(["task", "trained", "steps", "loss"], lines)

@@ -12,7 +12,7 @@ from benchmarks.budgets.statistics import interval
 from benchmarks.plots import Curves, accuracy_by_time
 from benchmarks.reproduction import paper
 from benchmarks.reproduction.claims import CLAIMS, MISSING
-from benchmarks.reproduction.contenders import ALL, EXPERIMENTS, HEAD
+from benchmarks.reproduction.contenders import ALL, EXPERIMENTS, HEAD, label
 from benchmarks.reproduction.outcomes import LEVEL, Outcome, gains, outcomes
 from benchmarks.reproduction.page_text import DIFFERENT, INTRODUCTION, READING
 from benchmarks.tables import table
@@ -77,7 +77,7 @@ def rows_table(outcome: Outcome) -> str:
         ours = [_accuracy(outcome.rows[name]), f"{outcome.seconds(name):.0f}", "" if speed is None else f"{speed:.2f}"]
         behind = "" if name == ALL else _gap(outcome.gaps(name))
         theirs = [own[name].text, f"{paper.speedup(outcome.experiment.name, name):.2f}"] if name in own else ["", ""]
-        rows.append([name, *ours, _rate(outcome, name), behind, *_in_time(outcome, name), *theirs])
+        rows.append([label(name), *ours, _rate(outcome, name), behind, *_in_time(outcome, name), *theirs])
     header = ["trained", "accuracy, %", "seconds", "speed-up", "seeds, rate", "against all, points"]
     header += ["all in that time, %", "against it, points", "paper: accuracy, %", "paper: speed-up"]
     return table(header, rows)
@@ -121,7 +121,7 @@ def _curves(outcome: Outcome) -> Iterator[str]:
     """Mean accuracy along the steps, and where multirate training is level."""
     names = [ALL, *(name for name in outcome.experiment.multirate if name in outcome.rows)]
     curves = {name: outcome.curve(name) for name in names}
-    rows = [[name, *(f"{100 * value:.1f}" for _, value in curve)] for name, curve in curves.items()]
+    rows = [[label(name), *(f"{100 * value:.1f}" for _, value in curve)] for name, curve in curves.items()]
     yield table(["share of the steps", *(f"{share:.2f}" for share, _ in curves[ALL])], rows)
     for name in names[1:]:
         share = outcome.level_from(name)

@@ -16,7 +16,7 @@ from benchmarks.budgets.kinds import PASSES
 from benchmarks.budgets.suite import time_kinds
 from benchmarks.commands import parser_of
 from benchmarks.reproduction import dry_run
-from benchmarks.reproduction.contenders import ALL, CONTENDERS, HEAD, Experiment
+from benchmarks.reproduction.contenders import ALL, CONTENDERS, HEAD, Experiment, label
 from benchmarks.reproduction.lengths import last_gain, levelled_off
 from benchmarks.reproduction.run_one import Spec, timed
 from benchmarks.reproduction.runs import Runs
@@ -35,6 +35,9 @@ class Suite:
         options: The command line.
         pool: Worker processes; None runs here.
         bar: A progress bar.
+
+    Raises:
+        InputError: data are not there, or a task has no such length.
     """
 
     def __init__(self, experiment: Experiment, options: argparse.Namespace, pool: Any, bar: Any) -> None:
@@ -43,6 +46,8 @@ class Suite:
         self.tasks = [TASKS[name] for name in chosen_tasks(experiment, options)]
         self.rows = [name for name in experiment.rows if name in (options.rows or experiment.rows)]
         self.ablations = list(experiment.ablations) if "ablations" in options.parts else []
+        for task in self.tasks:
+            self._lengths(task)
 
     def time(self) -> None:
         """Time the kinds of steps that are not timed yet."""
@@ -147,7 +152,7 @@ class Suite:
 
 def named(method: str, time_of: str) -> str:
     """A row of a table."""
-    return f"{method}, in the time of {time_of}" if time_of else method
+    return f"{label(method)}, in the time of {time_of}" if time_of else label(method)
 
 
 def chosen_tasks(experiment: Experiment, options: argparse.Namespace) -> list[str]:
