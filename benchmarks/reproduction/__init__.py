@@ -1,1 +1,1 @@
-"""The experiments of the paper, at the size of two cores or at its own."""
+"""What the paper measured and proved, measured again."""

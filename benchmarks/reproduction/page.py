@@ -11,10 +11,11 @@ from benchmarks.budgets.report import points
 from benchmarks.budgets.statistics import interval
 from benchmarks.plots import Curves, accuracy_by_time
 from benchmarks.reproduction import paper
-from benchmarks.reproduction.claims import CLAIMS, MISSING
+from benchmarks.reproduction.claims import CLAIMS
 from benchmarks.reproduction.contenders import ALL, EXPERIMENTS, HEAD, label
 from benchmarks.reproduction.outcomes import LEVEL, Outcome, gains, outcomes
 from benchmarks.reproduction.page_text import DIFFERENT, INTRODUCTION, READING
+from benchmarks.reproduction.verdict import MISSING
 from benchmarks.tables import table
 
 

@@ -17,7 +17,7 @@ VALIDATION_ROWS = 872
 SGD = {"optim": "sgd", "optim_args": "momentum=0.9"}
 
 _SENTENCES = replace(
-    budget_tasks.TASKS["sst2"], name="language_adamw", train_rows=6920, epochs=(("2", 2), ("4", 4), ("6", 6))
+    budget_tasks.TASKS["sst2"], name="language_adamw", train_rows=6920, epochs=(("2", 2), ("3", 3), ("5", 5))
 )
 
 TASKS = {

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from benchmarks.accuracy.results import ResultsFile
-from benchmarks.reproduction import claims, page
+from benchmarks.reproduction import claims, page, verdict
+from benchmarks.reproduction import verdicts_elsewhere as elsewhere
 from benchmarks.reproduction.contenders import ALL, BLOCK, HEAD, VISION
 from benchmarks.reproduction.outcomes import compared, outcomes
 
@@ -88,15 +89,15 @@ def test_a_page_with_results_has_a_picture(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "word"), [(50.0, claims.CONFIRMED), (60.0, claims.IN_PART), (80.0, claims.NOT_CONFIRMED)]
+    ("seconds", "word"), [(50.0, verdict.CONFIRMED), (60.0, verdict.IN_PART), (80.0, verdict.NOT_CONFIRMED)]
 )
 def test_the_verdict_on_time(seconds: float, word: str, tmp_path: Path) -> None:
     written(tmp_path, seconds=seconds)
     found = outcomes(tmp_path / "benchmarks" / "results" / "reproduction")
-    verdict = claims.half_the_time(found, tmp_path)
-    assert verdict.word == word
-    assert f"vision {100 / seconds:.2f} times as fast" in verdict.numbers
-    assert claims.half_the_time([], tmp_path).word == claims.MISSING
+    found_verdict = claims.half_the_time(found, tmp_path)
+    assert found_verdict.word == word
+    assert f"vision {100 / seconds:.2f} times as fast" in found_verdict.numbers
+    assert claims.half_the_time([], tmp_path).word == verdict.MISSING
 
 
 def test_the_verdict_on_generalization(tmp_path: Path) -> None:
@@ -104,15 +105,15 @@ def test_the_verdict_on_generalization(tmp_path: Path) -> None:
     written(tmp_path, ahead=0.01, task="language_sgd", length="4")
     found = outcomes(tmp_path / "benchmarks" / "results" / "reproduction")
     vision = claims.no_loss("vision")(found, tmp_path)
-    assert (vision.word, vision.numbers) == (claims.CONFIRMED, f"vision, {HEAD}: -0.4 points (-0.4 to -0.4)")
+    assert (vision.word, vision.numbers) == (verdict.CONFIRMED, f"vision, {HEAD}: -0.4 points (-0.4 to -0.4)")
     language = claims.no_loss("language")(found, tmp_path)
-    assert language.word == claims.IN_PART  # the last block and head are 2 points behind
+    assert language.word == verdict.IN_PART  # the last block and head are 2 points behind
     assert f"language_sgd, {BLOCK}: -2.0 points" in language.numbers
     written(tmp_path, ahead=-0.01, length="30")
     found = outcomes(tmp_path / "benchmarks" / "results" / "reproduction")
     assert [outcome.length for outcome in compared(found)] == ["30", "4"]
-    assert claims.no_loss("vision")(found, tmp_path).word == claims.NOT_CONFIRMED
-    assert claims.no_loss("language")([], tmp_path).word == claims.MISSING
+    assert claims.no_loss("vision")(found, tmp_path).word == verdict.NOT_CONFIRMED
+    assert claims.no_loss("language")([], tmp_path).word == verdict.MISSING
 
 
 def examples(root: Path, name: str, finals: dict[str, list[dict[str, float]]]) -> None:
@@ -123,35 +124,59 @@ def examples(root: Path, name: str, finals: dict[str, list[dict[str, float]]]) -
 
 
 def test_the_verdict_on_random_subgroups(tmp_path: Path) -> None:
-    assert claims.regularises([], tmp_path).word == claims.MISSING
+    assert elsewhere.regularises([], tmp_path).word == verdict.MISSING
     figure = "best validation loss"
     ours = [{figure: 4.0}, {figure: 4.02}]
     examples(tmp_path, "lm_subgroups", {"multirate": ours, "SGD": [{figure: 4.5}, {figure: 4.51}]})
-    assert claims.regularises([], tmp_path).word == claims.CONFIRMED
+    assert elsewhere.regularises([], tmp_path).word == verdict.CONFIRMED
     both = {"multirate": ours, "SGD": [{figure: 4.5}, {figure: 4.51}], "SGD + dropout": [{figure: 3.9}, {figure: 3.9}]}
     examples(tmp_path, "lm_subgroups", both)
-    verdict = claims.regularises([], tmp_path)
-    assert verdict.word == claims.IN_PART
-    assert "against SGD + dropout: +0.110 ± 0.010" in verdict.numbers
+    found = elsewhere.regularises([], tmp_path)
+    assert found.word == verdict.IN_PART
+    assert "against SGD + dropout: +0.110 ± 0.010" in found.numbers
+    file = ResultsFile(tmp_path / "benchmarks" / "results" / "reproduction", "text", "scratch")
+    for method, loss in (("multirate", 3.5), ("SGD", 3.9), ("dropout", 3.8)):
+        for seed in range(2):
+            words = {"method": method, "seed": seed, "role": "final", "figures": {figure: loss}}
+            shared = {"settings": {"task": {}, "method": {}}, "machine": MACHINE}
+            file.append({"task": "text", "length": "scratch", **words, **shared})
+    found = elsewhere.regularises([], tmp_path)
+    assert (found.word, "SGD + dropout" in found.numbers) == (verdict.CONFIRMED, False)
 
 
 @pytest.mark.parametrize(
     ("clean", "patches", "word"),
     [
-        ((46.0, 46.1), 99.0, claims.CONFIRMED),
-        ((46.0, 46.1), 90.0, claims.IN_PART),
-        ((40.1, 49.0), 99.0, claims.IN_PART),
-        ((39.0, 39.1), 99.0, claims.NOT_CONFIRMED),
+        ((46.0, 46.1), 99.0, verdict.CONFIRMED),
+        ((46.0, 46.1), 90.0, verdict.IN_PART),
+        ((40.1, 49.0), 99.0, verdict.IN_PART),
+        ((39.0, 39.1), 99.0, verdict.NOT_CONFIRMED),
     ],
 )
 def test_the_verdict_on_time_scales(clean: tuple[float, float], patches: float, word: str, tmp_path: Path) -> None:
-    assert claims.time_scales([], tmp_path).word == claims.MISSING
+    assert elsewhere.time_scales([], tmp_path).word == verdict.MISSING
     small = [{"clean": 40.0, "patch only": 99.5}, {"clean": 40.0, "patch only": 99.5}]
     large = [{"clean": 41.0, "patch only": 30.0}, {"clean": 41.0, "patch only": 30.0}]
     ours = [{"clean": value, "patch only": patches} for value in clean]
     examples(tmp_path, "patches", {"h = 0.004": small, "h = 0.1": large, "multirate": ours})
-    assert claims.time_scales([], tmp_path).word == word
+    assert elsewhere.time_scales([], tmp_path).word == word
 
 
 def test_every_row_of_images_has_a_figure_of_the_paper() -> None:
     assert set(VISION.rows) == set(page.paper.FIGURES["vision"])
+
+
+@pytest.mark.parametrize(
+    ("printed", "corrected", "word"),
+    [(0.9, 2.0, verdict.CONFIRMED), (0.6, 2.0, verdict.IN_PART), (0.6, 0.6, verdict.NOT_CONFIRMED)],
+)
+def test_the_verdict_on_the_bounds(printed: float, corrected: float, word: str, tmp_path: Path) -> None:
+    assert elsewhere.bounds([], tmp_path).word == verdict.MISSING
+    file = ResultsFile(tmp_path / "benchmarks" / "results" / "reproduction", "huber", "bounds")
+    shared = {"settings": {"task": {}, "method": {}}, "machine": MACHINE}
+    for name, value in (("2 groups", printed), ("4 groups", 2.0)):
+        point = {"method": name, "mean": 1.0, "error": 0.1, "printed": value, "corrected": max(value, corrected)}
+        file.append({"task": "huber", "length": "bounds", **point, **shared})
+    found = elsewhere.bounds([], tmp_path)
+    assert found.word == word
+    assert "of 2 points" in found.numbers
