@@ -102,7 +102,7 @@ def test_the_verdict_on_time(seconds: float, word: str, tmp_path: Path) -> None:
 
 def test_the_verdict_on_generalization(tmp_path: Path) -> None:
     written(tmp_path, ahead=-0.004)
-    written(tmp_path, ahead=0.01, task="language_sgd", length="4")
+    written(tmp_path, ahead=0.01, task="language_sgd", length="3")
     found = outcomes(tmp_path / "benchmarks" / "results" / "reproduction")
     vision = claims.no_loss("vision")(found, tmp_path)
     assert (vision.word, vision.numbers) == (verdict.CONFIRMED, f"vision, {HEAD}: -0.4 points (-0.4 to -0.4)")
@@ -111,7 +111,7 @@ def test_the_verdict_on_generalization(tmp_path: Path) -> None:
     assert f"language_sgd, {BLOCK}: -2.0 points" in language.numbers
     written(tmp_path, ahead=-0.01, length="30")
     found = outcomes(tmp_path / "benchmarks" / "results" / "reproduction")
-    assert [outcome.length for outcome in compared(found)] == ["30", "4"]
+    assert [outcome.length for outcome in compared(found)] == ["30", "3"]
     assert claims.no_loss("vision")(found, tmp_path).word == verdict.NOT_CONFIRMED
     assert claims.no_loss("language")([], tmp_path).word == verdict.MISSING
 
