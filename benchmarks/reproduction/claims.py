@@ -88,14 +88,15 @@ CLAIMS = (
     ),
     Claim(
         "Other splits regularise networks that are trained from scratch (random subgroups)",
-        "better than every baseline by two standard errors; in part: than one",
+        "better than every baseline, by a 95 % t-interval; in part: than one",
         "reproduce scratch",
         regularises,
     ),
     Claim(
         "Copies on different time scales learn different features",
-        "on clean images better than each baseline by two standard errors, and on patches no more than "
-        f"{PATCHES_BEHIND:.0f} points behind; in part: better than each on clean images by the mean",
+        "of single step sizes the long one is better on clean images and the short one on patches, and copies are "
+        "better than each baseline on clean images, all by 95 % t-intervals, and on patches no more than "
+        f"{PATCHES_BEHIND:.0f} points behind; in part: copies are better than each on clean images by the mean",
         "reproduce scratch",
         time_scales,
     ),

@@ -11,12 +11,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 
+from scipy import stats
+
 from benchmarks.accuracy.results import Result, ResultsFile
 from benchmarks.reproduction.outcomes import Outcome
 from benchmarks.reproduction.verdict import CONFIRMED, IN_PART, MISSING, NOT_CONFIRMED, Verdict, graded
 
 
-OURS = "multirate"
+OURS, SHORT, LONG = "multirate", "h = 0.004", "h = 0.1"
+"""Multirate training, and the two step sizes of the copies."""
+
 SIGMAS = 3
 """Standard errors by which a measured mean has to be above a bound to violate it."""
 
@@ -52,30 +56,33 @@ def regularises(found: Sequence[Outcome], root: Path) -> Verdict:
     del found
     holds, numbers = [], []
     for name, (example, figure, sign, digits) in SUBGROUPS.items():
-        finals = _finals(root, name, example)
+        finals, source = _finals(root, name, example)
         for other in (method for method in finals if method != OURS and OURS in finals):
-            gap, error = _gap(finals, other, figure)
-            holds.append(sign * gap > 2 * error)
-            numbers.append(f"{figure}, against {other}: {gap:+.{digits}f} ± {error:.{digits}f}")
+            gap, error = gap_of(finals, OURS, other, figure)
+            holds.append(sign * gap > error)
+            numbers.append(f"{figure}, against {other}{source}: {gap:+.{digits}f} ± {error:.{digits}f}")
     return graded(holds, numbers)
 
 
 def time_scales(found: Sequence[Outcome], root: Path) -> Verdict:
-    """Averaged copies against both single step sizes, on clean images and on patches."""
+    """Averaged copies against single step sizes, on clean images and on patches."""
     del found
-    finals = _finals(root, "patches", "patches")
-    others = [method for method in finals if method != OURS and OURS in finals]
-    if not others:
+    finals, source = _finals(root, "patches", "patches")
+    if not {OURS, SHORT, LONG} <= finals.keys():
         return Verdict(MISSING)
-    clean = {other: _gap(finals, other, "clean") for other in others}
-    patches = min(_gap(finals, other, "patch only")[0] for other in others)
-    numbers = [f"clean images, against {other}: {gap:+.1f} ± {error:.1f}" for other, (gap, error) in clean.items()]
-    numbers.append(f"patches alone, against the best: {patches:+.1f} points")
-    ahead = [gap > 2 * error for gap, error in clean.values()]
-    if all(ahead) and patches >= -PATCHES_BEHIND:
-        return Verdict(CONFIRMED, "; ".join(numbers))
-    better = all(gap > 0 for gap, _ in clean.values())
-    return Verdict(IN_PART if better else NOT_CONFIRMED, "; ".join(numbers))
+    others = [method for method in finals if method != OURS]
+    apart = {
+        f"clean images, {LONG} against {SHORT}{source}": gap_of(finals, LONG, SHORT, "clean"),
+        f"patches alone, {SHORT} against {LONG}": gap_of(finals, SHORT, LONG, "patch only"),
+    }
+    clean = {f"clean images, copies against {other}": gap_of(finals, OURS, other, "clean") for other in others}
+    patches = min(gap_of(finals, OURS, other, "patch only")[0] for other in others)
+    numbers = [f"{words}: {gap:+.1f} ± {error:.1f}" for words, (gap, error) in (apart | clean).items()]
+    numbers.append(f"patches alone, copies against the best: {patches:+.1f}")
+    ahead = all(gap > error for gap, error in (apart | clean).values())
+    by_mean = all(gap > 0 for gap, _ in clean.values())
+    word = CONFIRMED if ahead and patches >= -PATCHES_BEHIND else IN_PART if by_mean else NOT_CONFIRMED
+    return Verdict(word, "; ".join(numbers))
 
 
 def _points(root: Path) -> Iterator[Result]:
@@ -85,22 +92,24 @@ def _points(root: Path) -> Iterator[Result]:
         yield from ResultsFile(folder, path.stem.removesuffix("_bounds"), "bounds").runs
 
 
-def _finals(root: Path, name: str, example: str) -> Finals:
-    """Results of a table, or else of its example; empty if there are none."""
+def _finals(root: Path, name: str, example: str) -> tuple[Finals, str]:
+    """Results of a table, or else of its example, and words for the latter; empty if there are none."""
     found: Finals = {}
     for run in ResultsFile(root / "benchmarks" / "results" / "reproduction", name, "scratch").runs:
         if run["role"] == "final":
             found.setdefault(run["method"], {})[run["seed"]] = run["figures"]
     path = root / "examples" / "results" / f"{example}.json"
     if found or not path.exists():
-        return found
+        return found, ""
     for run in json.loads(path.read_text(encoding="utf-8"))["runs"]:
         found.setdefault(run["method"], {})[run["seed"]] = run["final"]
-    return found
+    return found, " (example)"
 
 
-def _gap(finals: Finals, other: str, figure: str) -> tuple[float, float]:
-    """Mean of a figure of multirate training less that of another method, and its standard error."""
-    pairs = finals[OURS].keys() & finals[other].keys()
-    gaps = [finals[OURS][seed][figure] - finals[other][seed][figure] for seed in sorted(pairs)]
-    return fmean(gaps), stdev(gaps) / len(gaps) ** 0.5 if len(gaps) > 1 else float("inf")
+def gap_of(finals: Finals, method: str, other: str, figure: str) -> tuple[float, float]:
+    """Mean of a figure less that of another method, paired by seed, and half of its 95 % t-interval."""
+    pairs = sorted(finals[method].keys() & finals[other].keys())
+    gaps = [finals[method][seed][figure] - finals[other][seed][figure] for seed in pairs]
+    if len(gaps) < 2:
+        return fmean(gaps), float("inf")
+    return fmean(gaps), float(stats.t.ppf(0.975, len(gaps) - 1) * stdev(gaps) / len(gaps) ** 0.5)

@@ -133,7 +133,7 @@ def test_the_verdict_on_random_subgroups(tmp_path: Path) -> None:
     examples(tmp_path, "lm_subgroups", both)
     found = elsewhere.regularises([], tmp_path)
     assert found.word == verdict.IN_PART
-    assert "against SGD + dropout: +0.110 ± 0.010" in found.numbers
+    assert "against SGD + dropout (example): +0.110 ± 0.127" in found.numbers
     file = ResultsFile(tmp_path / "benchmarks" / "results" / "reproduction", "text", "scratch")
     for method, loss in (("multirate", 3.5), ("SGD", 3.9), ("dropout", 3.8)):
         for seed in range(2):
@@ -145,18 +145,21 @@ def test_the_verdict_on_random_subgroups(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("clean", "patches", "word"),
+    ("clean", "patches", "long", "word"),
     [
-        ((46.0, 46.1), 99.0, verdict.CONFIRMED),
-        ((46.0, 46.1), 90.0, verdict.IN_PART),
-        ((40.1, 49.0), 99.0, verdict.IN_PART),
-        ((39.0, 39.1), 99.0, verdict.NOT_CONFIRMED),
+        ((46.0, 46.1), 99.0, 41.0, verdict.CONFIRMED),
+        ((46.0, 46.1), 90.0, 41.0, verdict.IN_PART),
+        ((46.0, 46.1), 99.0, 39.0, verdict.IN_PART),  # the long step is not better on clean images
+        ((40.1, 49.0), 99.0, 41.0, verdict.IN_PART),
+        ((39.0, 39.1), 99.0, 41.0, verdict.NOT_CONFIRMED),
     ],
 )
-def test_the_verdict_on_time_scales(clean: tuple[float, float], patches: float, word: str, tmp_path: Path) -> None:
+def test_the_verdict_on_time_scales(
+    clean: tuple[float, float], patches: float, long: float, word: str, tmp_path: Path
+) -> None:
     assert elsewhere.time_scales([], tmp_path).word == verdict.MISSING
     small = [{"clean": 40.0, "patch only": 99.5}, {"clean": 40.0, "patch only": 99.5}]
-    large = [{"clean": 41.0, "patch only": 30.0}, {"clean": 41.0, "patch only": 30.0}]
+    large = [{"clean": long, "patch only": 30.0}, {"clean": long, "patch only": 30.0}]
     ours = [{"clean": value, "patch only": patches} for value in clean]
     examples(tmp_path, "patches", {"h = 0.004": small, "h = 0.1": large, "multirate": ours})
     assert elsewhere.time_scales([], tmp_path).word == word
