@@ -50,7 +50,6 @@ _ABLATIONS = (
     _multirate("without drift: frozen", idle="freeze"),
     _multirate("period 2", period=2),
     _multirate("period 10", period=10),
-    _multirate("slow steps half as long", slow_scale=0.5),
     _multirate("slow steps as long as fast ones", slow_scale=0.2),
     Setting("all, running batch norm", "baseline", "standard", build=RUNNING),
     _multirate("running batch norm", RUNNING),
