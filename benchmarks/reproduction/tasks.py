@@ -25,7 +25,7 @@ TASKS = {
         budget_tasks.TASKS["cifar10"], name="vision", train_rows=3000, epochs=(("10", 10), ("20", 20), ("30", 30))
     ),
     "language_adamw": _SENTENCES,
-    "language_sgd": replace(_SENTENCES, name="language_sgd", rates=(0.005, 0.01, 0.02), **SGD),
+    "language_sgd": replace(_SENTENCES, name="language_sgd", rates=(0.01, 0.02, 0.04), **SGD),
     **full_scale.TASKS,
 }
 """A length is named by its number of epochs; the lengths ascend."""
