@@ -7,6 +7,7 @@ those change.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ IDLE: dict[str, dict[str, Any]] = {
     "freeze": {"idle": "freeze"},
     "drift": {"idle": "drift"},
     "drift 1": {"idle": "drift", "drift_steps": 1},
+    "hold": {"idle": "long_step"},
 }
-"""Idle rules of slow groups: no update between two gradients, drift at all steps, or drift at the first one."""
+"""Idle rules of slow groups: no update between two gradients, drift at all steps, drift at the first one, or one step
+at the gradient that is as long as the period."""
 
 DTYPES = ("bfloat16", "float16")
 """Precisions in which inactive modules can run."""
@@ -56,9 +59,22 @@ def never(fast: str, cache: str | None = None, folder: Path | None = None) -> Mu
     return MultirateConfig.two_rate(fast, "never", activation_cache=cache, activation_cache_dir=place)
 
 
-def published() -> MultirateConfig:
-    """The setting of the paper for transfer learning."""
-    return MultirateConfig.paper()
+def published(
+    fast: str = "head", period: int = 5, idle: str = "drift", slow_scale: float = 1.0, buffers: str = "update"
+) -> MultirateConfig:
+    """The setting of the paper for transfer learning.
+
+    Args:
+        fast: What gets a gradient at every step.
+        period: Steps between two gradients of all else.
+        idle: A key of `IDLE`.
+        slow_scale: Factor on the learning rate of the slow group.
+        buffers: Whether running statistics of the slow group are those of all steps (``update``), or of the steps at
+            which it has a gradient (``freeze``).
+    """
+    config = MultirateConfig.paper(fast, period, inactive_buffers=buffers, **IDLE[idle])
+    first, slow = config.groups
+    return replace(config, groups=(first, replace(slow, lr_scale=slow_scale)))
 
 
 def lora_plus(ratio: float) -> MultirateConfig:

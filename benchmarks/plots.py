@@ -11,10 +11,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Curves:
-    """Accuracy against seconds of one method, by seed.
+    """Accuracy against seconds of one method, or against steps, by seed.
 
     Attributes:
-        times: Seconds of each evaluation: the mean over seeds.
+        times: Seconds of each evaluation, the mean over seeds; or steps.
         values: Accuracies in percent of each evaluation, one for each seed.
         ours: Whether it is multirate training.
     """
@@ -30,6 +30,7 @@ def accuracy_by_time(
     shortened: Sequence[tuple[float, float]],
     title: str,
     path: Path,
+    along: str = "process seconds of training, one thread",
 ) -> None:
     """Write a figure: a line for the mean of each method, and a band for the range of its seeds.
 
@@ -39,6 +40,7 @@ def accuracy_by_time(
         shortened: Seconds and percent at the end of baseline runs of several lengths.
         title: Title of the figure.
         path: PNG file to write.
+        along: Label of the horizontal axis.
     """
     import matplotlib as mpl
 
@@ -55,8 +57,9 @@ def accuracy_by_time(
         axes.fill_between(
             curves.times, [min(v) for v in curves.values], [max(v) for v in curves.values], color=colour, alpha=0.06
         )
-    axes.plot(*zip(*shortened, strict=True), "ks--", label="baseline, shortened", linewidth=2.2)
-    _finish(axes, "process seconds of training, one thread", title, path)
+    if shortened:
+        axes.plot(*zip(*shortened, strict=True), "ks--", label="baseline, shortened", linewidth=2.2)
+    _finish(axes, along, title, path)
 
 
 def accuracy_at_budgets(baselines: Mapping[str, Curves], others: Mapping[str, Curves], title: str, path: Path) -> None:

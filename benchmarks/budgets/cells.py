@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from benchmarks.accuracy.chosen_runs import best_rate, grids
 from benchmarks.accuracy.results import Result, ResultsFile, read_results
@@ -31,10 +32,16 @@ def all_cells(folder: Path, *, allow_dirty: bool) -> dict[tuple[str, str], Budge
     return {key: budgets for key, budgets in found.items() if budgets}
 
 
-def cells_of(file: ResultsFile, *, allow_dirty: bool) -> Budgets:
-    """The same for one task and length."""
+def cells_of(file: ResultsFile, *, allow_dirty: bool, by: str = "budget") -> dict[Any, Cells]:
+    """The same for one task and length.
+
+    Args:
+        file: Its results.
+        allow_dirty: As in `all_cells`.
+        by: Key of a run that takes the place of the budget.
+    """
     rates = {method: best_rate(grid) for method, grid in grids(file.runs).items()}
-    budgets: Budgets = defaultdict(lambda: defaultdict(dict))
+    budgets: dict[Any, Cells] = defaultdict(lambda: defaultdict(dict))
     for run in file.runs:
         if run["machine"]["dirty"] and not allow_dirty:
             raise ValueError(
@@ -42,7 +49,7 @@ def cells_of(file: ResultsFile, *, allow_dirty: bool) -> Budgets:
                 "--allow-dirty."
             )
         if run["role"] == "final" and run["rate"] == rates.get(run["method"]):
-            budgets[run["budget"]][run["method"]][run["seed"]] = run
+            budgets[run[by]][run["method"]][run["seed"]] = run
     return {budget: dict(budgets[budget]) for budget in sorted(budgets)}
 
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import tempfile
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import torch
+from transformers import Trainer
 
 from benchmarks.accuracy.tasks import Data, Task
 from benchmarks.accuracy.train_one import arguments
 from benchmarks.accuracy.training_clock import TrainingClock
 from benchmarks.budgets.build import Built, build
-from benchmarks.budgets.contenders import CONTENDERS
+from benchmarks.budgets.contenders import CONTENDERS, Contender
 from benchmarks.budgets.kinds import HEAD_START
 from benchmarks.budgets.plan import Plan
 from benchmarks.budgets.tasks import TASKS, accuracy, load
@@ -50,23 +54,80 @@ class Spec:
         return json.loads(json.dumps({"task": task, "method": CONTENDERS[self.method].settings}))
 
 
+@dataclass(frozen=True)
+class Training:
+    """One training.
+
+    Attributes:
+        task: The task.
+        contender: The contender.
+        rate: Learning rate of the body.
+        seed: Seed of the head and of the order of the data.
+        steps: Steps of the optimizer.
+        on_gpu: Whether it runs on a GPU, if there is one.
+    """
+
+    task: Task
+    contender: Contender
+    rate: float
+    seed: int
+    steps: int
+    on_gpu: bool = False
+
+
 def train(spec: Spec, data: Data, steps: int) -> dict[str, Any]:
     """Run ``spec`` for ``steps`` steps. Only finals see test rows."""
-    task, contender = TASKS[spec.task], CONTENDERS[spec.method]
+    parts = {"validation": data.validation, **({"test": data.test} if spec.role == "final" else {})}
+    training = Training(TASKS[spec.task], CONTENDERS[spec.method], spec.rate, spec.seed, steps)
+    return {name: value for name, value in trained(training, data, parts).items() if name != "curve"}
+
+
+def trained(training: Training, data: Data, parts: Mapping[str, Any], watched: str = "", points: int = 0) -> Any:
+    """Train, and return plain values.
+
+    Args:
+        training: The training.
+        data: The rows of the task.
+        parts: Rows that are scored at the end, by name.
+        watched: Name of the part that is scored ``points`` times in all, at equal distances of steps.
+        points: Number of points of the curve; 0 for none.
+    """
+    task, contender, steps = training.task, training.contender, training.steps
     with tempfile.TemporaryDirectory() as folder:
-        args = arguments(task, spec.rate, spec.seed, by_length=data.by_length, steps=steps, folder=folder)
+        args = arguments(task, training.rate, training.seed, by_length=data.by_length, steps=steps, folder=folder)
+        args = replace(args, use_cpu=False) if training.on_gpu else args
         words = {"train_dataset": data.train, "data_collator": data.collator, "compute_metrics": accuracy}
-        built = build(contender, data.model(spec.seed), args, **words)
-        clock = TrainingClock(lambda: 0.0, set(), built.kind)
+        built = build(contender, data.model(training.seed), args, **words)
         trainer = built.trainer
+        at = {round(steps * i / points) for i in range(1, points)} - {0, steps}
+        kind = _synchronised(built.kind) if training.on_gpu else built.kind
+        clock = TrainingClock(lambda: _score(trainer, parts[watched]), at, kind)
         trainer.add_callback(clock)
         loss = trainer.train().training_loss
-        parts = {"validation": data.validation, **({"test": data.test} if spec.role == "final" else {})}
-        metrics = {f"{n}_metric": trainer.predict(rows).metrics["test_accuracy"] for n, rows in parts.items()}
-        trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+        metrics = {f"{name}_metric": _score(trainer, rows) for name, rows in parts.items()}
+        number = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    if points:
+        clock.curve.append({"step": steps, "metric": metrics[f"{watched}_metric"]})
+    curve = [{name: point[name] for name in ("step", "metric")} for point in clock.curve]
     seconds = {"process_seconds": clock.total.process, "wall_seconds": clock.total.wall}
-    result = {**metrics, "train_loss": loss, "trainable_parameters": trained, "steps": steps}
-    return {**result, **seconds, "kinds": kinds_of(built, clock, head_start=contender.head_start)}
+    result = {**metrics, "train_loss": loss, "trainable_parameters": number, "steps": steps}
+    kinds = kinds_of(built, clock, head_start=contender.head_start)
+    return {**result, **seconds, "kinds": kinds, "curve": curve}
+
+
+def _synchronised(kind: Callable[[], str]) -> Callable[[], str]:
+    """``kind`` once the GPU has done all its work, so that the clock does not stop before."""
+
+    def waited() -> str:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return kind()
+
+    return waited
+
+
+def _score(trainer: Trainer, rows: Any) -> float:
+    return float(trainer.predict(rows).metrics["test_accuracy"])
 
 
 def kinds_of(built: Built, clock: TrainingClock, *, head_start: bool) -> dict[str, int]:

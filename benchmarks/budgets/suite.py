@@ -16,13 +16,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from concurrent.futures import as_completed
 from typing import Any
 
 from tqdm import tqdm
 
 from benchmarks.accuracy.chosen_runs import best_rate
 from benchmarks.accuracy.results import RESULTS, Result, ResultsFile
+from benchmarks.accuracy.resumable_runs import ResumableRuns
 from benchmarks.accuracy.suite_command import add_suite_options, start
 from benchmarks.accuracy.tasks import InputError, Task, missing
 from benchmarks.accuracy.worker_pool import workers
@@ -42,24 +42,24 @@ KINDS = "kinds"
 """Folder of the reference seconds, in that of the results."""
 
 
-class Runs:
+class Runs(ResumableRuns):
     """The runs of one task and length: those of its file, and the others, which are run and added to it."""
 
     def __init__(self, task: Task, length: str, contenders: Sequence[Contender], options: argparse.Namespace) -> None:
+        super().__init__(ResultsFile(options.out, task.name, length), options.measured)
         self.task, self.length, self.contenders = task, length, contenders
         self._options = options
-        self._file = ResultsFile(options.out, task.name, length)
         self._kinds = KindsFile(options.out / KINDS, task.name)
 
     def choose_rates(self, pool: Any, bar: Any) -> None:
         """Run the trials that are missing: the grid of each contender, and what one of them needs beyond its edge."""
         grids = {c.name: grid(self.task, c) for c in self.contenders}
         turns = zip(*([self._trial(name, rate) for rate in rates] for name, rates in grids.items()), strict=True)
-        self._run_all([spec for turn in turns for spec in turn], pool, bar)
+        self.run_all([spec for turn in turns for spec in turn], pool, bar)
         beyond = {name: one_more(rates, self._scores(name)) for name, rates in grids.items()}
         more = [self._trial(name, rate) for name, rate in beyond.items() if rate is not None]
         bar.total += len(more)
-        self._run_all(more, pool, bar)
+        self.run_all(more, pool, bar)
 
     def finals(self, budget: float, pool: Any, bar: Any) -> None:
         """All contenders at one budget, seed by seed."""
@@ -69,16 +69,25 @@ class Runs:
             for seed in range(self._options.seeds)
             for name, rate in rates.items()
         ]
-        self._run_all(specs, pool, bar)
+        self.run_all(specs, pool, bar)
 
     def plan(self, method: str, share: float) -> Plan:
         """The steps of a contender at a budget."""
         budget = budget_seconds(self._kinds, self.task, self._kinds.rows, self.length, share)
         return Planner(CONTENDERS[method], self._kinds, self._mix(method)).plan(budget)
 
-    def missing(self, specs: Sequence[Spec]) -> list[Spec]:
-        """Those that the file has not."""
-        return [spec for spec in specs if self._known(spec) is None]
+    def planned(self, spec: Spec) -> Plan:
+        """See `ResumableRuns`."""
+        return self.plan(spec.method, spec.budget)
+
+    def work(self, spec: Spec, plan: Plan) -> tuple[Any, ...]:
+        """See `ResumableRuns`."""
+        return run, spec, plan, self._options.data_dir
+
+    def completed(self, spec: Spec, plan: Plan, result: Result) -> Result:
+        """A result with its charge."""
+        planner = Planner(CONTENDERS[spec.method], self._kinds)
+        return {**result, "reference_seconds": planner.charge(result["kinds"]), "budget_seconds": plan.budget}
 
     def _trial(self, method: str, rate: float) -> Spec:
         return Spec(self.task.name, self.length, method, TRIAL_BUDGET, rate, TRIAL_SEED, "trial")
@@ -95,51 +104,17 @@ class Runs:
         found = (r for r in self._file.runs if r["method"] == method and r["role"] == "trial" and r["rate"] == best)
         return mix_of(next(found)["kinds"])
 
-    def _known(self, spec: Spec) -> Result | None:
-        for result in self._file.runs:
-            if all(result[name] == value for name, value in vars(spec).items()):
-                return result
-        return None
 
-    def _run_all(self, specs: Sequence[Spec], pool: Any, bar: Any) -> None:
-        """Run those of ``specs`` that the file has not, in this order, and add their results.
-
-        Raises:
-            InputError: the file was measured with another configuration.
-        """
-        for spec in specs:
-            try:
-                self._file.require_same(spec.method, spec.settings())
-            except ValueError as error:
-                raise InputError(f"{error} Give another --out, or move the file away.") from error
-        waiting = self.missing(specs)
-        bar.update(len(specs) - len(waiting))
-        plans = {spec: self.plan(spec.method, spec.budget) for spec in waiting}
-        if pool is None:
-            for spec, plan in plans.items():
-                self._keep(spec, plan, run(spec, plan, self._options.data_dir), bar)
-            return
-        futures = {pool.submit(run, spec, plan, self._options.data_dir): spec for spec, plan in plans.items()}
-        for future in as_completed(futures):
-            self._keep(futures[future], plans[futures[future]], future.result(), bar)
-
-    def _keep(self, spec: Spec, plan: Plan, result: Result, bar: Any) -> None:
-        """Add a result with its charge. Only this process writes: workers return their results."""
-        result["machine"] |= self._options.measured
-        planner = Planner(CONTENDERS[spec.method], self._kinds)
-        charged = {"reference_seconds": planner.charge(result["kinds"]), "budget_seconds": plan.budget}
-        self._file.append({**result, **charged})
-        bar.set_postfix_str(f"{spec.task} {spec.budget:g} {spec.method}: {result['validation_metric']:.3f}")
-        bar.update()
-
-
-def time_kinds(task: Task, contenders: Sequence[Contender], options: argparse.Namespace, pool: Any) -> None:
-    """Time what is missing of the kinds of steps of ``contenders``, one after the other."""
+def time_kinds(
+    task: Task, contenders: Sequence[Contender], options: argparse.Namespace, pool: Any, measure: Any = None
+) -> None:
+    """Time what is missing of the kinds of steps of ``contenders``, one after the other, with ``measure``."""
+    measure = measure or timed
     file = KindsFile(options.out / KINDS, task.name)
     waiting = list(to_time(contenders, file, options.passes))
     for number, function, name in tqdm(waiting, desc=f"{task.name}: seconds", disable=options.quiet or not waiting):
         words = (function, name, task.name, options.data_dir)
-        found = timed(*words) if pool is None else pool.submit(timed, *words).result()
+        found = measure(*words) if pool is None else pool.submit(measure, *words).result()
         file.append(found["line"], number, found["machine"] | options.measured)
 
 

@@ -125,7 +125,11 @@ def variants(contender: Contender) -> list[dict[str, Any]]:
 
 def time_setting(name: str, task: Task, data: Data) -> dict[str, Any]:
     """Seconds of all kinds of steps of the contender ``name``, and its rate groups."""
-    contender = replace(CONTENDERS[name], head_start=False)
+    return time_contender(replace(CONTENDERS[name], head_start=False), task, data)
+
+
+def time_contender(contender: Contender, task: Task, data: Data) -> dict[str, Any]:
+    """The same for a contender without a head start."""
     repeats = max(2, cycle_of(contender, data))
     times: Times = {}
     for options in variants(contender):

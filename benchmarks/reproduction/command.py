@@ -1,0 +1,16 @@
+"""`python -m benchmarks reproduce EXPERIMENT`: see `--help`."""
+
+from __future__ import annotations
+
+from benchmarks.commands import Command, dispatch
+
+
+EXPERIMENTS = {
+    "vision": Command("benchmarks.reproduction.vision", "fine-tune a ResNet-50 on images, with ablations"),
+    "language": Command("benchmarks.reproduction.language", "fine-tune an encoder on SST-2, with SGD and with AdamW"),
+}
+
+
+def main(argv: list[str]) -> None:
+    """Run one experiment."""
+    dispatch("python -m benchmarks reproduce", "Experiments of the paper.", EXPERIMENTS, argv)

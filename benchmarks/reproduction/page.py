@@ -1,0 +1,171 @@
+"""The page docs/results/reproduction.md and its pictures, from the results of `python -m benchmarks reproduce`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import fmean
+
+from benchmarks.budgets.cells import Cell
+from benchmarks.budgets.report import points
+from benchmarks.budgets.statistics import interval
+from benchmarks.plots import Curves, accuracy_by_time
+from benchmarks.reproduction import paper
+from benchmarks.reproduction.claims import CLAIMS
+from benchmarks.reproduction.contenders import ALL, EXPERIMENTS, HEAD, label
+from benchmarks.reproduction.outcomes import LEVEL, Outcome, gains, outcomes
+from benchmarks.reproduction.page_text import DIFFERENT, INTRODUCTION, READING
+from benchmarks.reproduction.verdict import MISSING
+from benchmarks.tables import table
+
+
+PAGE = "reproduction.md"
+HEADER = "<!-- Written by `python -m benchmarks report` from benchmarks/results/reproduction. -->"
+TITLES = {
+    "vision": "Vision: half a ResNet-50, CIFAR-10",
+    "language_adamw": "Language: MiniLM, SST-2, AdamW",
+    "language_sgd": "Language: MiniLM, SST-2, SGD",
+    "full_vision": "Vision, full scale: ResNet-50, CIFAR-100",
+    "full_language_adamw": "Language, full scale: DistilBERT, SST-2, AdamW",
+    "full_language_sgd": "Language, full scale: DistilBERT, SST-2, SGD",
+}
+
+
+def page(root: Path, *, allow_dirty: bool = False) -> str:
+    """Text of the page.
+
+    Args:
+        root: Folder with ``benchmarks/results`` and ``examples/results``.
+        allow_dirty: Whether results of files that were not committed are shown too.
+
+    Raises:
+        ValueError: a result is of files that were not committed, and ``allow_dirty`` is not set.
+    """
+    folder = root / "benchmarks" / "results" / "reproduction"
+    found = outcomes(folder, allow_dirty=allow_dirty)
+    parts = [HEADER, INTRODUCTION, READING]
+    for experiment in EXPERIMENTS.values():
+        for task in (*experiment.tasks, *experiment.full_tasks):
+            parts += _of_task(task, [outcome for outcome in found if outcome.task == task], folder)
+    parts += [DIFFERENT, *_claims(found, root)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _of_task(task: str, found: Sequence[Outcome], folder: Path) -> Iterator[str]:
+    yield f"## {TITLES.get(task, task)}"
+    gained = gains(folder).get(task, {})
+    if not found and not gained:
+        yield f"{MISSING.capitalize()}."
+    if gained:
+        words = (f"{length}: {100 * gain:+.1f}" for length, gain in gained.items())
+        yield f"Gain of all parameters in the last third, in points, by epochs: {', '.join(words)}."
+    for outcome in found:
+        yield f"### {outcome.length} epochs"
+        yield rows_table(outcome)
+        if ALL in outcome.rows and HEAD in outcome.rows:
+            yield f"![test accuracy against steps](images/{picture(outcome)})"
+            yield from _curves(outcome)
+        if any(name in outcome.rows for name in outcome.experiment.ablations):
+            yield f"### Ablations, {outcome.length} epochs"
+            yield ablations(outcome)
+
+
+def rows_table(outcome: Outcome) -> str:
+    """Our figures beside those of the paper."""
+    rows, own = [], paper.FIGURES[outcome.experiment.name]
+    for name in (name for name in outcome.experiment.rows if name in outcome.rows):
+        speed = outcome.speedup(name)
+        ours = [_accuracy(outcome.rows[name]), f"{outcome.seconds(name):.0f}", "" if speed is None else f"{speed:.2f}"]
+        behind = "" if name == ALL else _gap(outcome.gaps(name))
+        theirs = [own[name].text, f"{paper.speedup(outcome.experiment.name, name):.2f}"] if name in own else ["", ""]
+        rows.append([label(name), *ours, _rate(outcome, name), behind, *_in_time(outcome, name), *theirs])
+    header = ["trained", "accuracy, %", "seconds", "speed-up", "seeds, rate", "against all, points"]
+    header += ["all in that time, %", "against it, points", "paper: accuracy, %", "paper: speed-up"]
+    return table(header, rows)
+
+
+def ablations(outcome: Outcome) -> str:
+    """Variants of multirate training, compared with the setting of the paper."""
+    rows = []
+    for name in (HEAD, *outcome.experiment.ablations):
+        if name in outcome.rows:
+            gap = "" if name == HEAD else _gap(outcome.gaps(name, HEAD))
+            speed = outcome.speedup(name)
+            cell = outcome.rows[name]
+            rows.append([name, _accuracy(cell), "" if speed is None else f"{speed:.2f}", _rate(outcome, name), gap])
+    return table(["variant", "accuracy, %", "speed-up", "seeds, rate", f"against {HEAD}, points"], rows)
+
+
+def _accuracy(cell: Cell) -> str:
+    values = [100 * run["test_metric"] for run in cell.values()]
+    return f"{fmean(values):.1f}" + (f" ({min(values):.1f} to {max(values):.1f})" if len(values) > 1 else "")
+
+
+def _rate(outcome: Outcome, name: str) -> str:
+    """Number of seeds, and the learning rate, with a star at an edge of all that were tried."""
+    cell, tried = outcome.rows[name], outcome.grids[name]
+    rate = next(iter(cell.values()))["rate"]
+    edge = "\\*" if rate in (min(tried), max(tried)) else ""
+    return f"{len(cell)}, {rate:.2g}{edge}"
+
+
+def _gap(gaps: list[float]) -> str:
+    return points(interval(gaps)) if gaps else ""
+
+
+def _in_time(outcome: Outcome, name: str) -> list[str]:
+    cell = outcome.in_time.get(name)
+    return [_accuracy(cell), _gap(outcome.gaps_in_time(name))] if cell else ["", ""]
+
+
+def _curves(outcome: Outcome) -> Iterator[str]:
+    """Mean accuracy along the steps, and where multirate training is level."""
+    names = [ALL, *(name for name in outcome.experiment.multirate if name in outcome.rows)]
+    curves = {name: outcome.curve(name) for name in names}
+    rows = [[label(name), *(f"{100 * value:.1f}" for _, value in curve)] for name, curve in curves.items()]
+    yield table(["share of the steps", *(f"{share:.2f}" for share, _ in curves[ALL])], rows)
+    for name in names[1:]:
+        share = outcome.level_from(name)
+        where = "never stays" if share is None else f"stays, from {share:.2f} of the steps on,"
+        yield f"- {name} {where} no more than {100 * LEVEL:.1f} points behind all parameters."
+    if outcome.experiment.name == "vision":
+        yield "- The paper: 78.0 against 80.7 at epoch 9 of 50, 81.5 against 82.9 at 19, and level from about 35, 0.7."
+
+
+def picture(outcome: Outcome) -> str:
+    """Name of the picture of the curves."""
+    return f"reproduction_{outcome.task}_{outcome.length}.png"
+
+
+def draw(root: Path, *, allow_dirty: bool = False) -> None:
+    """Write the pictures of the page."""
+    folder = root / "benchmarks" / "results" / "reproduction"
+    for outcome in outcomes(folder, allow_dirty=allow_dirty):
+        if ALL in outcome.rows and HEAD in outcome.rows:
+            methods = {name: _plotted(outcome, name) for name in outcome.experiment.rows[1:] if name in outcome.rows}
+            title = f"{TITLES.get(outcome.task, outcome.task)}, {outcome.length} epochs"
+            path = root / "docs" / "results" / "images" / picture(outcome)
+            accuracy_by_time(_plotted(outcome, ALL), methods, (), title, path, "steps")
+
+
+def _plotted(outcome: Outcome, name: str) -> Curves:
+    runs = list(outcome.rows[name].values())
+    by_point = list(zip(*(run["curve"] for run in runs), strict=True))
+    values = [[100 * point["metric"] for point in of_runs] for of_runs in by_point]
+    return Curves([of_runs[0]["step"] for of_runs in by_point], values, name in outcome.experiment.multirate)
+
+
+def _claims(found: Sequence[Outcome], root: Path) -> Iterator[str]:
+    """Each claim of the abstract, and the verdict on it."""
+    yield "## Reproduction"
+    rules = "; ".join(f"{number}: {claim.rule}" for number, claim in enumerate(CLAIMS, 1))
+    yield (
+        "Verdicts follow from the results by a rule, for the longest training of each task. Confirmed means, by "
+        f"number of the claim: {rules}."
+    )
+    rows = []
+    for number, claim in enumerate(CLAIMS, 1):
+        verdict = claim.verdict(found, root)
+        commands = ", ".join(f"`{word}`" for word in claim.command.split(", "))
+        rows.append([str(number), claim.text, verdict.word, verdict.numbers, commands])
+    yield table(["", "claim of the abstract", "verdict", "numbers", "command"], rows)

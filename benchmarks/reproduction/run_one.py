@@ -1,0 +1,116 @@
+"""One run: train a contender for its planned steps, and return plain values."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.accuracy.images import SteadyBatchNorm
+from benchmarks.accuracy.tasks import Data, Task
+from benchmarks.budgets.contenders import Contender
+from benchmarks.budgets.plan import Plan
+from benchmarks.budgets.run_one import Training, trained
+from benchmarks.budgets.timing import time_contender
+from benchmarks.machine import hardware, versions
+from benchmarks.reproduction.contenders import CONTENDERS, RUNNING
+from benchmarks.reproduction.tasks import TASKS, is_full, load
+
+
+POINTS = 9
+"""Points of a curve, a multiple of three."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What is run.
+
+    Attributes:
+        task: Name of the task.
+        length: Epochs of all parameters, the name of a length of the task.
+        method: Name of the contender.
+        time_of: Name of the contender whose seconds it gets; empty for as many steps as all parameters.
+        rate: Learning rate.
+        seed: Seed of the head and of the order of the data, the same for all contenders.
+        role: ``length`` to choose the length and ``trial`` to choose the rate, without test rows; or ``final``.
+    """
+
+    task: str
+    length: str
+    method: str
+    time_of: str
+    rate: float
+    seed: int
+    role: str
+
+    def settings(self) -> dict[str, Any]:
+        """All else that decides the result, but the steps: settings of the task and of the contender."""
+        left_out = ("name", "seeds", "needs", "rates")
+        task = {name: value for name, value in asdict(TASKS[self.task]).items() if name not in left_out}
+        task["epochs"] = dict(task["epochs"])[self.length]
+        return json.loads(json.dumps({"task": task, "method": CONTENDERS[self.method].settings}))
+
+
+_loaded: dict[str, Data] = {}
+
+
+def loaded(task: Task, folder: Path | None) -> Data:
+    """The rows of a task, kept until another is wanted."""
+    if task.name not in _loaded:
+        _loaded.clear()
+        _loaded[task.name] = load(task, folder)
+    return _loaded[task.name]
+
+
+def adapted(data: Data, contender: Contender) -> Data:
+    """The rows with the network that a contender trains."""
+    if contender.setting.build != RUNNING:
+        return data
+
+    def model(seed: int) -> nn.Module:
+        network = data.model(seed)
+        for module in network.modules():
+            if isinstance(module, SteadyBatchNorm):
+                module.__class__ = nn.BatchNorm2d
+                module.train()
+        return network
+
+    return replace(data, model=model)
+
+
+def run(spec: Spec, plan: Plan, folder: Path | None) -> dict[str, Any]:
+    """Run ``spec`` as planned. Only finals see test rows.
+
+    Raises:
+        RuntimeError: the run took other kinds of steps than were charged.
+    """
+    task, contender = TASKS[spec.task], CONTENDERS[spec.method]
+    data = adapted(loaded(task, folder), contender)
+    training = Training(task, contender, spec.rate, spec.seed, plan.steps, on_gpu=is_full(spec.task))
+    parts = {"validation": data.validation, **({"test": data.test} if spec.role == "final" else {})}
+    watched = "test" if spec.role == "final" else "validation"
+    measured = trained(training, data, parts, watched, 0 if spec.role == "trial" else POINTS)
+    if plan.kinds and measured["kinds"] != plan.kinds:
+        raise RuntimeError(
+            f"{spec.method!r} took the kinds of steps {measured['kinds']}, but {plan.kinds} were planned and would be "
+            "charged. The plan and the schedule of the contender differ: this is an error of the benchmark."
+        )
+    return {**asdict(spec), **measured, "settings": spec.settings(), "machine": machine(training)}
+
+
+def machine(training: Training) -> dict[str, Any]:
+    """Processor, versions, and the GPU if one is used."""
+    gpu = {"gpu": torch.cuda.get_device_name()} if training.on_gpu and torch.cuda.is_available() else {}
+    return {**hardware(), **gpu, "versions": versions()}
+
+
+def timed(function: str, contender: str, task: str, folder: Path | None) -> dict[str, Any]:
+    """Reference seconds of the steps of a contender, and the machine. No contender has a head start."""
+    del function
+    data = adapted(loaded(TASKS[task], folder), CONTENDERS[contender])
+    line = time_contender(CONTENDERS[contender], TASKS[task], data)
+    return {"line": line, "machine": {**hardware(), "versions": versions()}}
