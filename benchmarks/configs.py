@@ -7,7 +7,7 @@ those change.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,26 @@ def published(
 def lora_plus(ratio: float) -> MultirateConfig:
     """Standard training of adapters, with a learning rate of their matrices B that is ``ratio`` times as high."""
     return MultirateConfig([RateGroup("B", "lora_B", lr_scale=ratio), RateGroup("rest", ".*")])
+
+
+def given(config: MultirateConfig) -> dict[str, Any]:
+    """The fields of ``config`` that differ from their defaults, as plain values; groups are always among them.
+
+    Results keep these, so that they stay comparable when the package gets a new field.
+    """
+    return _differing(config.to_dict(), MultirateConfig().to_dict() | {"groups": None})
+
+
+def _differing(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    found = {name: value for name, value in values.items() if value != defaults[name]}
+    group = asdict(RateGroup("any", ".*")) | {"name": None, "patterns": None}
+    if "groups" in found:
+        found["groups"] = [_differing(one, group) for one in values["groups"]]
+    if "stage_list" in found:
+        found["stage_list"] = [
+            {**stage, "config": _differing(stage["config"], defaults)} for stage in values["stage_list"]
+        ]
+    return found
 
 
 def _group(name: str, patterns: str, period: int, idle: str) -> RateGroup:

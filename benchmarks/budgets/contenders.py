@@ -142,7 +142,7 @@ class Contender:
     def settings(self) -> dict[str, Any]:
         """All that decides a result but rate, seed and budget; kept with the results."""
         chosen = {name: vars(self.setting)[name] for name in ("kind", "options", "build", "rate_scale")}
-        return {**chosen, "family": self.family, "config": self.config.to_dict()}
+        return {**chosen, "family": self.family, "config": configs.given(self.config)}
 
 
 FREEZE = {"idle": "freeze", "turns": "drawn"}

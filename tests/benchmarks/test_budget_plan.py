@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 
+from benchmarks import configs
 from benchmarks.budgets import timing, trials
 from benchmarks.budgets.contenders import CONTENDERS, DEFAULT, SETTINGS, Contender, named
 from benchmarks.budgets.kinds import KindsFile, head_start_name, to_time
 from benchmarks.budgets.plan import Planner, budget_seconds, mix_of
 from benchmarks.budgets.tasks import TASKS, base_rate
+from hf_multirate import MultirateConfig, RateGroup
 from tests.benchmarks.tiny_task import TINY, load
 
 
@@ -222,3 +224,14 @@ def test_a_rate_at_an_edge_gets_one_more_beyond_it() -> None:
 
 def test_texts_are_trained_in_mixed_precision_and_images_are_not() -> None:
     assert {name for name, task in TASKS.items() if not task.bf16} == {"cifar10", "fashion"}
+
+
+def test_results_keep_only_what_differs_from_the_defaults() -> None:
+    found = configs.given(MultirateConfig.ladder([1, 4], head_start=3))
+    parts = [{"name": "part 1", "patterns": ["part:1/2"]}, {"name": "part 2", "patterns": ["part:2/2"], "period": 4}]
+    assert found == {"groups": parts, "head_start": 3}
+    fast = RateGroup("fast", "x", lr_scale=2.0)
+    stages = configs.given(MultirateConfig.stages([(0.5, MultirateConfig.off()), (1.0, MultirateConfig([fast]))]))
+    everything = {"groups": [{"name": "all", "patterns": [".*"]}]}
+    scaled = {"groups": [{"name": "fast", "patterns": ["x"], "lr_scale": 2.0}]}
+    assert stages["stage_list"] == [{"until": 0.5, "config": everything}, {"until": 1.0, "config": scaled}]
