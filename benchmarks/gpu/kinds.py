@@ -60,7 +60,7 @@ def measure(name: str, precision: str, mode: str, bench: Bench) -> dict[str, Any
     settings = {name: config for name, config in SETTINGS.items() if not compiled or name in COMPILED_SETTINGS}
     found: dict[str, Any] = {"network": name, "shape": network.shape, "precision": precision, "mode": mode}
     found["settings"] = predictions(trained, settings, counted=not compiled)
-    found["seconds"] = rounds_of(trained, settings, bench)
+    found["seconds"] = (compiled_rounds if compiled else rounds_of)(trained, settings, bench)
     if not compiled:
         freeze, drift = (bytes_after(trained, SETTINGS[name]) for name in ("last:1", "last:1, drift"))
         found["drift_bytes"] = drift - freeze
@@ -81,7 +81,7 @@ def predictions(trained: Trainee, settings: Mapping[str, MultirateConfig], *, co
             with trained.place.autocast(trained.precision):
                 plans = plan(trained.model, trained.batch, dict(settings))
         except Exception as error:  # a prediction is no reason to lose the measurement
-            return found | {"plan failed": in_short(error)}
+            return {name: {**one, "plan_error": in_short(error)} for name, one in found.items()}
         for one in plans:
             found[one.label]["from_flops"] = one.speedup
     return found
@@ -101,6 +101,17 @@ def rounds_of(trained: Trainee, settings: Mapping[str, MultirateConfig], bench: 
     most = bench.number(MOST_ROUNDS, 2)
     fitting = int(min(10.0, 0.5 * max(bench.left, 0.0)) / max(one, 1e-3))
     interleave(blocks, max(2, min(most, fitting)) - 1, timer, warm_up=0)
+    return {kind: [round(value, 7) for value in values] for kind, values in timer.seconds.items()}
+
+
+def compiled_rounds(trained: Trainee, settings: Mapping[str, MultirateConfig], bench: Bench) -> dict[str, list[float]]:
+    """The same for a compiled model: each setting is attached once, since another attachment may compile again."""
+    timer, number = Timer(), bench.number(MOST_ROUNDS, 2)
+    time_baseline(trained, Timer(), 1)
+    for name, config in settings.items():
+        time_baseline(trained, timer, number)
+        time_cycle(trained, name, config, timer, cycles=number + 1)
+        time_baseline(trained, timer, number)
     return {kind: [round(value, 7) for value in values] for kind, values in timer.seconds.items()}
 
 

@@ -19,7 +19,6 @@ from hf_multirate import Multirate, MultirateConfig
 
 
 PRECISIONS = ("bf16", "tf32", "fp32")
-WARM_UP = 3
 
 Span = tuple[str, Any, Any]
 """Kind, and the marks at begin and end."""
@@ -125,11 +124,17 @@ def time_baseline(trained: Trainee, timer: Timer, number: int) -> None:
     collect(trained.place, spans, timer)
 
 
-def time_cycle(trained: Trainee, name: str, config: MultirateConfig, timer: Timer) -> None:
-    """Time the steps of one cycle by live groups: the first full step is not timed, that of the next cycle is."""
+def time_cycle(trained: Trainee, name: str, config: MultirateConfig, timer: Timer, cycles: int = 1) -> None:
+    """Time steps by live groups, in cycles of one attachment.
+
+    The first step is not timed, and the full step that begins another cycle is. With more than one cycle the whole
+    first one is not timed: it compiles.
+    """
     spans: list[Span] = []
     with Multirate(config).attach(trained.called, trained.optimizer) as controller:
-        for step in range(controller.schedule.cycle + 1):
+        cycle = controller.schedule.cycle
+        untimed = 1 if cycles == 1 else cycle + 1
+        for step in range(cycles * cycle + 1):
             controller.begin_step(step)
-            trained.step(spans if step else None, f"{name}: {kind_of(controller, step)}")
+            trained.step(spans if step >= untimed else None, f"{name}: {kind_of(controller, step)}")
         collect(trained.place, spans, timer)
