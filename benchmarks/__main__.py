@@ -12,6 +12,7 @@ COMMANDS = {
     "budgets": Command("benchmarks.budgets.suite", "compare contenders at equal time, each planned for its budget"),
     "speed": Command("benchmarks.speed.__main__", "time steps and runs in turn: cycle, checkpointing, ddp, ..."),
     "memory": Command("benchmarks.memory", "peak memory of a training step"),
+    "gpu": Command("benchmarks.gpu.command", "speed, memory and correctness on one GPU, in nine minutes"),
     "report": Command("benchmarks.report", "write tables and figures of the documentation from the results"),
 }
 

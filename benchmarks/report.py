@@ -5,6 +5,7 @@
 - docs/results/TASK.md: one page for each task, from the results and from benchmarks/notes/TASK.md, which is written by
   hand. Figures go to docs/results/images.
 - docs/results/equal_time.md: contenders at equal time, if there are results of `python -m benchmarks budgets`.
+- docs/results/gpu.md: the results of `python -m benchmarks gpu`, or how to get them.
 - README.md, docs/results/index.md and docs/distributed.md: what stands between ``<!-- bench NAME -->`` and
   ``<!-- end -->``, with one of the names in `tables_of`.
 """
@@ -20,6 +21,7 @@ from benchmarks.accuracy.chosen_runs import Grids, all_grids, chosen_runs
 from benchmarks.accuracy.machine_correction import Runs
 from benchmarks.budgets import report as budgets
 from benchmarks.commands import parser_of
+from benchmarks.gpu import page as gpu
 from benchmarks.jsonl import read_lines
 from benchmarks.machine import ROOT
 from benchmarks.speed import ddp
@@ -61,6 +63,7 @@ class Report:
         equal_time = budgets.page(self._results / "budgets", allow_dirty=self._allow_dirty)
         if equal_time is not None:
             found[self._root / "docs" / "results" / budgets.PAGE] = equal_time
+        found[self._root / "docs" / "results" / gpu.PAGE] = gpu.page(self._results / gpu.FILE)
         return found
 
     def draw(self) -> None:

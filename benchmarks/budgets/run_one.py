@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.accuracy.tasks import Data, Task
 from benchmarks.accuracy.train_one import arguments
 from benchmarks.accuracy.training_clock import TrainingClock
@@ -50,11 +52,13 @@ class Spec:
         return json.loads(json.dumps({"task": task, "method": CONTENDERS[self.method].settings}))
 
 
-def train(spec: Spec, data: Data, steps: int) -> dict[str, Any]:
+def train(spec: Spec, data: Data, steps: int, device: str = "cpu") -> dict[str, Any]:
     """Run ``spec`` for ``steps`` steps. Only finals see test rows."""
     task, contender = TASKS[spec.task], CONTENDERS[spec.method]
     with tempfile.TemporaryDirectory() as folder:
-        args = arguments(task, spec.rate, spec.seed, by_length=data.by_length, steps=steps, folder=folder)
+        args = arguments(
+            task, spec.rate, spec.seed, by_length=data.by_length, steps=steps, folder=folder, device=device
+        )
         words = {"train_dataset": data.train, "data_collator": data.collator, "compute_metrics": accuracy}
         built = build(contender, data.model(spec.seed), args, **words)
         clock = TrainingClock(lambda: 0.0, set(), built.kind)
@@ -89,24 +93,29 @@ def loaded(task: Task, folder: Path | None) -> Data:
     return _loaded[task.name]
 
 
-def run(spec: Spec, plan: Plan, folder: Path | None) -> dict[str, Any]:
-    """Run ``spec`` as planned.
+def run(spec: Spec, plan: Plan, folder: Path | None, device: str = "cpu") -> dict[str, Any]:
+    """Run ``spec`` as planned, on ``cpu`` or ``cuda``.
 
     Raises:
         RuntimeError: the run took other kinds of steps than were charged.
     """
-    measured = train(spec, loaded(TASKS[spec.task], folder), plan.steps)
+    measured = train(spec, loaded(TASKS[spec.task], folder), plan.steps, device)
     if CONTENDERS[spec.method].setting.kind != "vcas" and measured["kinds"] != plan.kinds:
         raise RuntimeError(
             f"{spec.method!r} took the kinds of steps {measured['kinds']}, but {plan.kinds} were planned and would be "
             "charged. The plan and the schedule of the contender differ: this is an error of the benchmark."
         )
-    machine = {**hardware(), "versions": versions()}
+    machine = {**hardware(), "versions": versions(), **named(device)}
     return {**asdict(spec), **measured, "settings": spec.settings(), "machine": machine}
 
 
-def timed(function: str, contender: str, task: str, folder: Path | None) -> dict[str, Any]:
+def named(device: str) -> dict[str, str]:
+    """The name of a GPU, for the machine of a result; nothing for the CPU."""
+    return {} if device == "cpu" else {"device": torch.cuda.get_device_name()}
+
+
+def timed(function: str, contender: str, task: str, folder: Path | None, device: str = "cpu") -> dict[str, Any]:
     """Reference seconds of a contender: of its ``steps``, or of its ``head start``; and the machine."""
     measure = time_head_start if function == HEAD_START else time_setting
-    line = measure(contender, TASKS[task], loaded(TASKS[task], folder))
-    return {"line": line, "machine": {**hardware(), "versions": versions()}}
+    line = measure(contender, TASKS[task], loaded(TASKS[task], folder), device)
+    return {"line": line, "machine": {**hardware(), "versions": versions(), **named(device)}}

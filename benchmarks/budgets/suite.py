@@ -115,9 +115,10 @@ class Runs:
         plans = {spec: self.plan(spec.method, spec.budget) for spec in waiting}
         if pool is None:
             for spec, plan in plans.items():
-                self._keep(spec, plan, run(spec, plan, self._options.data_dir), bar)
+                self._keep(spec, plan, run(spec, plan, self._options.data_dir, **on(self._options)), bar)
             return
-        futures = {pool.submit(run, spec, plan, self._options.data_dir): spec for spec, plan in plans.items()}
+        words = on(self._options)
+        futures = {pool.submit(run, spec, plan, self._options.data_dir, **words): spec for spec, plan in plans.items()}
         for future in as_completed(futures):
             self._keep(futures[future], plans[futures[future]], future.result(), bar)
 
@@ -131,13 +132,18 @@ class Runs:
         bar.update()
 
 
+def on(options: argparse.Namespace) -> dict[str, str]:
+    """The device as an argument of what runs, unless it is the CPU."""
+    return {} if options.device == "cpu" else {"device": options.device}
+
+
 def time_kinds(task: Task, contenders: Sequence[Contender], options: argparse.Namespace, pool: Any) -> None:
     """Time what is missing of the kinds of steps of ``contenders``, one after the other."""
     file = KindsFile(options.out / KINDS, task.name)
     waiting = list(to_time(contenders, file, options.passes))
     for number, function, name in tqdm(waiting, desc=f"{task.name}: seconds", disable=options.quiet or not waiting):
-        words = (function, name, task.name, options.data_dir)
-        found = timed(*words) if pool is None else pool.submit(timed, *words).result()
+        words, more = (function, name, task.name, options.data_dir), on(options)
+        found = timed(*words, **more) if pool is None else pool.submit(timed, *words, **more).result()
         file.append(found["line"], number, found["machine"] | options.measured)
 
 
@@ -221,6 +227,7 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     add("--seeds", type=int, default=5, help="number of seeds (default: 5)")
     add("--passes", type=int, default=PASSES, help=f"times that each kind of step is timed (default: {PASSES})")
+    add("--device", choices=["cpu", "cuda"], default="cpu", help="where runs train; give --jobs 0 with a GPU")
     add("--plan", action="store_true", help="only time the kinds of steps, and show steps and hours")
     return parser.parse_args(argv)
 

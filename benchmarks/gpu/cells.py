@@ -68,7 +68,9 @@ class Cell:
     measure: Callable[[Bench], dict[str, Any]]
 
 
-def run_cells(cells: Sequence[Cell], bench: Bench, file: GpuResults, about: Mapping[str, Any], *, repeat: bool) -> None:
+def run_cells(
+    cells: Sequence[Cell], bench: Bench, file: GpuResults, about: Mapping[str, Any], *, repeat: bool
+) -> None:
     """Run the cells whose result is not in the file, in their order.
 
     Raises:

@@ -73,7 +73,9 @@ def predictions(trained: Trainee, settings: Mapping[str, MultirateConfig], *, co
     for name, config in settings.items():
         with Multirate(config).attach(trained.called, trained.optimizer) as controller:
             schedule = controller.schedule
-            number = {f"{name}: {kind_of(controller, schedule.example(live))}": n for live, n in schedule.kinds.items()}
+            number = {
+                f"{name}: {kind_of(controller, schedule.example(live))}": n for live, n in schedule.kinds.items()
+            }
             weights = controller.timing.speedup_predicted
         found[name] = {"cycle": number, "from_weights": weights, "from_flops": None}
     if counted:

@@ -120,20 +120,27 @@ class Cuda(Cpu):
         torch.cuda.empty_cache()
 
 
+def require_device(kind: str) -> None:
+    """Check that there is a GPU if ``kind`` is ``cuda``, without starting CUDA.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"torch {torch.__version__} sees no CUDA device. Run on a machine with one; --device cpu --tiny --out FILE "
+            "tries the command out without a GPU."
+        )
+
+
 def place_of(kind: str) -> Cpu:
     """The device ``cuda`` or ``cpu``.
 
     Raises:
         ValueError: there is no GPU.
     """
-    if kind == "cpu":
-        return Cpu()
-    if not torch.cuda.is_available():
-        raise ValueError(
-            f"torch {torch.__version__} sees no CUDA device. Run on a machine with one; --device cpu --tiny --out FILE "
-            "tries the command out without a GPU."
-        )
-    return Cuda()
+    require_device(kind)
+    return Cuda() if kind == "cuda" else Cpu()
 
 
 def require_cuda(place: Cpu) -> None:

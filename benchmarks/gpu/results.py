@@ -83,6 +83,13 @@ class GpuResults:
         line = self.cells.get((part, cell))
         return line is not None and not line["again"] and (line["status"] == MEASURED or not repeat)
 
+    def append_without_device(self, cell: Line) -> None:
+        """Add the line of a cell that was not measured, with the machine of the line before."""
+        key = next(reversed(self.machines), "")
+        line = {"kind": "cell", **cell, "machine": key}
+        append_lines(self.path, [line])
+        self._keep(line)
+
     def append(self, cell: Line, measured_on: Mapping[str, Any]) -> None:
         """Add the line of a cell, and that of its machine if it is new."""
         key = machine.machine_id(dict(measured_on))
