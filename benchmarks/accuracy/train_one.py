@@ -122,7 +122,7 @@ def run(spec: Spec, folder: Path | None) -> dict[str, Any]:
     return {**asdict(spec), **measured, "settings": spec.settings(), "machine": machine}
 
 
-def arguments(
+def arguments(  # noqa: PLR0913  # the device comes on top of what decides a run
     task: Task, rate: float, seed: int, *, by_length: bool, steps: int, folder: str, device: str = "cpu"
 ) -> TrainingArguments:
     """Arguments of a run of ``steps`` steps: linear decay to zero, after a warm-up of 6 %."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -52,7 +53,7 @@ def trained(
 def difference(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
     """The largest difference between two sets of weights; infinite if one is not a number."""
     found = max(float((one[name].double() - other[name].double()).abs().max()) for name in one)
-    return found if found == found else float("inf")
+    return float("inf") if math.isnan(found) else found
 
 
 def same_bits(one: Mapping[str, Tensor], other: Mapping[str, Tensor], what: str) -> Outcome:

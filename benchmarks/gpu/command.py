@@ -7,7 +7,8 @@
 
 Each part runs in a process of its own, and gets a share of the time. A part consists of cells, the most important
 first. The result of a cell is kept at once, so a second call continues where the first one ended. What cannot be
-measured is skipped, with the reason in the results. It needs torch, transformers, accelerate and peft beside the package.
+measured is skipped, with the reason in the results. It needs torch, transformers, accelerate and peft beside the
+package.
 """
 
 from __future__ import annotations

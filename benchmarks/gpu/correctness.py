@@ -1,7 +1,7 @@
 """Part ``correctness``: what must be equal is equal on this device, and each feature works on it.
 
-Run in a process of its own, with ``CUBLAS_WORKSPACE_CONFIG`` set before CUDA starts, since runs are compared bit for bit.
-The checks that compile come last: they switch TensorFloat-32 on for the process.
+Run in a process of its own, with ``CUBLAS_WORKSPACE_CONFIG`` set before CUDA starts, since runs are compared bit for
+bit. The checks that compile come last: they switch TensorFloat-32 on for the process.
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ class Graphs(TrainerCallback):
 
 
 def check_compile(bench: Bench) -> Outcome:
-    """Each set of live groups is compiled once, and nothing after the first cycle; no graph breaks more than Trainer."""
+    """Nothing is compiled after the first cycle, and graphs break no more often than with Trainer."""
     require_compiler(bench.place)
     breaks, seen = {}, []
     for contender in (BASELINE, "ladder 1,2,4"):

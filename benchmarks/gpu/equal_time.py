@@ -1,7 +1,8 @@
 """Part ``equal_time``: accuracy at shares of the baseline's seconds on this GPU, for two tasks of short texts.
 
-It is `python -m benchmarks budgets` on the device, with few contenders. Its runs are kept one by one in a folder beside
-the results, so a part that was killed continues. The data come with Python packages; without them it is skipped.
+It is `python -m benchmarks budgets` on the device, with few contenders. Its runs are kept one by one in a folder
+beside the results, so a part that was killed continues. The data come with Python packages; without them the part is
+skipped.
 """
 
 from __future__ import annotations

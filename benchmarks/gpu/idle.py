@@ -1,7 +1,7 @@
-"""How busy the device is in a step: time in kernels, their number, and the time in which the host gives the work out.
+"""How busy the device is in a step: time in kernels, their number, and the time until the host has given out the work.
 
-A profiler makes the host slower, but no kernel. So the time in kernels comes from the profiler, and the time of the step
-from marks without it. The rest of the step is the time in which the device waits for the host.
+A profiler makes the host slower, but no kernel. So the time in kernels comes from the profiler, and the time of the
+step from marks without it. The rest of the step is the time in which the device waits for the host.
 """
 
 from __future__ import annotations

@@ -27,19 +27,19 @@ some of the parts, `--minutes` sets the time, and `--repeat` repeats what failed
 
 | part | what it measures |
 |---|---|
-| `kinds` | seconds of full and fast steps of BERT, ViT and Llama networks; predicted and measured speed-up of a cycle; drift |
-| `runs` | whole runs of `MultirateTrainer` and `Trainer` in turn; idle time of the GPU by batch size; host synchronisation |
+| `kinds` | seconds of full and fast steps of BERT, ViT and Llama; predicted and measured speed-up of a cycle; drift |
+| `runs` | whole runs of `MultirateTrainer` and `Trainer` in turn; idle time of the GPU; host synchronisation |
 | `memory` | bytes at the peak of full and fast steps, with gradient checkpointing and LoRA |
-| `correctness` | equality with `Trainer` bit for bit, resume, fp16, bf16, `torch.compile`, attention kernels, activation cache |
-| `equal_time` | accuracy at shares of the baseline's seconds, for two tasks of short texts; needs the extra `examples` |"""
-SECTIONS = {
-    "kinds": ("Steps", parts.kinds),
-    "runs": ("Runs", parts.runs),
-    "memory": ("Memory", parts.memory),
-    "correctness": ("Correctness", parts.correctness),
-    "equal_time": ("Accuracy at equal time", parts.equal_time),
-}
-"""Part -> title and what makes its tables."""
+| `correctness` | equality with `Trainer` bit for bit, resume, precisions, `torch.compile`, attention kernels |
+| `equal_time` | accuracy at shares of the baseline's seconds, for two tasks of texts; needs the extra `examples` |"""
+SECTIONS = (
+    ("Steps", parts.kinds),
+    ("Runs", parts.runs),
+    ("Memory", parts.memory),
+    ("Correctness", parts.correctness),
+    ("Accuracy at equal time", parts.equal_time),
+)
+"""Titles, and what makes their tables."""
 
 
 def page(path: Path) -> str:
@@ -48,7 +48,7 @@ def page(path: Path) -> str:
     if not file.cells:
         return "\n\n".join([HEADER, TITLE, f"{NOT_MEASURED} To measure:", HOW]) + "\n"
     found = [HEADER, TITLE, HOW, *_machines(file)]
-    for part, (title, tables) in SECTIONS.items():
+    for title, tables in SECTIONS:
         found.append(f"## {title}")
         found += list(tables(file)) or [NOT_MEASURED]
     return "\n\n".join([*found, *_left_out(file)]) + "\n"

@@ -58,14 +58,14 @@ def kinds(file: GpuResults) -> Iterator[str]:
     yield table(["network", "rows x tokens", "precision", "mode", "step, ms", "forward", *settings],
                 [_step_row(values, settings) for values in cells])  # fmt: skip
     yield (
-        "Speed-up of a cycle of four steps: predicted from the weights (as `Multirate` does), predicted from FLOPs (as "
-        "`hf-multirate plan` does), and measured."
+        "Speed-up of a cycle of four steps: predicted from the weights, as `Multirate` does; predicted from FLOPs, as "
+        "`hf-multirate plan` does; and measured."
     )
     rows = [row for values in cells for row in _speedup_rows(values)]
     yield table(["network", "precision", "mode", "setting", "from weights", "from FLOPs", "measured"], rows)
     drifts = [row for values in cells if (row := _drift_row(values))]
     if drifts:
-        yield "Drift: milliseconds of a fast step of `last:1` with `freeze` and with `drift`, and memory that drift adds."
+        yield "Drift: milliseconds of a fast step of `last:1` with `freeze` and `drift`, and memory that drift adds."
         yield table(["network", "precision", "freeze, ms", "drift, ms", "memory, GB"], drifts)
 
 
@@ -115,7 +115,8 @@ def runs(file: GpuResults) -> Iterator[str]:
     if busy:
         yield (
             "Idle time of the GPU by batch size, `last:1`: where the GPU waits for the host, a fast step saves less. "
-            "*Idle* is the share of a step in which no kernel runs, *host* the time until the host has given out the work."
+            "*Idle* is the share of a step in which no kernel runs, *host* the time until the host has given out the "
+            "work."
         )
         rows = [row for values in sorted(busy, key=lambda v: (v["network"], v["batch"])) for row in _busy_rows(values)]
         header = ["network", "rows x tokens", "step", "ms", "share of a full step", "idle", "kernels", "host, ms"]
@@ -128,8 +129,7 @@ def _run_rows(values: Values, steps: Mapping[str, Values]) -> Iterator[list[str]
     base = values["seconds"][TRAINER]
     kinds_of = steps.get(f"{values['network']}, bf16, eager")
     for name, seconds in values["seconds"].items():
-        each = with_quartiles([value / values["steps"] for value in seconds[:1]], 4)
-        each = " and ".join(f"{value / values['steps']:.4f}" for value in seconds) if len(seconds) > 1 else each
+        each = " and ".join(f"{value / values['steps']:.4f}" for value in seconds)
         speedup = fmean(base) / fmean(seconds)
         promised = None
         if kinds_of and kinds_of["shape"] == values["shape"] and name in kinds_of["settings"]:
@@ -162,8 +162,8 @@ def memory(file: GpuResults) -> Iterator[str]:
         return
     columns = list(dict.fromkeys(kind for values in cells for kind in values["peaks"]))
     yield (
-        "Gigabytes that torch has allocated, in bf16: between steps, at the peak of a step of standard training, and at "
-        "the peaks of multirate training by live groups."
+        "Gigabytes that torch has allocated, in bf16: between steps, at the peak of a step of standard training, and "
+        "at the peaks of multirate training by live groups."
     )
     rows = []
     for values in cells:

@@ -1,7 +1,7 @@
 """The device of the measurements: its clock, its memory and its precisions.
 
-Work on a GPU is asynchronous. A mark is an event in its queue, so a step is timed without waiting for it. A CPU has the
-same interface, to try the measurements out on it.
+Work on a GPU is asynchronous. A mark is an event in its queue, so a step is timed without waiting for it. A CPU has
+the same interface, to try the measurements out on it.
 """
 
 from __future__ import annotations
@@ -128,8 +128,8 @@ def require_device(kind: str) -> None:
     """
     if kind == "cuda" and not torch.cuda.is_available():
         raise ValueError(
-            f"torch {torch.__version__} sees no CUDA device. Run on a machine with one; --device cpu --tiny --out FILE "
-            "tries the command out without a GPU."
+            f"torch {torch.__version__} sees no CUDA device. Run on a machine with one; --device cpu --tiny --out "
+            "FILE tries the command out without a GPU."
         )
 
 

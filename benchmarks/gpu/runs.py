@@ -1,4 +1,4 @@
-"""Part ``runs``: whole runs of Trainer and MultirateTrainer in turn, idle time of the device, and host synchronisation."""
+"""Part ``runs``: whole runs of Trainer and MultirateTrainer in turn, idle time of the device, host synchronisation."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PART = "runs"
 STEPS, WARM = 100, 12
 TURNS = 2
 SYNC_FIRST, SYNC_LAST = 16, 36
-"""Host synchronisation is counted between these steps: the first eight have checksums of their batches, for the record."""
+"""Host synchronisation is counted between these steps. The first eight have checksums of batches, for the record."""
 
 BATCHES = (1, 2, 4, 8, 16, 32)
 FAST = "last:1"
