@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 import traceback
@@ -96,6 +97,7 @@ def run_cell(cell: Cell, bench: Bench) -> dict[str, Any]:
     try:
         values = cell.measure(bench)
         bench.place.synchronize()
+        json.dumps(values, allow_nan=False)  # what cannot be kept is an error of the cell
     except SkippedError as error:
         status, reason = SKIPPED, str(error)
     except torch.OutOfMemoryError:

@@ -32,7 +32,7 @@ from benchmarks.machine import ROOT
 
 
 PARTS = {part.PART: part for part in (kinds, runs, memory, correctness, equal_time)}
-SHARES = {"kinds": 35, "runs": 33, "memory": 12, "correctness": 20, "equal_time": 1}
+SHARES = {"kinds": 33, "runs": 30, "memory": 11, "correctness": 25, "equal_time": 1}
 """Shares of the time that is left; what a part does not take is for those after it."""
 
 ENVIRONMENTS: dict[str, Mapping[str, str]] = {"correctness": correctness.ENVIRONMENT}

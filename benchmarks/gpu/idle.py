@@ -35,7 +35,11 @@ def covered(intervals: Iterable[Interval]) -> float:
 
 
 def busy(place: Cpu, step: Callable[[], None], number: int) -> dict[str, float]:
-    """Seconds in kernels and number of kernels, each for one of ``number`` steps."""
+    """Seconds in kernels and number of kernels, each for one of ``number`` steps.
+
+    Raises:
+        RuntimeError: the profiler saw no kernel.
+    """
     on_device = place.kind == "cuda"
     activity, device = (
         (ProfilerActivity.CUDA, DeviceType.CUDA) if on_device else (ProfilerActivity.CPU, DeviceType.CPU)
@@ -46,6 +50,8 @@ def busy(place: Cpu, step: Callable[[], None], number: int) -> dict[str, float]:
             step()
         place.synchronize()
     events = [e for e in profiler.events() if e.device_type == device and not e.is_user_annotation]
+    if not events:
+        raise RuntimeError("the profiler saw no kernels: it may lack the right to use CUPTI")
     kernels = sum(not event.name.startswith(NO_KERNELS) for event in events)
     microseconds = covered((event.time_range.start, event.time_range.end) for event in events)
     return {"busy": microseconds / 1e6 / number, "kernels": kernels / number}

@@ -142,7 +142,8 @@ def _busy_rows(values: Values) -> Iterator[list[str]]:
     full = median(values["kinds"]["full"]["seconds"])
     for kind, one in values["kinds"].items():
         share = f"{median(one['seconds']) / full:.2f}"
-        cells = [_milliseconds(one["seconds"]), share, f"{one['idle']:.2f}", f"{one['kernels']:.0f}"]
+        seen = [one["profiler"], ""] if one["idle"] is None else [f"{one['idle']:.2f}", f"{one['kernels']:.0f}"]
+        cells = [_milliseconds(one["seconds"]), share, *map(in_cell, seen)]
         yield [values["network"], values["shape"], kind, *cells, _milliseconds(one["launch_seconds"])]
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from functools import partial
 from statistics import median
 from typing import Any
 
-from benchmarks.gpu.cells import Bench, Cell
+from benchmarks.gpu.cells import Bench, Cell, in_short
 from benchmarks.gpu.idle import busy, launch_seconds
 from benchmarks.gpu.kinds import SETTINGS
 from benchmarks.gpu.place import require_cuda
@@ -21,6 +22,9 @@ from hf_multirate import Multirate
 PART = "runs"
 STEPS, WARM = 100, 12
 TURNS = 2
+IMAGE_WORKERS = 4
+"""Processes that put batches of images together, which takes about as long as a step. Texts need none."""
+
 SYNC_FIRST, SYNC_LAST = 16, 36
 """Host synchronisation is counted between these steps. The first eight have checksums of batches, for the record."""
 
@@ -53,6 +57,10 @@ def whole_runs(name: str, batch: int | None, bench: Bench) -> dict[str, Any]:
     network = bench.network(name)
     network = network.with_batch(batch) if batch and not bench.tiny else network
     warm, steps = bench.number(WARM, 4), bench.number(STEPS, 8)
+    settings = {
+        "bf16": True,
+        "dataloader_num_workers": IMAGE_WORKERS if network.family == "vit" and not bench.tiny else 0,
+    }
     seconds: dict[str, list[float]] = {contender: [] for contender in CONTENDERS}
     begun = time.monotonic()
     for turn in range(TURNS):
@@ -60,7 +68,7 @@ def whole_runs(name: str, batch: int | None, bench: Bench) -> dict[str, Any]:
             break
         order = list(CONTENDERS)[:: -1 if turn else 1]
         for contender in order:
-            taken = seconds_of_run(bench, network, CONTENDERS[contender], warm, steps, bf16=True)
+            taken = seconds_of_run(bench, network, CONTENDERS[contender], warm, steps, **settings)
             seconds[contender].append(round(taken, 6))
             bench.place.free()
     return {"network": name, "shape": network.shape, "steps": steps, "seconds": seconds}
@@ -75,30 +83,29 @@ def launches(name: str, batch: int, bench: Bench) -> dict[str, Any]:
         FAST: lambda _: time_cycle(trained, FAST, SETTINGS[FAST], timer),
     }
     interleave(blocks, bench.number(TIMED_ROUNDS, 2), timer)
+    found = {"full": _occupied(trained, trained.step, timer.seconds["baseline"], bench)}
     with Multirate(SETTINGS[FAST]).attach(trained.called, trained.optimizer) as controller:
         fast = timer.seconds[f"{FAST}: {kind_of(controller, 1)}"]
-        found = {
-            "full": {"seconds": timer.seconds["baseline"], **_of_kind(trained, controller, 0, bench)},
-            "fast": {"seconds": fast, **_of_kind(trained, controller, 1, bench)},
-        }
-    for one in found.values():
-        one["idle"] = max(0.0, 1.0 - one["busy"] / median(one["seconds"]))
+
+        def fast_step() -> None:
+            controller.begin_step(1 if controller.step != 1 else 2)  # both are fast steps
+            trained.step()
+
+        found["fast"] = _occupied(trained, fast_step, fast, bench)
     return {"network": name, "shape": network.shape, "batch": batch, "kinds": found}
 
 
-def _of_kind(trained: Trainee, controller: Multirate, phase: int, bench: Bench) -> dict[str, Any]:
-    """What the steps at ``phase`` of a cycle take, each in a cycle of its own."""
-    cycle, at = controller.schedule.cycle, [0]
-
-    def step() -> None:
-        at[0] += 1
-        controller.begin_step(at[0] * cycle + phase)
-        trained.step()
-
+def _occupied(trained: Trainee, step: Callable[[], None], seconds: list[float], bench: Bench) -> dict[str, Any]:
+    """What a kind of step takes on device and host; ``idle`` is None if the profiler cannot tell."""
+    number = bench.number(4, 1)
     for _ in range(2):
         step()
-    number = bench.number(4, 1)
-    return {**busy(trained.place, step, number), "launch_seconds": launch_seconds(trained.place, step, number)}
+    found = {"seconds": seconds, "launch_seconds": launch_seconds(trained.place, step, number)}
+    try:
+        found |= busy(trained.place, step, number)
+    except Exception as error:  # without a profiler the seconds are still known
+        return found | {"busy": None, "kernels": None, "idle": None, "profiler": in_short(error)}
+    return found | {"idle": max(0.0, 1.0 - found["busy"] / median(seconds))}
 
 
 def synchronisation(bench: Bench) -> dict[str, Any]:

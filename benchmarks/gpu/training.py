@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from benchmarks import configs
@@ -27,7 +29,20 @@ CONTENDERS: dict[str, MultirateConfig | None] = {
 """Configurations by name; None is Trainer without this package."""
 
 ROWS = 64
-"""Different rows of a run, which are repeated."""
+"""Different rows of a run."""
+
+
+class Repeated(torch.utils.data.Dataset):  # type: ignore[type-arg]
+    """Rows again and again up to ``number``, so that a run is one epoch: between epochs a loader starts again."""
+
+    def __init__(self, rows: Sequence[dict[str, Tensor]], number: int) -> None:
+        self._rows, self._number = rows, number
+
+    def __len__(self) -> int:
+        return self._number
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return self._rows[index % len(self._rows)]
 
 
 class Window(TrainerCallback):
@@ -75,14 +90,15 @@ def trainer_for(
     """
     require_precision(bench.place, "bf16" if settings.get("bf16") else "fp32")
     rows = network.rows(max(2 * network.batch, bench.number(ROWS, 8)))
+    dataset = Repeated(rows, settings.get("max_steps", 0) * network.batch or len(rows))
     with tempfile.TemporaryDirectory() as temporary:
         args = arguments(bench, network, settings.pop("folder", temporary), **settings)
         model = network.make(bench.place.device)
         if config is None:
-            trainer = Trainer(model=model, args=args, train_dataset=rows)
+            trainer = Trainer(model=model, args=args, train_dataset=dataset)
         else:
             trainer = MultirateTrainer(
-                model=model, args=args, train_dataset=rows, multirate=config, multirate_record=record
+                model=model, args=args, train_dataset=dataset, multirate=config, multirate_record=record
             )
         trainer.remove_callback(PrinterCallback)
         yield trainer
