@@ -12,7 +12,10 @@ from torch import Tensor, nn
 
 
 LABELS = 2
-TINY = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2}
+CLASSES = {"num_labels": LABELS, "problem_type": "single_label_classification"}
+"""Without the type of problem, the first step sets it, and a compiled model is compiled again for that."""
+
+TINY = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
 TINY_LENGTH, TINY_BATCH, TINY_VOCABULARY, TINY_IMAGE = 8, 2, 50, 32
 
 
@@ -79,13 +82,13 @@ class Network:
 
 
 def _bert(network: Network) -> nn.Module:
-    config = tf.BertConfig(vocab_size=network.vocabulary, num_labels=LABELS, **network.sizes)
+    config = tf.BertConfig(vocab_size=network.vocabulary, attn_implementation="sdpa", **CLASSES, **network.sizes)
     return tf.BertForSequenceClassification(config)
 
 
 def _vit(network: Network) -> nn.Module:
     return tf.ViTForImageClassification(
-        tf.ViTConfig(image_size=network.image, num_labels=LABELS, attn_implementation="sdpa", **network.sizes)
+        tf.ViTConfig(image_size=network.image, **CLASSES, attn_implementation="sdpa", **network.sizes)
     )
 
 
