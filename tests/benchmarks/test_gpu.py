@@ -12,9 +12,12 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.budgets.kinds import KindsFile
 from benchmarks.gpu import command, equal_time, idle, page, page_parts, runs, syncs
 from benchmarks.gpu import correctness as checks
 from benchmarks.gpu.cells import Bench, BrokenDeviceError, Cell, lacks_time, run_cell, run_cells
+from benchmarks.gpu.checks import both, difference, same_bits
+from benchmarks.gpu.kernels import compare
 from benchmarks.gpu.models import NETWORKS
 from benchmarks.gpu.place import Cpu, SkippedError
 from benchmarks.gpu.results import FAILED, MEASURED, SKIPPED, GpuResults, OtherMachineError
@@ -350,6 +353,55 @@ def test_equal_time_is_compared_and_continued(tmp_path: Path, monkeypatch: pytes
 def test_a_skipped_cell_with_a_line_through_it_is_one_row() -> None:
     line = lacks_time(cell(dict), "a | b\nc")
     assert page_parts.in_cell(line["reason"]) == "not enough time: a \\| b c"
+
+
+def test_a_check_finds_a_difference() -> None:
+    one, other = {"a": torch.zeros(2), "b": torch.zeros(2)}, {"a": torch.zeros(2), "b": torch.tensor([0.0, 0.5])}
+    assert same_bits(one, dict(one), "run") == {"passed": True, "text": "run: all 2 tensors are equal"}
+    found = same_bits(one, other, "run")
+    assert found == {"passed": False, "text": "run: 1 of 2 tensors differ, by at most 5.00e-01"}
+    assert not same_bits(one, {"a": torch.zeros(2)}, "run")["passed"]
+    assert not both(same_bits(one, one, "x"), found)["passed"]
+    assert difference(one, {**one, "b": torch.tensor([0.0, float("nan")])}) == float("inf")
+
+
+def test_gradients_of_a_fast_step_must_be_fewer_and_equal() -> None:
+    full = {"a": torch.ones(2), "b": torch.ones(2)}
+    assert compare(full, {"b": torch.ones(2)})["passed"]
+    assert not compare(full, {"b": torch.full((2,), 1.5)})["passed"]
+    assert not compare(full, full)["passed"]
+
+
+def test_a_check_that_has_failed_is_marked_on_the_page(tmp_path: Path) -> None:
+    file = GpuResults(tmp_path / "gpu.jsonl")
+    wrong = Cell("correctness", "law", 1.0, lambda _: {"passed": False, "text": "a | b"})
+    run_cells([wrong], bench(), file, ABOUT, repeat=False)
+    assert "| law | **failed** | a \\| b |" in page.page(file.path)
+
+
+def test_without_a_profiler_the_seconds_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_profiler(*_: Any) -> None:
+        raise RuntimeError("no CUPTI")
+
+    monkeypatch.setattr(runs, "busy", no_profiler)
+    values = runs.launches("BERT-base", 2, bench())
+    fast = values["kinds"]["fast"]
+    assert (fast["idle"], fast["profiler"]) == (None, "RuntimeError: no CUPTI")
+    assert min(fast["seconds"]) > 0
+
+
+def test_what_cannot_be_kept_is_an_error_of_its_cell() -> None:
+    line = run_cell(cell(lambda _: {"loss": float("nan")}), bench())
+    assert line["status"] == FAILED
+
+
+@pytest.mark.parametrize(("device", "charged"), [({}, 1.0), ({"device": "a GPU"}, 3.0)])
+def test_a_gpu_is_charged_seconds_of_the_wall_clock(tmp_path: Path, device: dict[str, str], charged: float) -> None:
+    kinds = KindsFile(tmp_path, "tiny")
+    times = {"all": {"process_seconds": [1.0], "wall_seconds": [3.0]}}
+    line = {"setting": "baseline", "groups": [["all", 1]], "rows": 4, "times": times}
+    kinds.append(line, 1, {"processor": "x", "commit": "a" * 40, **device})
+    assert KindsFile(tmp_path, "tiny").charge("baseline", "all").seconds == charged
 
 
 def imported_at_the_top(path: Path) -> set[str]:
