@@ -52,8 +52,8 @@ def trained(
 
 def difference(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
     """The largest difference between two sets of weights; infinite if one is not a number."""
-    found = max(float((one[name].double() - other[name].double()).abs().max()) for name in one)
-    return float("inf") if math.isnan(found) else found
+    gaps = [float((one[name].double() - other[name].double()).abs().max()) for name in one]
+    return float("inf") if any(map(math.isnan, gaps)) else max(gaps)
 
 
 def same_bits(one: Mapping[str, Tensor], other: Mapping[str, Tensor], what: str) -> Outcome:
