@@ -13,6 +13,7 @@ COMMANDS = {
     "reproduce": Command("benchmarks.reproduction.command", "run the experiments of the paper: vision, language"),
     "speed": Command("benchmarks.speed.__main__", "time steps and runs in turn: cycle, checkpointing, ddp, ..."),
     "memory": Command("benchmarks.memory", "peak memory of a training step"),
+    "gpu": Command("benchmarks.gpu.command", "speed, memory and correctness on one GPU, in nine minutes"),
     "report": Command("benchmarks.report", "write tables and figures of the documentation from the results"),
 }
 

@@ -6,6 +6,7 @@
   hand. Figures go to docs/results/images.
 - docs/results/reproduction.md: the experiments of the paper, from the results of `python -m benchmarks reproduce`.
 - docs/results/equal_time.md: contenders at equal time, if there are results of `python -m benchmarks accuracy`.
+- docs/results/gpu.md: the results of `python -m benchmarks gpu`, or how to get them.
 - README.md, docs/results/index.md and docs/distributed.md: what stands between ``<!-- bench NAME -->`` and
   ``<!-- end -->``, with one of the names in `tables_of`.
 """
@@ -21,6 +22,7 @@ from benchmarks.accuracy.chosen_runs import Grids, all_grids, chosen_runs
 from benchmarks.accuracy.machine_correction import Runs
 from benchmarks.budgets import report as budgets
 from benchmarks.commands import parser_of
+from benchmarks.gpu import page as gpu
 from benchmarks.jsonl import read_lines
 from benchmarks.machine import ROOT
 from benchmarks.reproduction import page as reproduction
@@ -65,6 +67,7 @@ class Report:
             found[self._root / "docs" / "results" / budgets.PAGE] = equal_time
         of_paper = reproduction.page(self._root, allow_dirty=self._allow_dirty)
         found[self._root / "docs" / "results" / reproduction.PAGE] = of_paper
+        found[self._root / "docs" / "results" / gpu.PAGE] = gpu.page(self._results / gpu.FILE)
         return found
 
     def draw(self) -> None:

@@ -122,14 +122,17 @@ def run(spec: Spec, folder: Path | None) -> dict[str, Any]:
     return {**asdict(spec), **measured, "settings": spec.settings(), "machine": machine}
 
 
-def arguments(task: Task, rate: float, seed: int, *, by_length: bool, steps: int, folder: str) -> TrainingArguments:
+def arguments(  # noqa: PLR0913  # the device comes on top of what decides a run
+    task: Task, rate: float, seed: int, *, by_length: bool, steps: int, folder: str, device: str = "cpu"
+) -> TrainingArguments:
     """Arguments of a run of ``steps`` steps: linear decay to zero, after a warm-up of 6 %."""
     return TrainingArguments(
         output_dir=folder, max_steps=steps, learning_rate=rate, seed=seed, weight_decay=task.weight_decay,
         per_device_train_batch_size=task.batch_size, per_device_eval_batch_size=2 * task.batch_size,
         train_sampling_strategy="group_by_length" if by_length else "random",
         optim=task.optim, optim_args=task.optim_args, warmup_steps=round(0.06 * steps), logging_strategy="no",
-        save_strategy="no", report_to=[], disable_tqdm=True, use_cpu=True, dataloader_pin_memory=False, bf16=task.bf16,
+        save_strategy="no", report_to=[], disable_tqdm=True, use_cpu=device == "cpu", dataloader_pin_memory=False,
+        bf16=task.bf16,
     )  # fmt: skip
 
 

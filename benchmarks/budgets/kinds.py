@@ -128,6 +128,17 @@ class KindsFile:
             raise KeyError(f"{self.path} has no seconds of {setting!r}: run `python -m benchmarks accuracy` on it.")
         return next(iter(found.values()))
 
+    @property
+    def unit(self) -> str:
+        """Seconds that are charged: of the process, or for a GPU those of the wall clock."""
+        on_gpu = any("device" in machine for machine in self.machines.values())
+        return "wall_seconds" if on_gpu else "process_seconds"
+
+    def _only(self, line: dict[str, Any]) -> Numbers:
+        """Seconds of the one kind of the baseline, on each batch."""
+        (times,) = line["times"].values()
+        return np.array(times[self.unit])
+
     def charge(self, setting: str, kind: str) -> Charge:
         """Seconds of one kind of a setting.
 
@@ -139,10 +150,10 @@ class KindsFile:
         """
         self._line(setting)
         lines, baseline = self.passes(setting), self.passes(BASELINE)
-        typical = np.median([_only(line) for line in baseline.values()], axis=0)
+        typical = np.median([self._only(line) for line in baseline.values()], axis=0)
         shares, of_passes = [], []
         for number, line in lines.items():
-            taken, unit = np.array(line["times"][kind]["process_seconds"]), _only(baseline[number])
+            taken, unit = np.array(line["times"][kind][self.unit]), self._only(baseline[number])
             if len(taken) == 1:  # a head start
                 unit = unit.mean(keepdims=True)
             shares.append(taken / unit)
@@ -161,12 +172,6 @@ Numbers = np.ndarray[Any, np.dtype[Any]]
 def _like(typical: Numbers, seconds: Numbers) -> Numbers:
     """The baseline's seconds of each batch, or their mean for a single value."""
     return typical if len(seconds) > 1 else typical.mean(keepdims=True)
-
-
-def _only(line: dict[str, Any]) -> Numbers:
-    """Process seconds of the one kind of the baseline, on each batch."""
-    (times,) = line["times"].values()
-    return np.array(times["process_seconds"])
 
 
 def to_time(contenders: Sequence[Contender], file: KindsFile, passes: int) -> Iterator[tuple[int, str, str]]:

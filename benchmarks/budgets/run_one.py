@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,7 @@ class Training:
         rate: Learning rate of the body.
         seed: Seed of the head and of the order of the data.
         steps: Steps of the optimizer.
-        on_gpu: Whether it runs on a GPU, if there is one.
+        device: ``cpu`` or ``cuda``.
     """
 
     task: Task
@@ -72,13 +72,13 @@ class Training:
     rate: float
     seed: int
     steps: int
-    on_gpu: bool = False
+    device: str = "cpu"
 
 
-def train(spec: Spec, data: Data, steps: int) -> dict[str, Any]:
+def train(spec: Spec, data: Data, steps: int, device: str = "cpu") -> dict[str, Any]:
     """Run ``spec`` for ``steps`` steps. Only finals see test rows."""
     parts = {"validation": data.validation, **({"test": data.test} if spec.role == "final" else {})}
-    training = Training(TASKS[spec.task], CONTENDERS[spec.method], spec.rate, spec.seed, steps)
+    training = Training(TASKS[spec.task], CONTENDERS[spec.method], spec.rate, spec.seed, steps, device)
     return {name: value for name, value in trained(training, data, parts).items() if name != "curve"}
 
 
@@ -94,13 +94,15 @@ def trained(training: Training, data: Data, parts: Mapping[str, Any], watched: s
     """
     task, contender, steps = training.task, training.contender, training.steps
     with tempfile.TemporaryDirectory() as folder:
-        args = arguments(task, training.rate, training.seed, by_length=data.by_length, steps=steps, folder=folder)
-        args = replace(args, use_cpu=False) if training.on_gpu else args
+        args = arguments(
+            task, training.rate, training.seed, by_length=data.by_length, steps=steps, folder=folder,
+            device=training.device,
+        )  # fmt: skip
         words = {"train_dataset": data.train, "data_collator": data.collator, "compute_metrics": accuracy}
         built = build(contender, data.model(training.seed), args, **words)
         trainer = built.trainer
         at = {round(steps * i / points) for i in range(1, points)} - {0, steps}
-        kind = _synchronised(built.kind) if training.on_gpu else built.kind
+        kind = _synchronised(built.kind) if training.device == "cuda" else built.kind
         clock = TrainingClock(lambda: _score(trainer, parts[watched]), at, kind)
         trainer.add_callback(clock)
         loss = trainer.train().training_loss
@@ -119,8 +121,7 @@ def _synchronised(kind: Callable[[], str]) -> Callable[[], str]:
     """``kind`` once the GPU has done all its work, so that the clock does not stop before."""
 
     def waited() -> str:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        torch.cuda.synchronize()
         return kind()
 
     return waited
@@ -150,24 +151,29 @@ def loaded(task: Task, folder: Path | None) -> Data:
     return _loaded[task.name]
 
 
-def run(spec: Spec, plan: Plan, folder: Path | None) -> dict[str, Any]:
-    """Run ``spec`` as planned.
+def run(spec: Spec, plan: Plan, folder: Path | None, device: str = "cpu") -> dict[str, Any]:
+    """Run ``spec`` as planned, on ``cpu`` or ``cuda``.
 
     Raises:
         RuntimeError: the run took other kinds of steps than were charged.
     """
-    measured = train(spec, loaded(TASKS[spec.task], folder), plan.steps)
+    measured = train(spec, loaded(TASKS[spec.task], folder), plan.steps, device)
     if CONTENDERS[spec.method].setting.kind != "vcas" and measured["kinds"] != plan.kinds:
         raise RuntimeError(
             f"{spec.method!r} took the kinds of steps {measured['kinds']}, but {plan.kinds} were planned and would be "
             "charged. The plan and the schedule of the contender differ: this is an error of the benchmark."
         )
-    machine = {**hardware(), "versions": versions()}
+    machine = {**hardware(), "versions": versions(), **gpu_name(device)}
     return {**asdict(spec), **measured, "settings": spec.settings(), "machine": machine}
 
 
-def timed(function: str, contender: str, task: str, folder: Path | None) -> dict[str, Any]:
+def gpu_name(device: str) -> dict[str, str]:
+    """The name of a GPU, for the machine of a result; nothing for the CPU."""
+    return {} if device == "cpu" else {"device": torch.cuda.get_device_name()}
+
+
+def timed(function: str, contender: str, task: str, folder: Path | None, device: str = "cpu") -> dict[str, Any]:
     """Reference seconds of a contender: of its ``steps``, or of its ``head start``; and the machine."""
     measure = time_head_start if function == HEAD_START else time_setting
-    line = measure(contender, TASKS[task], loaded(TASKS[task], folder))
-    return {"line": line, "machine": {**hardware(), "versions": versions()}}
+    line = measure(contender, TASKS[task], loaded(TASKS[task], folder), device)
+    return {"line": line, "machine": {**hardware(), "versions": versions(), **gpu_name(device)}}

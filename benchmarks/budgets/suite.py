@@ -82,7 +82,7 @@ class Runs(ResumableRuns):
 
     def work(self, spec: Spec, plan: Plan) -> tuple[Any, ...]:
         """See `ResumableRuns`."""
-        return run, spec, plan, self._options.data_dir
+        return run, spec, plan, self._options.data_dir, *on(self._options)
 
     def completed(self, spec: Spec, plan: Plan, result: Result) -> Result:
         """A result with its charge."""
@@ -105,6 +105,11 @@ class Runs(ResumableRuns):
         return mix_of(next(found)["kinds"])
 
 
+def on(options: argparse.Namespace) -> tuple[str, ...]:
+    """The device as a last argument of what runs, unless it is the CPU."""
+    return () if options.device == "cpu" else (options.device,)
+
+
 def time_kinds(
     task: Task, contenders: Sequence[Contender], options: argparse.Namespace, pool: Any, measure: Any = None
 ) -> None:
@@ -113,7 +118,7 @@ def time_kinds(
     file = KindsFile(options.out / KINDS, task.name)
     waiting = list(to_time(contenders, file, options.passes))
     for number, function, name in tqdm(waiting, desc=f"{task.name}: seconds", disable=options.quiet or not waiting):
-        words = (function, name, task.name, options.data_dir)
+        words = (function, name, task.name, options.data_dir, *on(options))
         found = measure(*words) if pool is None else pool.submit(measure, *words).result()
         file.append(found["line"], number, found["machine"] | options.measured)
 
@@ -202,6 +207,7 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     add("--seeds", type=int, default=5, help="number of seeds (default: 5)")
     add("--passes", type=int, default=PASSES, help=f"times that each kind of step is timed (default: {PASSES})")
     add("--again", action="store_true", help="repeat kept runs, and show both accuracies; nothing is added to --out")
+    add("--device", choices=["cpu", "cuda"], default="cpu", help="where runs train; give --jobs 0 with a GPU")
     add("--plan", action="store_true", help="only time the kinds of steps, and show steps and hours")
     return parser.parse_args(argv)
 

@@ -17,6 +17,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 from transformers import TrainerCallback
 
 from benchmarks.accuracy.tasks import Data, Task
@@ -62,6 +63,8 @@ class KindClock(TrainerCallback):
 
 
 def _now() -> tuple[float, float]:
+    if torch.cuda.is_initialized():  # a step on a GPU ends when the GPU has done its work
+        torch.cuda.synchronize()
     return time.process_time(), time.perf_counter()
 
 
@@ -80,24 +83,26 @@ def typical_batches(data: Data, size: int, number: int) -> list[list[int]]:
     return [[int(i) for i in order[start : start + size]] for start in starts]
 
 
-def time_steps(contender: Contender, task: Task, data: Data, repeats: int, options: dict[str, Any]) -> KindClock:
+def time_steps(
+    contender: Contender, task: Task, data: Data, repeats: int, options: dict[str, Any], device: str = "cpu"
+) -> KindClock:
     """Take ``repeats`` steps on each typical batch, after as many to warm up."""
     batches = typical_batches(data, task.batch_size, BATCHES)
     rows = [i for batch in [batches[0], *batches] for _ in range(repeats) for i in batch]
-    clock, aside = _timed(contender, task, data, rows, options)
+    clock, aside = _timed(contender, task, data, rows, options, device)
     clock.steps = clock.steps[repeats:]
     clock.steps += [(PROBE, p, w) for _, p, w in aside[-BATCHES:] for _ in range(repeats)]
     return clock
 
 
 def _timed(
-    contender: Contender, task: Task, data: Data, rows: Sequence[int], options: dict[str, Any]
+    contender: Contender, task: Task, data: Data, rows: Sequence[int], options: dict[str, Any], device: str
 ) -> tuple[KindClock, list[tuple[str, float, float]]]:
     """Train on ``rows`` in their order. ``aside`` is what came between steps."""
     chosen = data.train.select(rows) if data.by_length else [data.train[i] for i in rows]
     steps = -(-len(rows) // task.batch_size)
     with tempfile.TemporaryDirectory() as folder:
-        args = arguments(task, base_rate(task), 0, by_length=False, steps=steps, folder=folder)
+        args = arguments(task, base_rate(task), 0, by_length=False, steps=steps, folder=folder, device=device)
         args.train_sampling_strategy = "sequential"
         words = {"train_dataset": chosen, "data_collator": data.collator}
         built = build(contender, data.model(0), args, fixed_turns=True, options=options, **words)
@@ -123,7 +128,7 @@ def variants(contender: Contender) -> list[dict[str, Any]]:
     return [*shares, {"frequency": 1, "share": 1.0}]
 
 
-def time_setting(name: str, task: Task, data: Data) -> dict[str, Any]:
+def time_setting(name: str, task: Task, data: Data, device: str = "cpu") -> dict[str, Any]:
     """Seconds of all kinds of steps of the contender ``name``, and its rate groups."""
     return time_contender(replace(CONTENDERS[name], head_start=False), task, data)
 
@@ -133,7 +138,7 @@ def time_contender(contender: Contender, task: Task, data: Data) -> dict[str, An
     repeats = max(2, cycle_of(contender, data))
     times: Times = {}
     for options in variants(contender):
-        clock = time_steps(contender, task, data, repeats, options)
+        clock = time_steps(contender, task, data, repeats, options, device)
         found = by_kind(clock.steps, repeats)
         if options.get("frequency"):
             found = {PROBE: found[PROBE]}
@@ -155,12 +160,13 @@ def by_kind(steps: Sequence[tuple[str, float, float]], repeats: int) -> Times:
     return times
 
 
-def time_head_start(name: str, task: Task, data: Data) -> dict[str, Any]:
+def time_head_start(name: str, task: Task, data: Data, device: str = "cpu") -> dict[str, Any]:
     """Seconds of a head start of the contender ``name``, on batches of all lengths, and of reading these batches."""
     contender = CONTENDERS[name]
     number = contender.config.head_start
     rows = [i for batch in typical_batches(data, task.batch_size, number) for i in batch]
-    clock, _ = _timed(contender, task, data, rows, {"frequency": 0} if contender.setting.kind == "vcas" else {})
+    options = {"frequency": 0} if contender.setting.kind == "vcas" else {}
+    clock, _ = _timed(contender, task, data, rows, options, device)
     begun, chosen = _now(), [data.train[i] for i in rows]
     for i in range(0, len(chosen), task.batch_size):
         data.collator(chosen[i : i + task.batch_size])

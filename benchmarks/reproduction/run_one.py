@@ -14,7 +14,7 @@ from benchmarks.accuracy.images import SteadyBatchNorm
 from benchmarks.accuracy.tasks import Data, Task
 from benchmarks.budgets.contenders import Contender
 from benchmarks.budgets.plan import Plan
-from benchmarks.budgets.run_one import Training, trained
+from benchmarks.budgets.run_one import Training, gpu_name, trained
 from benchmarks.budgets.timing import time_contender
 from benchmarks.machine import hardware, versions
 from benchmarks.reproduction.contenders import CONTENDERS, RUNNING
@@ -90,7 +90,8 @@ def run(spec: Spec, plan: Plan, folder: Path | None) -> dict[str, Any]:
     """
     task, contender = TASKS[spec.task], CONTENDERS[spec.method]
     data = adapted(loaded(task, folder), contender)
-    training = Training(task, contender, spec.rate, spec.seed, plan.steps, on_gpu=is_full(spec.task))
+    device = "cuda" if is_full(spec.task) and torch.cuda.is_available() else "cpu"
+    training = Training(task, contender, spec.rate, spec.seed, plan.steps, device)
     parts = {"validation": data.validation, **({"test": data.test} if spec.role == "final" else {})}
     watched = "test" if spec.role == "final" else "validation"
     measured = trained(training, data, parts, watched, 0 if spec.role == "trial" else POINTS)
@@ -99,13 +100,12 @@ def run(spec: Spec, plan: Plan, folder: Path | None) -> dict[str, Any]:
             f"{spec.method!r} took the kinds of steps {measured['kinds']}, but {plan.kinds} were planned and would be "
             "charged. The plan and the schedule of the contender differ: this is an error of the benchmark."
         )
-    return {**asdict(spec), **measured, "settings": spec.settings(), "machine": machine(training)}
-
-
-def machine(training: Training) -> dict[str, Any]:
-    """Processor, versions, and the GPU if one is used."""
-    gpu = {"gpu": torch.cuda.get_device_name()} if training.on_gpu and torch.cuda.is_available() else {}
-    return {**hardware(), **gpu, "versions": versions()}
+    return {
+        **asdict(spec),
+        **measured,
+        "settings": spec.settings(),
+        "machine": {**hardware(), "versions": versions(), **gpu_name(device)},
+    }
 
 
 def timed(function: str, contender: str, task: str, folder: Path | None) -> dict[str, Any]:

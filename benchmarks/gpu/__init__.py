@@ -1,0 +1,1 @@
+"""Speed, memory and correctness on one GPU: `python -m benchmarks gpu`."""
