@@ -24,7 +24,7 @@ from benchmarks.commands import parser_of
 from benchmarks.machine import hardware, versions
 from benchmarks.reproduction.bounds_formulas import BOUNDS, Constants
 from benchmarks.reproduction.bounds_problems import PROBLEMS, Problem
-from benchmarks.reproduction.bounds_scheme import averages, slow_part
+from benchmarks.reproduction.bounds_scheme import Setting, averages, slow_part
 from benchmarks.tables import table
 
 
@@ -87,7 +87,8 @@ def measured(series: Series, draws: int) -> Iterator[dict[str, Any]]:
     """Averages and bounds at each period."""
     problem = PROBLEMS[series.problem]()
     slow, periods, known = slow_part(problem.size, series.groups), series.periods(problem), series.constants(problem)
-    found = averages(problem, series.start(problem), slow, series.h, periods, series.steps(), draws)
+    setting = Setting(slow, series.h, periods, series.steps(), draws)
+    found = averages(problem, series.start(problem), setting)
     for k, values in zip(periods, found, strict=True):
         figures = {name: value for name, value in vars(values).items() if name != "last"}
         bounds = {name: bound(known, series.h, k, series.steps()) for name, bound in BOUNDS.items()}
@@ -100,16 +101,19 @@ def violates(run: Mapping[str, Any], bound: str) -> bool:
 
 
 def run_series(series: Series, draws: int, file: ResultsFile, machine: Mapping[str, Any]) -> list[Result]:
-    """The runs of a series: those of the file, or else new ones, which are added to it."""
+    """The runs of a series: those of the file, and those that it lacks, which are added to it."""
     words = {"method": f"{series.groups} groups", "h": series.h, "draws": draws}
-    known = [run for run in file.runs if all(run[name] == value for name, value in words.items())]
-    if known:
-        return known
     settings = {"task": {"at_minimum": series.at_minimum, "span": series.span}, "method": {"groups": series.groups}}
-    for point in measured(series, draws):
-        shared = {"settings": settings, "machine": dict(machine)}
-        file.append({"task": series.problem, "length": LENGTH, **words, **point, **shared})
-    return [run for run in file.runs if all(run[name] == value for name, value in words.items())]
+
+    def known() -> dict[int, Result]:
+        return {run["k"]: run for run in file.runs if all(run[name] == value for name, value in words.items())}
+
+    if set(series.periods(PROBLEMS[series.problem]())) - set(known()):
+        for point in measured(series, draws):
+            if point["k"] not in known():
+                shared = {"settings": settings, "machine": dict(machine)}
+                file.append({"task": series.problem, "length": LENGTH, **words, **point, **shared})
+    return list(known().values())
 
 
 def summary(runs: list[Result]) -> str:

@@ -41,37 +41,50 @@ def slow_part(size: int, groups: int) -> Tensor:
     return slow
 
 
-@torch.no_grad()
-def averages(
-    problem: Problem, start: Tensor, slow: Tensor, h: float, periods: Sequence[int], steps: int, draws: int
-) -> list[Averages]:
-    """Run the scheme; all periods meet the same minibatches.
+@dataclass(frozen=True)
+class Setting:
+    """What is run.
 
-    Args:
-        problem: The loss.
-        start: First parameters, shape (size,).
+    Attributes:
         slow: Mask of the slow coordinates.
         h: Inner step size.
         periods: Periods of the slow coordinates.
-        steps: Number of steps, a multiple of each period.
+        steps: Number of steps, a multiple of twice each period.
         draws: Number of independent runs.
 
     Raises:
-        ValueError: ``steps`` is no multiple of twice each period.
+        ValueError: ``steps`` is no such multiple.
     """
-    if any(steps % (2 * k) for k in periods):
-        raise ValueError(f"steps must be a multiple of twice each of the periods {list(periods)}, got {steps}.")
+
+    slow: Tensor
+    h: float
+    periods: Sequence[int]
+    steps: int
+    draws: int
+
+    def __post_init__(self) -> None:
+        """Check that cycles are whole in each half of the steps."""
+        if any(self.steps % (2 * k) for k in self.periods):
+            raise ValueError(
+                f"steps must be a multiple of twice each of the periods {list(self.periods)}, got {self.steps}."
+            )
+
+
+@torch.no_grad()
+def averages(problem: Problem, start: Tensor, setting: Setting) -> list[Averages]:
+    """Run the scheme from ``start``, at each period; all periods meet the same minibatches."""
     generator = torch.Generator().manual_seed(0)
+    periods, steps, draws = setting.periods, setting.steps, setting.draws
     theta = start.expand(len(periods), draws, problem.size).clone()
     direction = torch.zeros_like(theta)
-    k = torch.tensor(periods).view(-1, 1, 1)
+    k, fast = torch.tensor(periods).view(-1, 1, 1), ~setting.slow
     sums = torch.zeros(2, len(periods), draws, dtype=torch.float64)
     for step in range(steps):
         gradient = problem.gradient(theta)
         sums[2 * step // steps] += gradient.square().sum(-1)
         sampled = problem.sampled(theta, gradient, problem.minibatch(draws, generator))
-        direction = torch.where(~slow | (step % k == 0), sampled, direction)
-        theta -= h * direction
+        direction = torch.where(fast | (step % k == 0), sampled, direction)
+        theta -= setting.h * direction
     by_draw = (sums.sum(0) / steps, sums[1] / (steps // 2))
     figures = [(values.mean(1), values.std(1) / draws**0.5) for values in by_draw]
     numbers = [[float(column[i]) for pair in figures for column in pair] for i in range(len(periods))]
