@@ -5,8 +5,8 @@
 - docs/results/TASK.md: one page for each task, from the results and from benchmarks/notes/TASK.md, which is written by
   hand. Figures go to docs/results/images.
 - docs/results/equal_time.md: contenders at equal time, if there are results of `python -m benchmarks budgets`.
-- README.md, docs/results/index.md and docs/distributed.md: what stands between ``<!-- bench NAME -->`` and
-  ``<!-- end -->``, with one of the names in `tables_of`.
+- The pages in `FILLED`: what stands between ``<!-- bench NAME -->`` and ``<!-- end -->``, with one of the names in
+  `tables_of` or in benchmarks/reproduction.
 """
 
 from __future__ import annotations
@@ -22,10 +22,16 @@ from benchmarks.budgets import report as budgets
 from benchmarks.commands import parser_of
 from benchmarks.jsonl import read_lines
 from benchmarks.machine import ROOT
+from benchmarks.reproduction import bounds_page
 from benchmarks.speed import ddp
 
 
-FILLED = ("README.md", "docs/results/index.md", "docs/how-to/distributed.md")
+FILLED = (
+    "README.md",
+    "docs/results/index.md",
+    "docs/results/bounds.md",
+    "docs/how-to/distributed.md",
+)
 """Pages written by hand, with tables between markers."""
 
 HEADER = "<!-- Written by `python -m benchmarks report` from benchmarks/results and benchmarks/notes/{task}.md. -->"
@@ -48,14 +54,16 @@ class Report:
         self._results = root / "benchmarks" / "results"
         self._runs = chosen_runs(self._results, allow_dirty=allow_dirty)
         self._grids = all_grids(self._results)
+        self._points = bounds_page.read_points(self._results / "reproduction", allow_dirty=allow_dirty)
 
     def pages(self) -> dict[Path, str]:
         """Text of every page that has generated parts."""
         found = {}
+        tables = {**tables_of(self._runs, self._results), **bounds_page.tables(self._points)}
         for name in FILLED:
             path = self._root / name
             if path.exists():
-                found[path] = filled(path.read_text(encoding="utf-8"), tables_of(self._runs, self._results))
+                found[path] = filled(path.read_text(encoding="utf-8"), tables)
         for task in dict.fromkeys(task for task, _ in self._runs):
             found[self._root / "docs" / "results" / f"{task}.md"] = self._task_page(task)
         equal_time = budgets.page(self._results / "budgets", allow_dirty=self._allow_dirty)
@@ -70,6 +78,7 @@ class Report:
         for (task, length), runs in self._runs.items():
             title = f"{accuracy.LABELS.get(task, task)}: {accuracy.LENGTHS[length]}"
             accuracy.figure(runs, title, folder / f"{task}_{length}.png")
+        bounds_page.draw(self._points, folder)
 
     def _task_page(self, task: str) -> str:
         notes = notes_of(self._root / "benchmarks" / "notes" / f"{task}.md")
