@@ -57,7 +57,7 @@ def problems(points: Points) -> str:
         known = run["constants"]
         names = ("smoothness", "moment", "parts", "variance", "gap")
         rows[problem, groups] = [LABELS[problem], groups, *(f"{known[name]:.4g}" for name in names)]
-    return table(["problem", "groups", "L", "M", "M of both parts", "variance", "f at start - f*"], rows.values())
+    return table(["problem", "groups", "L", "M", "M of both parts", "variance", r"f at start - f\*"], rows.values())
 
 
 def held(points: Points) -> str:
