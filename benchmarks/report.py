@@ -22,7 +22,7 @@ from benchmarks.budgets import report as budgets
 from benchmarks.commands import parser_of
 from benchmarks.jsonl import read_lines
 from benchmarks.machine import ROOT
-from benchmarks.reproduction import bounds_page
+from benchmarks.reproduction import bounds_page, from_scratch_page
 from benchmarks.speed import ddp
 
 
@@ -30,6 +30,7 @@ FILLED = (
     "README.md",
     "docs/results/index.md",
     "docs/results/bounds.md",
+    "docs/results/from_scratch.md",
     "docs/how-to/distributed.md",
 )
 """Pages written by hand, with tables between markers."""
@@ -54,12 +55,15 @@ class Report:
         self._results = root / "benchmarks" / "results"
         self._runs = chosen_runs(self._results, allow_dirty=allow_dirty)
         self._grids = all_grids(self._results)
-        self._points = bounds_page.read_points(self._results / "reproduction", allow_dirty=allow_dirty)
+        reproduction = self._results / "reproduction"
+        self._points = bounds_page.read_points(reproduction, allow_dirty=allow_dirty)
+        self._scratch = from_scratch_page.read_finals(reproduction, allow_dirty=allow_dirty)
 
     def pages(self) -> dict[Path, str]:
         """Text of every page that has generated parts."""
         found = {}
-        tables = {**tables_of(self._runs, self._results), **bounds_page.tables(self._points)}
+        tables = tables_of(self._runs, self._results)
+        tables |= bounds_page.tables(self._points) | from_scratch_page.tables(self._scratch)
         for name in FILLED:
             path = self._root / name
             if path.exists():
@@ -79,6 +83,7 @@ class Report:
             title = f"{accuracy.LABELS.get(task, task)}: {accuracy.LENGTHS[length]}"
             accuracy.figure(runs, title, folder / f"{task}_{length}.png")
         bounds_page.draw(self._points, folder)
+        from_scratch_page.draw(self._scratch, folder)
 
     def _task_page(self, task: str) -> str:
         notes = notes_of(self._root / "benchmarks" / "notes" / f"{task}.md")

@@ -5,8 +5,8 @@
     python -m benchmarks report                     # docs/results/from_scratch.md from the results
 
 Each table has the paper's baselines and more, and a rule that chooses settings by trials: see
-from_scratch_experiments.py. There is one line of results for each run. A run whose result is there is not repeated, so a
-suite that was killed continues. Runs are in order of their seeds, so that it leaves whole comparisons.
+from_scratch_experiments.py. There is one line of results for each run. A run whose result is there is not repeated, so
+a suite that was killed continues. Runs are in order of their seeds, so that it leaves whole comparisons.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The experiments that train from scratch: data, sizes, methods, and the rule that chooses their settings.
 
-The training itself is that of the scripts in ``examples``. A setting is chosen by trials with a seed of their own, scored
-on rows that are neither trained nor tested on, in two rounds. The first chooses what all methods share, without a run of
-multirate training. The second chooses the strength of each regulariser.
+The training itself is that of the scripts in ``examples``. A setting is chosen by trials with a seed of their own,
+scored on rows that are neither trained nor tested on, in two rounds. The first chooses what all methods share, without
+a run of multirate training. The second chooses the strength of each regulariser.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class Experiment:
 
 
 def script(name: str) -> ModuleType:
-    """A script of ``examples``. Its neighbours are imported by their short names, so the folder has to be on the path."""
+    """A script of ``examples``, whose folder is put on the path: scripts import their neighbours by short names."""
     folder = str(ROOT / "examples")
     if folder not in sys.path:
         sys.path.insert(0, folder)
