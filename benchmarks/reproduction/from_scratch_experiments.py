@@ -157,7 +157,7 @@ PATCHES = Experiment(
         Method("h = 0.1, then 0.004", "h = 0.1", {"lower_after": 0.5}),
         Method("multirate", "multirate"),
     ),
-    _each("pattern", 0.1, 0.2, 0.3, 0.5), ("h = 0.004", "h = 0.1"), ("clean", "augmented", "patch only"),
+    _each("pattern", 0.2, 0.3, 0.5), ("h = 0.004", "h = 0.1"), ("clean", "augmented", "patch only"),
     "patch only", widest=True, digits=1, needs=("cifar10_train_0.parquet", "cifar10_test.parquet"),
 )  # fmt: skip
 

@@ -132,5 +132,5 @@ def draw(found: Mapping[str, Finals], folder: Path) -> None:
             for seed, run in of_method.items()
         ]
         plotted = script(experiment.script).TABLE.plotted
-        known = comparison.Table(experiment.title, dict.fromkeys(finals, {}), plotted)
+        known = comparison.Table(experiment.title, {method: {} for method in finals}, plotted)
         comparison.plot(known, runs, folder / image(experiment))
