@@ -64,7 +64,7 @@ def test_the_constants_hold_and_are_no_larger_than_needed(problem: Problem) -> N
             assert drawn.square().sum(1).mean() <= moment * (1 + 1e-9)
             assert (drawn - drawn.mean(0)).square().sum(1).mean() <= variance * (1 + 1e-9)
         largest = max(largest, float(sampled_at(problem, one).square().sum(1).mean()))
-    assert largest > 0.75 * problem.moment(every)
+    assert largest > 0.7 * problem.moment(every)
 
 
 class Parts(nn.Module):
@@ -89,14 +89,14 @@ class Parts(nn.Module):
 def test_the_scheme_is_that_of_the_package(name: str, k: int) -> None:
     problem = PROBLEMS[name]()
     slow, h, steps = slow_part(problem.size, 2), 0.03, 40
-    (wanted,) = averages(problem, problem.minimum, Setting(slow, h, [k], steps, draws=1))
+    (wanted,) = averages(problem, problem.minimum, Setting(slow, h, [k], steps, draws=2))
     model = Parts(problem, slow)
     optimizer = torch.optim.SGD(model.parameters(), lr=h)
     generator = torch.Generator().manual_seed(0)
     with Multirate(MultirateConfig.paper("^fast", k)).attach(model, optimizer) as multirate:
         for step in range(steps):
             multirate.begin_step(step)
-            model(problem.minibatch(1, generator)).backward()
+            model(problem.minibatch(2, generator)[:1]).backward()
             optimizer.step()
             optimizer.zero_grad()
     got = torch.zeros_like(problem.minimum)
@@ -152,7 +152,7 @@ def test_the_command_computes_what_is_missing_and_the_page_shows_it(
     printed_first = capsys.readouterr().out
     assert "| huber | 2 groups | 0.01 | 10 |" in printed_first
     points = bounds_page.read_points(tmp_path, allow_dirty=True)
-    assert [len(runs) for runs in points.values()] == [7, 7]
+    assert [len(runs) for runs in points.values()] == [7, 6]
 
     file = tmp_path / "huber_bounds.jsonl"
     lines = file.read_text().splitlines(keepends=True)
@@ -176,11 +176,11 @@ def test_the_tables_of_the_page(tmp_path: Path) -> None:
     known = {"smoothness": 1.0, "moment": 1.0, "parts": 1.0, "variance": 1.0, "gap": 0.0}
     shared = {"settings": {"task": {}, "method": {}}, "machine": {"commit": "a" * 40, "dirty": False}}
     limits = {"printed": 0.02, "corrected": 0.2, "sharper": 0.1}
-    for h, k, mean in ((0.01, 1, 0.01), (0.01, 10, 0.05), (0.001, 10, 0.02)):
+    for h, k, mean in ((0.01, 1, 0.01), (0.01, 10, 0.05), (0.001, 1, 0.001), (0.001, 10, 0.02)):
         run = {"method": "2 groups", "h": h, "k": k, "mean": mean, "error": 0.001, "floor": mean, "floor_error": 0.001}
         file.append({"task": "huber", "length": "bounds", **run, **limits, "constants": known, **shared})
     texts = {name: write() for name, write in bounds_page.tables(bounds_page.read_points(tmp_path)).items()}
-    held = "| Huber loss | 3 | 1 | 2.50 | 0 | 0.25 | 0 | 0.50 |"
+    held = "| Huber loss | 4 | 1 | 2.50 | 0 | 0.25 | 0 | 0.50 |"
     assert texts["bounds held"].splitlines()[-1] == held
     rows = texts["bounds violated"].splitlines()[2:]
     assert rows == ["| Huber loss | 2 groups | 0.01 | 10 | 0.050 ± 0.0010 | 0.020 | 0.20 | 0.10 |"]
