@@ -120,7 +120,7 @@ def _each(name: str, *values: float) -> tuple[Choice, ...]:
 
 PERCEPTRON = Experiment(
     "perceptron", "Fashion-MNIST, perceptron with one hidden layer, SGD", "train_mnist_subgroups",
-    {"epochs": 40, "hidden": 200, "batch_size": 100, "period": 3, "held_out": 10_000}, {"validate": True},
+    {"epochs": 80, "hidden": 200, "batch_size": 100, "period": 3, "held_out": 10_000}, {"validate": True},
     (
         Method("standard", "standard"),
         Method("dropout", "standard", grid=_each("dropout", 0.2, 0.5)),
@@ -134,7 +134,7 @@ PERCEPTRON = Experiment(
 TEXT = Experiment(
     "text", "WikiText-2, small transformer, SGD", "train_lm_subgroups",
     {
-        "tokenized": True, "epochs": 14, "vocabulary": 4000, "width": 64, "layers": 2, "length": 32, "batch_size": 16,
+        "tokenized": True, "epochs": 20, "vocabulary": 2000, "width": 64, "layers": 2, "length": 32, "batch_size": 16,
         "period": 5,
     },
     {},
