@@ -100,6 +100,51 @@ def _finish(axes: Any, seconds: str, title: str, path: Path) -> None:
     plt.close(axes.figure)
 
 
+@dataclass(frozen=True)
+class Panel:
+    """What was measured against the period, and bounds of it.
+
+    Attributes:
+        title: Title of the panel.
+        periods: Periods of the slow part.
+        means: Measured means.
+        errors: Their standard errors.
+        lines: Values of each bound, by name.
+    """
+
+    title: str
+    periods: Sequence[int]
+    means: Sequence[float]
+    errors: Sequence[float]
+    lines: Mapping[str, Sequence[float]]
+
+
+def bounds_by_period(panels: Sequence[Panel], path: Path) -> None:
+    """Write a figure: measured points, and a line for each bound; the last place has the legend."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    columns = (len(panels) + 2) // 2
+    figure, grid = plt.subplots(2, columns, figsize=(3.2 * columns, 6), layout="constrained", sharex=True)
+    styles = dict(zip(panels[0].lines, (("tab:red", "--"), ("tab:blue", "-"), ("tab:blue", ":")), strict=True))
+    for axes, panel in zip(grid.flat, panels, strict=False):
+        axes.errorbar(panel.periods, panel.means, panel.errors, fmt="ko", markersize=4, label="measured")
+        for name, values in panel.lines.items():
+            colour, line = styles[name]
+            axes.plot(panel.periods, values, line, color=colour, label=name)
+        axes.set(xscale="log", yscale="log", title=panel.title)
+        axes.grid(alpha=0.3)
+    for axes in grid.flat[len(panels) :]:
+        axes.axis("off")
+    grid.flat[-1].legend(*grid.flat[0].get_legend_handles_labels(), loc="center")
+    figure.supxlabel("period k of the slow part")
+    figure.supylabel("mean squared norm of the gradient")
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+    plt.close(figure)
+
+
 def _styles(methods: Mapping[str, Curves], plt: Any) -> dict[str, tuple[Any, str]]:
     """Colour and line of each method: cold and solid for multirate training, warm and dotted for others."""
     ours = [name for name in methods if methods[name].ours]

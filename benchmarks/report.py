@@ -7,8 +7,8 @@
 - docs/results/reproduction.md: the experiments of the paper, from the results of `python -m benchmarks reproduce`.
 - docs/results/equal_time.md: contenders at equal time, if there are results of `python -m benchmarks accuracy`.
 - docs/results/gpu.md: the results of `python -m benchmarks gpu`, or how to get them.
-- README.md, docs/results/index.md and docs/distributed.md: what stands between ``<!-- bench NAME -->`` and
-  ``<!-- end -->``, with one of the names in `tables_of`.
+- The pages in `FILLED`: what stands between ``<!-- bench NAME -->`` and ``<!-- end -->``, with one of the names in
+  `tables_of` or in benchmarks/reproduction.
 """
 
 from __future__ import annotations
@@ -25,11 +25,18 @@ from benchmarks.commands import parser_of
 from benchmarks.gpu import page as gpu
 from benchmarks.jsonl import read_lines
 from benchmarks.machine import ROOT
+from benchmarks.reproduction import bounds_page, from_scratch_page
 from benchmarks.reproduction import page as reproduction
 from benchmarks.speed import ddp
 
 
-FILLED = ("README.md", "docs/results/index.md", "docs/how-to/distributed.md")
+FILLED = (
+    "README.md",
+    "docs/results/index.md",
+    "docs/results/bounds.md",
+    "docs/results/from_scratch.md",
+    "docs/how-to/distributed.md",
+)
 """Pages written by hand, with tables between markers."""
 
 HEADER = "<!-- Written by `python -m benchmarks report` from benchmarks/results and benchmarks/notes/{task}.md. -->"
@@ -52,14 +59,19 @@ class Report:
         self._results = root / "benchmarks" / "results"
         self._runs = chosen_runs(self._results, allow_dirty=allow_dirty)
         self._grids = all_grids(self._results)
+        reproduction = self._results / "reproduction"
+        self._points = bounds_page.read_points(reproduction, allow_dirty=allow_dirty)
+        self._scratch = from_scratch_page.read_finals(reproduction, allow_dirty=allow_dirty)
 
     def pages(self) -> dict[Path, str]:
         """Text of every page that has generated parts."""
         found = {}
+        tables = tables_of(self._runs, self._results)
+        tables |= bounds_page.tables(self._points) | from_scratch_page.tables(self._scratch)
         for name in FILLED:
             path = self._root / name
             if path.exists():
-                found[path] = filled(path.read_text(encoding="utf-8"), tables_of(self._runs, self._results))
+                found[path] = filled(path.read_text(encoding="utf-8"), tables)
         for task in dict.fromkeys(task for task, _ in self._runs):
             found[self._root / "docs" / "results" / f"{task}.md"] = self._task_page(task)
         equal_time = budgets.page(self._results / "budgets", allow_dirty=self._allow_dirty)
@@ -79,6 +91,8 @@ class Report:
             accuracy.figure(runs, title, folder / f"{task}_{length}.png")
         budgets.draw(self._results / "budgets", folder, allow_dirty=self._allow_dirty)
         reproduction.draw(self._root, allow_dirty=self._allow_dirty)
+        bounds_page.draw(self._points, folder)
+        from_scratch_page.draw(self._scratch, folder)
 
     def _task_page(self, task: str) -> str:
         notes = notes_of(self._root / "benchmarks" / "notes" / f"{task}.md")

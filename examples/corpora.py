@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import lzma
 import re
 import zlib
 from collections import Counter
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -23,8 +25,12 @@ def words_of(lines: list[str]) -> list[str]:
 
 
 def read_files(paths: list[Path]) -> list[str]:
-    """Lines of text files, one after the other."""
-    return [line for path in paths for line in path.read_text(encoding="utf-8").splitlines()]
+    """Lines of text files, one after the other. A file with the ending ``.xz`` is compressed."""
+    return [line for path in paths for line in _content(path).decode("utf-8").splitlines()]
+
+
+def _content(path: Path) -> bytes:
+    return lzma.decompress(path.read_bytes()) if path.suffix == ".xz" else path.read_bytes()
 
 
 def read_austen(folder: Path) -> list[str]:
@@ -59,15 +65,19 @@ def read_embedded() -> list[str]:
     return [str(text) for text in sentences.sample(frac=1, random_state=0)]  # they are sorted by label
 
 
-def as_blocks(words: list[str], vocabulary: int, length: int, share: float = 0.1) -> tuple[Tensor, Tensor]:
-    """Token numbers in rows of ``length``: to train on, and the last ``share`` of the text to validate on.
+def as_blocks(
+    words: list[str], vocabulary: int, length: int, share: float = 0.1, test: Sequence[str] = ()
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Token numbers in rows of ``length``: to train on, the last ``share`` to validate on, and ``test``.
 
     The vocabulary is the most frequent words of the part to train on; all others are one unknown word.
     """
     cut = int(len(words) * (1 - share))
-    known = [word for word, _ in Counter(words[:cut]).most_common(vocabulary - 1)]
+    known = [word for word, _ in Counter(word for word in words[:cut] if word != UNKNOWN).most_common(vocabulary - 1)]
     number = {word: i for i, word in enumerate([UNKNOWN, *known])}
-    tokens = torch.tensor([number.get(word, 0) for word in words])
-    parts = (tokens[:cut], tokens[cut:])
-    train, validation = (part[: len(part) // length * length].view(-1, length) for part in parts)
-    return train, validation
+
+    def rows(part: Sequence[str]) -> Tensor:
+        tokens = torch.tensor([number.get(word, 0) for word in part], dtype=torch.long)
+        return tokens[: len(part) // length * length].view(-1, length)
+
+    return rows(words[:cut]), rows(words[cut:]), rows(test)

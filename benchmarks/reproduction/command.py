@@ -8,6 +8,8 @@ from benchmarks.commands import Command, dispatch
 EXPERIMENTS = {
     "vision": Command("benchmarks.reproduction.vision", "fine-tune a ResNet-50 on images, with ablations"),
     "language": Command("benchmarks.reproduction.language", "fine-tune an encoder on SST-2, with SGD and with AdamW"),
+    "bounds": Command("benchmarks.reproduction.bounds", "check the bounds on convergence numerically"),
+    "scratch": Command("benchmarks.reproduction.from_scratch", "train random subsets and averaged copies"),
 }
 
 

@@ -82,6 +82,11 @@ def adapted(data: Data, contender: Contender) -> Data:
     return replace(data, model=model)
 
 
+def device_of(task: str) -> str:
+    """Where a task is trained: at full scale on a GPU, if there is one."""
+    return "cuda" if is_full(task) and torch.cuda.is_available() else "cpu"
+
+
 def run(spec: Spec, plan: Plan, folder: Path | None) -> dict[str, Any]:
     """Run ``spec`` as planned. Only finals see test rows.
 
@@ -90,7 +95,7 @@ def run(spec: Spec, plan: Plan, folder: Path | None) -> dict[str, Any]:
     """
     task, contender = TASKS[spec.task], CONTENDERS[spec.method]
     data = adapted(loaded(task, folder), contender)
-    device = "cuda" if is_full(spec.task) and torch.cuda.is_available() else "cpu"
+    device = device_of(spec.task)
     training = Training(task, contender, spec.rate, spec.seed, plan.steps, device)
     parts = {"validation": data.validation, **({"test": data.test} if spec.role == "final" else {})}
     watched = "test" if spec.role == "final" else "validation"
@@ -100,17 +105,14 @@ def run(spec: Spec, plan: Plan, folder: Path | None) -> dict[str, Any]:
             f"{spec.method!r} took the kinds of steps {measured['kinds']}, but {plan.kinds} were planned and would be "
             "charged. The plan and the schedule of the contender differ: this is an error of the benchmark."
         )
-    return {
-        **asdict(spec),
-        **measured,
-        "settings": spec.settings(),
-        "machine": {**hardware(), "versions": versions(), **gpu_name(device)},
-    }
+    machine = {**hardware(), "versions": versions(), **gpu_name(device)}
+    return {**asdict(spec), **measured, "settings": spec.settings(), "machine": machine}
 
 
 def timed(function: str, contender: str, task: str, folder: Path | None) -> dict[str, Any]:
     """Reference seconds of the steps of a contender, and the machine. No contender has a head start."""
     del function
     data = adapted(loaded(TASKS[task], folder), CONTENDERS[contender])
-    line = time_contender(CONTENDERS[contender], TASKS[task], data)
-    return {"line": line, "machine": {**hardware(), "versions": versions()}}
+    device = device_of(task)
+    line = time_contender(CONTENDERS[contender], TASKS[task], data, device)
+    return {"line": line, "machine": {**hardware(), "versions": versions(), **gpu_name(device)}}

@@ -82,8 +82,8 @@ class Checks:
             self._script(parsed.script, parsed.arguments)
 
     def _python(self, words: list[str]) -> None:
-        if words[:2] == ["-m", "benchmarks"]:
-            self._benchmarks(words[2:])
+        if words[0] == "-m" and words[1].split(".")[0] == "benchmarks":
+            self._benchmarks("benchmarks.__main__" if words[1] == "benchmarks" else words[1], words[2:])
         else:
             self._script(words[0], words[1:])
 
@@ -93,11 +93,11 @@ class Checks:
         assert all((ROOT / file).is_file() for file in files)
         self._script(words[place], words[place + 1 :])
 
-    def _benchmarks(self, words: list[str]) -> None:
+    def _benchmarks(self, module: str, words: list[str]) -> None:
         words, _, rest = " ".join(map(shlex.quote, words)).partition(" -- ")
         given = shlex.split(words)
         names = [word for i, word in enumerate(given) if not any(w.startswith("--") for w in given[: i + 1])]
-        main = importlib.import_module("benchmarks.__main__").main
+        main = importlib.import_module(module).main
         assert options(given) <= self._options_of(lambda: main([*names, "--help"]))
         if rest:
             self._script("examples/run_glue.py", shlex.split(rest))

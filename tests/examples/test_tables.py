@@ -81,11 +81,12 @@ def test_words_and_blocks(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("The cat, the hat.\n\nIt's THE end!\n" * 10)
     words = words_of(read_files([tmp_path / "a.txt"]))
     assert words[:10] == ["the", "cat", ",", "the", "hat", ".", "it's", "the", "end", "!"]
-    train, validation = as_blocks(words, vocabulary=3, length=5)
+    train, validation, test = as_blocks(words, vocabulary=3, length=5, test=["hat", "the"] * 3)
     assert train.shape == (18, 5)
     assert validation.shape == (2, 5)
     assert sorted(set(train.flatten().tolist())) == [0, 1, 2]
     assert train[0].tolist() == [1, 2, 0, 1, 0]
+    assert test.tolist() == [[0, 1, 0, 1, 0]]
 
 
 @pytest.mark.usefixtures("_examples")
