@@ -201,7 +201,7 @@ EXTRAS = (
 def _all() -> list[Contender]:
     both = [Contender(s, **e) for s in SETTINGS.values() for e in EXTRAS if s.family in ("baseline", "multirate")]
     others = [s for s in SETTINGS.values() if s.family not in ("baseline", "multirate")]
-    return both + [Contender(s, head_rate=True, head_start=True) for s in others]
+    return both + [Contender(s, head_rate=True, head_start=start) for s in others for start in (False, True)]
 
 
 CONTENDERS = {contender.name: contender for contender in _all()}
