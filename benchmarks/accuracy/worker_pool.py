@@ -1,9 +1,14 @@
-"""Worker processes, each pinned to one core, so that runs side by side do not share one."""
+"""Worker processes, each pinned to one core, so that runs side by side do not share one.
+
+They end with the process that has started them, however it ends.
+"""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -13,8 +18,19 @@ import torch
 import transformers
 
 
-def _pin(cores: Any) -> None:
+SECONDS_BETWEEN_LOOKS = 1.0
+
+
+def _end_with(parent: int) -> None:
+    """End this process once it has another parent than ``parent``, which may have been killed."""
+    while os.getppid() == parent:
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+    os._exit(1)
+
+
+def _begin(cores: Any, parent: int) -> None:
     """Take one core and one thread: run in each worker before its first task."""
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     if hasattr(os, "sched_setaffinity"):  # only on Linux
         os.sched_setaffinity(0, {cores.get()})
     torch.set_num_threads(1)
@@ -33,7 +49,7 @@ def workers(jobs: int) -> Iterator[Any]:
     available = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(jobs))
     for i in range(jobs):
         cores.put(available[i % len(available)])
-    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_pin, initargs=(cores,)) as pool:
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin, initargs=(cores, os.getpid())) as pool:
         try:
             yield pool
         finally:  # after an error the results of waiting runs would be lost
