@@ -117,7 +117,7 @@ class CopyStore:
         by_parameter = {p: group for group in self._optimizer.param_groups for p in group["params"]}
         self._states[1:] = [
             {
-                self._parameters[name]: on_device(state, self._parameters[name], by_parameter[self._parameters[name]])
+                self._parameters[name]: on_device(state, p := self._parameters[name], by_parameter.get(p, {}))
                 for name, state in states.items()
             }
             for states in saved["states"]
@@ -127,8 +127,8 @@ class CopyStore:
 def on_device(state: Mapping[str, Any], parameter: Tensor, settings: Mapping[str, Any]) -> State:
     """A copy of the optimizer state of ``parameter`` with tensors on the device where the optimizer needs them.
 
-    As in ``load_state_dict`` of torch, a step count is on the device of the parameter only if the optimizer is fused
-    or capturable.
+    As in ``load_state_dict`` of torch, the entry ``step`` is on the device of the parameter only if the optimizer is
+    fused or capturable. All other tensors are there, moments of a scalar parameter too.
 
     Args:
         state: The state, which may be on another device.
@@ -137,7 +137,7 @@ def on_device(state: Mapping[str, Any], parameter: Tensor, settings: Mapping[str
     """
     counts_on_device = settings.get("fused") or settings.get("capturable")
     return {
-        key: value.to(parameter.device if value.dim() or counts_on_device else value.device, copy=True)
+        key: value.to(value.device if key == "step" and not counts_on_device else parameter.device, copy=True)
         if isinstance(value, Tensor)
         else value
         for key, value in state.items()

@@ -280,11 +280,11 @@ def put_together(
         width: Number of positions.
         pinned: Whether the batch is in pinned memory, which needs a GPU.
     """
-    dtype, sizes = tensors[0].dtype, tensors[0].shape
+    dtype, sizes, device = tensors[0].dtype, tensors[0].shape, tensors[0].device
     if places is None:
-        batch = torch.empty((len(tensors), *sizes), dtype=dtype, pin_memory=pinned)
+        batch = torch.empty((len(tensors), *sizes), dtype=dtype, device=device, pin_memory=pinned)
         return torch.stack(list(tensors), out=batch)
-    batch = torch.zeros((len(tensors), width, *sizes[1:]), dtype=dtype, pin_memory=pinned)
+    batch = torch.zeros((len(tensors), width, *sizes[1:]), dtype=dtype, device=device, pin_memory=pinned)
     for row, (place, tensor) in enumerate(zip(places, tensors, strict=True)):
         batch[row, place] = tensor
     return batch

@@ -168,9 +168,10 @@ class Multirate:
 
     def detach(self) -> None:
         """Remove all hooks from model and optimizer. Does nothing if the controller is not attached."""
-        if self._run.detach():
-            self.timing.finish()
+        attached = self._run.detach()
         self._frozen.detach()
+        if attached:
+            self.timing.finish()  # last, because waiting for a GPU raises an error if its work has failed
 
     def __getstate__(self) -> dict[str, Any]:
         """State for copies and pickles, which are detached."""

@@ -189,16 +189,19 @@ class StepTimer:
     @property
     def predicted_so_far(self) -> float:
         """Speed-up that the cost model predicts for the steps taken so far."""
-        cost = sum(kind.predicted_cost for kind in self._read().values())
-        return sum(kind.number for kind in self._read().values()) / cost if cost else 1.0
+        kinds = self._read().values()
+        cost = sum(kind.predicted_cost for kind in kinds)
+        return sum(kind.number for kind in kinds) / cost if cost else 1.0
 
     def summary(self) -> dict[str, float | int | None]:
         """Numbers of steps, mean seconds per step by kind, and speed-ups relative to full steps.
 
         ``speedup_of_steps`` is the time of the same number of full steps divided by the time of the steps. ``speedup``
         is the same ratio for the whole run so far, with data loading and evaluation. Both are 1.0 without fast steps,
-        and None before the first full step or if some parameters never get a gradient.
+        and None before the first full step or if some parameters never get a gradient. Waits for the device, so that
+        all steps count.
         """
+        self._read(wait=True)
         full_steps, fast_steps = self.counted(full=True), self.counted(full=False)
         full, fast = self.mean(full=True), self.mean(full=False)
         realised = None

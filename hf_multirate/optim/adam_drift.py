@@ -178,7 +178,7 @@ def _corrections(count: float, group: Mapping[str, Any]) -> tuple[float, float]:
     """Scalars e and c with u = c m / (sqrt(v) + e), which contain the bias corrections."""
     beta1, beta2 = (float(beta) for beta in group["betas"])
     root = (1.0 - beta2**count) ** 0.5
-    return group["eps"] * root, root / (1.0 - beta1**count)
+    return float(group["eps"]) * root, root / (1.0 - beta1**count)
 
 
 def _fusible(group: Mapping[str, Any], *tensors: Tensor) -> bool:

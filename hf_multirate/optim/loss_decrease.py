@@ -36,7 +36,6 @@ class LossDecreaseTracker:
         self._names = names
         self._schedule = schedule
         self._rates = rates
-        self._scale: tuple[Step, float | Tensor] | None = None
 
     def track(
         self, group: UpdateGroup, stepped: Sequence[nn.Parameter], step: Step, *, counts: bool
@@ -52,10 +51,8 @@ class LossDecreaseTracker:
         Returns:
             The inner products at a learning rate of 1; None if there is no last update.
         """
-        if self._scale is None or self._scale[0] != step:
-            self._scale = step, self._gradient_scale()
         settings = self._optimizer.param_groups[group.place]
-        products = group.gradient_update_products(stepped, settings, self._scale[1])
+        products = group.gradient_update_products(stepped, settings, self._gradient_scale())
         # An optimizer without a learning rate chooses its own step sizes.
         if counts and products is not None and settings.get("lr") is not None:
             rate = self._rates.rate(group.place)

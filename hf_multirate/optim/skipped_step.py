@@ -18,10 +18,10 @@ class Overflow:
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
-        flag: Tensor | None = vars(optimizer).get("found_inf")
+        flag: Tensor | int | None = vars(optimizer).get("found_inf")  # the sum of no flags, 0, without any gradient
         self._flag = flag
         self._copied: torch.cuda.Event | None = None
-        if flag is not None and flag.is_cuda:
+        if isinstance(flag, Tensor) and flag.is_cuda:
             self._flag = flag.to("cpu", non_blocking=True)
             self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._copied.record(torch.cuda.current_stream(flag.device))

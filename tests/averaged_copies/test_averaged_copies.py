@@ -391,3 +391,10 @@ def test_step_counts_of_a_checkpoint_go_where_the_optimizer_keeps_them(settings:
     state = on_device({"step": torch.tensor(3.0), "exp_avg": torch.zeros(2)}, parameter, settings)
     assert state["step"].device.type == device
     assert state["exp_avg"].device.type == "meta"
+
+
+def test_moments_of_a_scalar_go_to_the_device_of_the_scalar() -> None:
+    """Such as the temperature of CLIP, whose moments look like a step count."""
+    parameter = nn.Parameter(torch.empty((), device="meta"))
+    state = on_device({"step": torch.tensor(3.0), "exp_avg": torch.zeros(())}, parameter, {})
+    assert {key: value.device.type for key, value in state.items()} == {"step": "cpu", "exp_avg": "meta"}

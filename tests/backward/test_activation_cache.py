@@ -13,6 +13,7 @@ import transformers as tf
 from torch import Tensor, nn
 
 from hf_multirate import Multirate, MultirateConfig
+from hf_multirate.backward.activation_cache import put_together
 from hf_multirate.backward.cached_prefix import find_prefix
 from hf_multirate.model.levels import levels_of
 from hf_multirate.model.stacks import find_whole_stack
@@ -677,3 +678,12 @@ def test_a_stage_without_resting_blocks_has_no_cache() -> None:
     with pytest.raises(ValueError, match="there is none below"):
         Multirate(config).attach(model, optimizer, total_steps=4)
     assert not model._forward_pre_hooks
+
+
+@pytest.mark.parametrize("places", [None, [slice(0, 2), slice(1, 3)]])
+def test_kept_rows_are_put_together_where_they_are(places: list[slice] | None) -> None:
+    """Whatever the default device is: only memory of the host can be pinned."""
+    with torch.device("meta"):
+        batch = put_together([torch.ones(2, 1, device="cpu")] * 2, places, 3)
+    assert batch.device.type == "cpu"
+    assert batch.sum() == 4.0

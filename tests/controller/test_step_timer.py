@@ -109,6 +109,46 @@ def test_copies_of_a_timer_leave_out_the_step_that_runs(spans: list[MadeUpSpan])
     assert list(timer.seconds) == [1.0, 2.0]
 
 
+def test_a_summary_counts_all_steps(spans: list[MadeUpSpan]) -> None:
+    timer = StepTimer(span=MadeUpSpan)
+    for full in (True, False):
+        timer.start()
+        timer.stop(full=full)
+    summary = timer.summary()
+    assert (summary["full_steps"], summary["fast_steps"]) == (1, 1)
+    assert summary["speedup_of_steps"] == pytest.approx(2 * 1.0 / (1.0 + 2.0))
+
+
+class SecondTimeSpan(MadeUpSpan):
+    """Has ended when it is read for the second time after its step."""
+
+    def seconds(self, *, wait: bool) -> float | None:
+        self.reads = vars(self).get("reads", 0) + 1
+        return 1.0 if self.reads > 2 else None
+
+
+def test_a_step_that_ends_meanwhile_is_not_counted_without_its_cost() -> None:
+    timer = StepTimer(span=SecondTimeSpan)
+    timer._add(1.0, full=True, predicted_cost=1.0)
+    timer.start()
+    timer.stop(full=False, predicted_cost=0.5)
+    assert timer.predicted_so_far == 1.0
+    assert timer.predicted_so_far == 2 / 1.5
+
+
+def test_frozen_groups_are_restored_although_the_device_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(timer: StepTimer) -> None:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    multirate = Multirate(MultirateConfig.two_rate("^1", "never")).attach(model, SGD(model.parameters(), lr=0.1))
+    assert not model[0].weight.requires_grad
+    monkeypatch.setattr(StepTimer, "finish", fail)
+    with pytest.raises(RuntimeError, match="device-side"):
+        multirate.detach()
+    assert model[0].weight.requires_grad
+
+
 def test_a_model_on_a_gpu_is_timed_there() -> None:
     model = nn.Linear(1, 1)
     assert gpu_of(model) is None

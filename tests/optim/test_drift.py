@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -298,6 +299,18 @@ def test_a_drift_step_in_parts_is_the_same(monkeypatch: pytest.MonkeyPatch) -> N
         assert roots.number == parts
         ends.append([parameter.detach() for parameter in parameters])
     assert all(torch.equal(one, other) for one, other in zip(*ends, strict=True))
+
+
+def test_epsilon_may_be_a_number_of_numpy() -> None:
+    slopes = []
+    for epsilon in (np.float32(2.0**-20), 2.0**-20):
+        parameter = nn.Parameter(torch.ones(3))
+        optimizer = torch.optim.AdamW([parameter], lr=0.1, eps=epsilon)
+        parameter.grad = torch.ones(3)
+        optimizer.step()
+        with torch.no_grad():
+            slopes += AdamDrift(optimizer).gradient_update_products([parameter], optimizer.param_groups[0])
+    assert slopes[0] == slopes[1]
 
 
 class Roots(TorchDispatchMode):

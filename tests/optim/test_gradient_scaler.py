@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor, nn
 from torch.amp import GradScaler
 from transformers import TrainerCallback
 
-from hf_multirate import MultirateConfig, MultirateTrainer
+from hf_multirate import Multirate, MultirateConfig, MultirateTrainer
+from hf_multirate.model.blocks import blocks_of
 from tests.support.runs import assert_same, differ, history, phases, trainer_for, weights
 
 
@@ -108,3 +110,37 @@ def test_resumed_after_skipped_steps(tmp_path: Path, optim: str) -> None:
     # A run from the start forgets what the resumed one had skipped.
     trainer.train()
     assert phases(trainer) == PHASES
+
+
+def test_a_fused_optimizer_without_gradients_takes_its_step_beside_another_one() -> None:
+    """The scaler gives it the number 0 instead of a tensor."""
+    model, other = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), nn.Linear(2, 1)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    second, scaler = torch.optim.AdamW(other.parameters(), fused=True), GradScaler("cpu")
+    with Multirate(MultirateConfig.two_rate("^1", 2)).attach(model, optimizer) as multirate:
+        scaler.scale(other(torch.ones(1, 2)).sum()).backward()
+        multirate.begin_step(0)
+        for each in (optimizer, second):
+            scaler.step(each)
+        scaler.update()
+        assert multirate.applied_steps == 0
+
+
+def test_a_step_that_is_taken_again_is_logged_with_its_own_scale() -> None:
+    decreases = []
+    for factors in ([1.0, 1.0, 1.0], [1.0, 1.0, float("inf"), 1.0]):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+        optimizer, scaler = torch.optim.AdamW(model.parameters(), fused=True), GradScaler("cpu")
+        config = MultirateConfig.two_rate("1", 2, turns="fixed", idle="drift")
+        with Multirate(config).attach(model, optimizer) as multirate:
+            for factor in factors:
+                multirate.begin_step(multirate.applied_steps)
+                scaler.scale(model(torch.ones(3, 4)).square().sum() * factor).backward()
+                scaler.step(optimizer)
+                scaler.update()
+                optimizer.zero_grad()
+            assert multirate.applied_steps == 3
+            decreases.append(multirate.loss_decrease.take(blocks_of(model)))
+    assert decreases[0]["block_0"].decrease != 0.0
+    assert decreases[0] == decreases[1]
