@@ -134,6 +134,7 @@ def tables_of(runs: Mapping[tuple[str, str], Runs], results: Path) -> dict[str, 
         "headline": lambda: accuracy.headline(runs),
         "all tasks short": lambda: accuracy.all_tasks(runs, "short"),
         "all tasks long": lambda: accuracy.all_tasks(runs, "long"),
+        "equal time": lambda: budgets.headline(results / "budgets", "short", 0.4),
         "ddp": lambda: ddp.table_of(line for line in read_lines(results / "ddp.jsonl") if line["kind"] == "run"),
     }
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import fmean
 
 from benchmarks.accuracy import outcome_tables
+from benchmarks.accuracy.chosen_runs import Grids, all_grids
 from benchmarks.budgets.cells import Budgets, Cell, Cells, ahead, all_cells, expert, family, mean
 from benchmarks.budgets.kinds import KindsFile
 from benchmarks.budgets.statistics import Interval, interval, over_tasks
@@ -34,7 +35,8 @@ READING = """\
   seeds. *Mean*, *worst task*, *middle* (interquartile mean) and *better* (probability of being better than the expert
   baseline) are over the tasks of the table. They are empty for a contender that lacks a task.
 - Rows are in the order of the mean difference, so what is behind the baseline stands below what is ahead.
-- A star marks a mean charge that is off its budget by more than 3 %."""
+- A star at an accuracy marks a mean charge that is off its budget by more than 3 %. A star at a learning rate marks
+  the highest or lowest rate that was tried: such a contender may do better beyond it."""
 
 
 def page(folder: Path, *, allow_dirty: bool = False) -> str | None:
@@ -52,7 +54,7 @@ def page(folder: Path, *, allow_dirty: bool = False) -> str | None:
         return None
     parts = [HEADER, TITLE, READING, *_comparisons(found)]
     for task in dict.fromkeys(task for task, _ in found):
-        parts += [f"## {LABELS.get(task, task)}", *_of_task(task, found)]
+        parts += [f"## {LABELS.get(task, task)}", *_of_task(task, found, all_grids(folder))]
         parts += _seconds(KindsFile(folder / KINDS, task))
     return "\n\n".join(parts) + "\n"
 
@@ -106,11 +108,42 @@ def points(value: Interval) -> str:
     return f"{middle:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
-def _of_task(task: str, found: Mapping[tuple[str, str], Budgets]) -> Iterator[str]:
+HEADLINE = {
+    "frozen below last:2 + head rate + head start": "top two blocks only",
+    "ladder 1,2,4 + head rate + head start": "ladder 1, 2, 4",
+}
+"""Contenders of the table in the README, and their names there."""
+
+
+def headline(folder: Path, length: str, budget: float, *, allow_dirty: bool = False) -> str:
+    """The expert baseline and the contenders of `HEADLINE` on all tasks at one budget.
+
+    Args:
+        folder: ``benchmarks/results/budgets``.
+        length: ``short`` or ``long``.
+        budget: The budget.
+        allow_dirty: Whether results of files that were not committed are shown too.
+    """
+    found = all_cells(folder, allow_dirty=allow_dirty)
+    tasks = {task: budgets[budget] for (task, n), budgets in found.items() if n == length and budget in budgets}
+    gaps, rows = ahead(tasks), []
+    for task, cells in tasks.items():
+        best = expert(cells)
+        if best is not None:
+            known = (gaps.get(name, {}).get(task) for name in HEADLINE)
+            differences = [points(interval(values)) if values else "" for values in known]
+            extras = best.removeprefix("baseline").removeprefix(" + ") or "no extra"
+            rows.append([LABELS.get(task, task), percent(mean(cells[best])), extras, *differences])
+    return table(["task", "expert baseline, %", "its extras", *HEADLINE.values()], rows)
+
+
+def _of_task(
+    task: str, found: Mapping[tuple[str, str], Budgets], trials: Mapping[tuple[str, str], Grids]
+) -> Iterator[str]:
     for length, words in LENGTHS.items():
         if (task, length) in found:
             yield f"### Accuracy in percent, shares of {words}"
-            yield accuracies(found[task, length])
+            yield accuracies(found[task, length], trials[task, length])
             yield f"![accuracy against reference seconds, {words}](images/{figure_name(task, length)})"
 
 
@@ -144,15 +177,21 @@ def curves(of_budgets: Sequence[Cell], *, ours: bool) -> Curves:
     return Curves(times, [[100 * run["test_metric"] for run in cell.values()] for cell in of_budgets], ours)
 
 
-def accuracies(budgets: Budgets) -> str:
-    """Mean and standard deviation over seeds, by contender and budget; and rate and steps."""
+def accuracies(budgets: Budgets, trials: Grids) -> str:
+    """Mean and standard deviation over seeds, by contender and budget; and rate and steps.
+
+    Args:
+        budgets: Runs of the task.
+        trials: Rates that were tried, by contender.
+    """
     names = dict.fromkeys(name for cells in budgets.values() for name in cells)
     rows = []
     for name in names:
         cells = [cells.get(name) for cells in budgets.values()]
         rate = next(run["rate"] for cell in cells if cell for run in cell.values())
         steps = [f"{fmean(run['steps'] for run in cell.values()):.0f}" if cell else "" for cell in cells]
-        rows.append([name, *(_accuracy(cell) for cell in cells), f"{rate:g}", ", ".join(steps)])
+        edge = r" \*" if rate in (min(trials[name]), max(trials[name])) else ""
+        rows.append([name, *(_accuracy(cell) for cell in cells), f"{rate:g}{edge}", ", ".join(steps)])
     return table(["contender", *(f"{budget:g}" for budget in budgets), "rate", "steps"], rows)
 
 

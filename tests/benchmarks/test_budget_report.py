@@ -105,8 +105,12 @@ def test_the_page_shows_losses_beside_gains(tmp_path: Path) -> None:
     assert "| baseline | all | 1.5000 (1.5000 to 1.5000) | 2.0000 | 1 |" in text
     assert "Machine: x, 1 thread of 2 cores, torch 2.13, commit aaaaaaa." in text
     marked = text[text.index("## Brown") :]
-    assert r"| bad | 75.0 ± 0.0 \* | 0.1 | 30 |" in marked
-    assert r"\*" not in text[: text.index("## Brown")]
+    assert r"| bad | 75.0 ± 0.0 \* | 0.1 \* | 30 |" in marked
+    assert r"± 0.0 \*" not in text[: text.index("## Brown")]
+    assert r"| baseline | 70.0 ± 0.0 | 0.1 | 30 |" in report.accuracies(
+        cells.all_cells(folder, allow_dirty=False)["t", "short"],
+        dict.fromkeys(FAMILIES, {0.05: 0.1, 0.1: 0.5, 0.2: 0.2}),
+    )
     (tmp_path / "README.md").write_text("nothing to fill\n")
     assert Report(tmp_path).pages()[tmp_path / "docs" / "results" / "equal_time.md"] == text
 
@@ -119,6 +123,21 @@ def test_a_contender_is_compared_over_tasks(tmp_path: Path) -> None:
     bad = next(line for line in table.splitlines() if line.startswith("| bad"))
     assert "| +1.0 (+1.0 to +1.0) | -5.0 t |" in bad
     assert bad.endswith("| 0.50 (0.50 to 0.50) |")
+
+
+def test_the_table_of_the_readme_has_the_expert_baseline_and_two_contenders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "HEADLINE", {"good": "ours", "missing": "not run"})
+    written(tmp_path)
+    written(tmp_path, "sst2", shift=0.1)
+    lines = report.headline(tmp_path, "short", 0.4).splitlines()
+    assert lines[0] == "| task | expert baseline, % | its extras | ours | not run |"
+    assert lines[2:] == [
+        "| SST-2 | 80.0 | head rate | +3.0 (+2.0 to +4.0) |  |",
+        "| t | 80.0 | head rate | +3.0 (+2.0 to +4.0) |  |",
+    ]
+    assert len(report.headline(tmp_path, "short", 0.25).splitlines()) == 2
 
 
 def test_without_results_there_is_no_page(tmp_path: Path) -> None:
