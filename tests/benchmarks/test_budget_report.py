@@ -109,7 +109,7 @@ def test_the_page_shows_losses_beside_gains(tmp_path: Path) -> None:
     assert r"± 0.0 \*" not in text[: text.index("## Brown")]
     assert r"| baseline | 70.0 ± 0.0 | 0.1 | 30 |" in report.accuracies(
         cells.all_cells(folder, allow_dirty=False)["t", "short"],
-        dict.fromkeys(FAMILIES, {0.05: 0.1, 0.1: 0.5, 0.2: 0.2}),
+        {name: {0.05: 0.1, 0.1: 0.5, 0.2: 0.2} for name in FAMILIES},
     )
     (tmp_path / "README.md").write_text("nothing to fill\n")
     assert Report(tmp_path).pages()[tmp_path / "docs" / "results" / "equal_time.md"] == text
