@@ -144,7 +144,8 @@ def _of_task(
         if (task, length) in found:
             yield f"### Accuracy in percent, shares of {words}"
             yield accuracies(found[task, length], trials[task, length])
-            yield f"![accuracy against reference seconds, {words}](images/{figure_name(task, length)})"
+            if len(found[task, length]) > 1:
+                yield f"![accuracy against reference seconds, {words}](images/{figure_name(task, length)})"
 
 
 def figure_name(task: str, length: str) -> str:
@@ -153,14 +154,15 @@ def figure_name(task: str, length: str) -> str:
 
 
 def draw(folder: Path, images: Path, *, allow_dirty: bool = False) -> None:
-    """Write the figures of all tasks and lengths.
+    """Write the figures of all tasks and lengths with more than one budget.
 
     Args:
         folder: ``benchmarks/results/budgets``.
         images: Folder of the figures.
         allow_dirty: Whether results of files that were not committed are shown too.
     """
-    for (task, length), budgets in all_cells(folder, allow_dirty=allow_dirty).items():
+    every = all_cells(folder, allow_dirty=allow_dirty)
+    for (task, length), budgets in ((key, budgets) for key, budgets in every.items() if len(budgets) > 1):
         baselines: dict[str, Curves] = {}
         others: dict[str, Curves] = {}
         for name in dict.fromkeys(name for cells in budgets.values() for name in cells):

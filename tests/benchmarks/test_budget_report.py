@@ -115,6 +115,18 @@ def test_the_page_shows_losses_beside_gains(tmp_path: Path) -> None:
     assert Report(tmp_path).pages()[tmp_path / "docs" / "results" / "equal_time.md"] == text
 
 
+def test_a_figure_needs_two_budgets(tmp_path: Path) -> None:
+    folder, images = tmp_path / "benchmarks" / "results" / "budgets", tmp_path / "docs" / "results" / "images"
+    written(folder)
+    Report(tmp_path).draw()
+    assert not list(images.iterdir())
+    assert ".png" not in str(report.page(folder))
+    written(folder, budget=0.8, reference_seconds=80.0)
+    Report(tmp_path).draw()
+    assert [path.name for path in images.iterdir()] == ["equal_time_t_short.png"]
+    assert "](images/equal_time_t_short.png)" in str(report.page(folder))
+
+
 def test_a_contender_is_compared_over_tasks(tmp_path: Path) -> None:
     for task, shift in (("t", 0.0), ("u", 0.12)):
         written(tmp_path, task, shift)
