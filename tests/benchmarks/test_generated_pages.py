@@ -72,7 +72,7 @@ def test_notes_without_results_and_unknown_markers_are_named(root: Path) -> None
 
 def test_pages_in_the_documentation_are_those_of_the_results() -> None:
     pages = report.Report(ROOT).pages()
-    assert len(pages) == len(report.FILLED) + 7 + 2
+    assert len(pages) == len(report.FILLED) + 7 + 3
     for path, text in pages.items():
         assert path.read_text(encoding="utf-8") == text, f"{path}: run `python -m benchmarks report`"
         assert "Not run yet" not in text

@@ -52,14 +52,13 @@ def number(text: str) -> str:
     return re.sub(r"^[+-]0\.0 ", "0.0 ", text)
 
 
-HEADLINE = next(table for table in tables(read("README.md")) if table[0][0] == "task, epochs")[1:]
+HEADLINE = next(table for table in tables(read("docs/index.md")) if table[0][:2] == ["task", "epochs"])[1:]
 
 
-@pytest.mark.parametrize("row", HEADLINE, ids=lambda row: row[0])
-def test_row_of_the_readme(row: list[str]) -> None:
-    label, baseline, speedup, same_steps, same_time, frozen = row
-    found = results(*task_of(label))
-    assert found["baseline"][ACCURACY].startswith(f"{baseline} ")
+@pytest.mark.parametrize("row", HEADLINE, ids=lambda row: f"{row[0]}, {row[1]}")
+def test_row_of_the_index(row: list[str]) -> None:
+    label, epochs, speedup, same_steps, same_time, frozen = row
+    found = results(task_of(label)[0].replace(", bf16", " (bf16)"), epochs)
     assert found[LADDER][SPEEDUP] == speedup
     assert number(found[LADDER][AHEAD]) == same_time
     assert (found[FROZEN][AHEAD] if FROZEN in found else "not run") == frozen
@@ -67,11 +66,12 @@ def test_row_of_the_readme(row: list[str]) -> None:
     assert float(same_steps.split()[0]) == pytest.approx(means[0] - means[1], abs=0.11)
 
 
-def test_the_table_of_the_index_is_that_of_the_readme() -> None:
-    table = next(table for table in tables(read("docs/index.md")) if table[0][0] == "task")[1:]
-    assert [[task_of(row[0])[0].replace(", bf16", " (bf16)"), *row[1:]] for row in table] == [
-        [*task_of(row[0]), *row[2:]] for row in HEADLINE
-    ]
+def test_the_readme_has_the_range_of_the_index() -> None:
+    text = " ".join(read("README.md").split())
+    speedups = [float(row[2]) for row in HEADLINE]
+    changes = [float(row[3].split()[0]) for row in HEADLINE]
+    assert f"is {min(speedups):.1f} to {max(speedups):.1f} times as fast" in text
+    assert f"accuracy changed by {min(changes):+.1f} to {max(changes):+.1f} points" in text
 
 
 CARD = tables(read("docs/methods/multirate.md").split("## Why this default")[1].partition("\n## ")[0])
