@@ -47,11 +47,16 @@ class Spec:
     role: str
 
     def settings(self) -> dict[str, Any]:
-        """All else that decides the result, but the steps: settings of the task and of the contender."""
-        left_out = ("name", "seeds", "needs", "rates")
-        task = {name: value for name, value in asdict(TASKS[self.task]).items() if name not in left_out}
-        task["epochs"] = dict(task["epochs"])[self.length]
-        return json.loads(json.dumps({"task": task, "method": CONTENDERS[self.method].settings}))
+        """All else that decides the result, but the steps."""
+        return settings_of(TASKS[self.task], self.length, CONTENDERS[self.method])
+
+
+def settings_of(task: Task, length: str, contender: Contender) -> dict[str, Any]:
+    """Settings of a task and of a contender, as results keep them."""
+    left_out = ("name", "seeds", "needs", "rates")
+    kept = {name: value for name, value in asdict(task).items() if name not in left_out}
+    kept["epochs"] = dict(task.epochs)[length]
+    return json.loads(json.dumps({"task": kept, "method": contender.settings}))
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from benchmarks.accuracy.images import SteadyBatchNorm
 from benchmarks.accuracy.tasks import Data, Task
 from benchmarks.budgets.contenders import Contender
 from benchmarks.budgets.plan import Plan
-from benchmarks.budgets.run_one import Training, gpu_name, trained
+from benchmarks.budgets.run_one import Training, gpu_name, settings_of, trained
 from benchmarks.budgets.timing import time_contender
 from benchmarks.machine import hardware, versions
 from benchmarks.reproduction.contenders import CONTENDERS, RUNNING
@@ -48,11 +47,8 @@ class Spec:
     role: str
 
     def settings(self) -> dict[str, Any]:
-        """All else that decides the result, but the steps: settings of the task and of the contender."""
-        left_out = ("name", "seeds", "needs", "rates")
-        task = {name: value for name, value in asdict(TASKS[self.task]).items() if name not in left_out}
-        task["epochs"] = dict(task["epochs"])[self.length]
-        return json.loads(json.dumps({"task": task, "method": CONTENDERS[self.method].settings}))
+        """All else that decides the result, but the steps."""
+        return settings_of(TASKS[self.task], self.length, CONTENDERS[self.method])
 
 
 _loaded: dict[str, Data] = {}
