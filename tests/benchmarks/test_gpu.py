@@ -298,6 +298,31 @@ def test_the_process_of_a_part_is_started_again_and_what_it_leaves_gets_a_reason
     assert len(command.waiting("kinds", options, repeat=False)) == len(lines) - 3
 
 
+def test_a_cell_that_ends_its_process_has_failed_and_the_next_one_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = command.parsed(["--device", "cpu", "--tiny", "--out", str(tmp_path / "gpu.jsonl")])
+    names = [one.name for one in command.PARTS["kinds"].cells()]
+    GpuResults(options.out).append_without_device(lacks_time(cell(dict, names[0]), "an earlier call"))
+    started = []
+
+    def process(part: str, given: Any, until: float) -> int:
+        """Lacks time for the first cell, measures the second one, and ends in the third one, at first."""
+        started.append(until)
+        if len(started) > 1:
+            return command.STOPPED
+        GpuResults(given.out).append_without_device(lacks_time(cell(dict, names[0]), "this call"))
+        run_cells([cell(lambda _: {}, names[1])], bench(), GpuResults(given.out), ABOUT, repeat=False)
+        return -11
+
+    monkeypatch.setattr(command, "_process", process)
+    command.start_part("kinds", options, 100.0)
+    lines = GpuResults(options.out).cells
+    assert [lines["kinds", name]["status"] for name in names[:4]] == [SKIPPED, MEASURED, FAILED, SKIPPED]
+    assert lines["kinds", names[2]]["reason"] == "ended the process by signal 11"
+    assert names[2] not in [one.name for one in command.waiting("kinds", options, repeat=False)]
+
+
 def test_a_wrong_input_ends_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "_process", lambda *_: command.WRONG_INPUT)
     with pytest.raises(SystemExit) as ended:
