@@ -117,6 +117,11 @@ def lacks_time(cell: Cell, reason: str) -> dict[str, Any]:
     return _line(cell, SKIPPED, f"not enough time: {reason}", {}, 0.0) | {"again": True, "broken": False}
 
 
+def crashed(cell: Cell, signal_number: int) -> dict[str, Any]:
+    """The line of a cell that has ended its process by a signal."""
+    return _line(cell, FAILED, f"ended the process by signal {signal_number}", {}, 0.0) | {"broken": True}
+
+
 def _line(cell: Cell, status: str, reason: str | None, values: dict[str, Any], seconds: float) -> dict[str, Any]:
     found = {"part": cell.part, "cell": cell.name, "status": status, "reason": reason, "again": False}
     return {**found, "seconds": round(seconds, 2), "values": values}

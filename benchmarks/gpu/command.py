@@ -24,10 +24,10 @@ from pathlib import Path
 
 from benchmarks.commands import parser_of
 from benchmarks.gpu import correctness, equal_time, kinds, memory, runs
-from benchmarks.gpu.cells import Bench, BrokenDeviceError, Cell, lacks_time, run_cells
+from benchmarks.gpu.cells import Bench, BrokenDeviceError, Cell, crashed, lacks_time, run_cells
 from benchmarks.gpu.page import page
 from benchmarks.gpu.place import Cpu, place_of, require_device
-from benchmarks.gpu.results import GpuResults, about
+from benchmarks.gpu.results import GpuResults, Line, about
 from benchmarks.machine import ROOT
 
 
@@ -42,6 +42,9 @@ GRACE = 10.0
 
 WRONG_INPUT = 2
 """Exit code after an error that another attempt would repeat."""
+
+STOPPED = -1
+"""In place of the exit code of a process that was stopped at the end of its time."""
 
 ATTEMPTS = 3
 """Processes of a part that are started, if the device fails in one of them."""
@@ -92,25 +95,42 @@ def run_part(part: str, place: Cpu, options: argparse.Namespace, seconds: float)
 def start_part(part: str, options: argparse.Namespace, seconds: float) -> None:
     """Run a part in a process of its own, which is stopped if it takes too long.
 
-    What has no result then gets a line with the reason.
+    A cell that ends the process has failed. What has no result at the end gets a line with the reason.
     """
     until = time.time() + seconds
     for _ in range(ATTEMPTS):
         if until <= time.time() or not waiting(part, options, repeat=options.repeat):
             break
+        before = GpuResults(options.out).cells
         code = _process(part, options, until)
         if code == WRONG_INPUT:
             sys.exit(code)
         if code == 0:
             return
+        if code < STOPPED:
+            _keep_crash(part, options, before, -code)
     file = GpuResults(options.out)
     for cell in waiting(part, options, repeat=False):
         if (part, cell.name) not in file.cells:
             file.append_without_device(lacks_time(cell, "the process of the part ended before"))
 
 
+def _keep_crash(
+    part: str, options: argparse.Namespace, before: Mapping[tuple[str, str], Line], signal_number: int
+) -> None:
+    """Add a line for the cell at which a process ended: the first one that has no line of this process."""
+    file = GpuResults(options.out)
+    without = (
+        cell
+        for cell in waiting(part, options, repeat=options.repeat)
+        if file.cells.get((part, cell.name)) == before.get((part, cell.name))
+    )
+    if cell := next(without, None):
+        file.append_without_device(crashed(cell, signal_number))
+
+
 def _process(part: str, options: argparse.Namespace, until: float) -> int:
-    """Exit code of the process of a part."""
+    """Exit code of the process of a part: below `STOPPED` for a signal that others have sent."""
     words = ["--parts", part, "--until", str(until), "--out", str(options.out.resolve())]
     words += ["--device", options.device, "--in-process"]
     words += ["--tiny"] if options.tiny else []
@@ -123,7 +143,7 @@ def _process(part: str, options: argparse.Namespace, until: float) -> int:
         return process.wait(max(0.0, until - time.time()) + GRACE)
     except subprocess.TimeoutExpired:
         print(f"{part}: stopped at the end of its time", file=sys.stderr)
-        return -1
+        return STOPPED
     finally:
         if process.poll() is None:  # its compiler has processes too
             os.killpg(process.pid, signal.SIGKILL)

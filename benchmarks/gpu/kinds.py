@@ -130,4 +130,5 @@ def bytes_after(trained: Trainee, config: MultirateConfig) -> int:
         for step in range(2):
             controller.begin_step(step)
             trained.step()
+        trained.place.free()  # what an earlier controller held is no memory of this one
         return trained.place.allocated()

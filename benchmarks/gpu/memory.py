@@ -58,6 +58,7 @@ def measure(name: str, variant: str, bench: Bench) -> dict[str, Any]:
     found = {"baseline": peak_of(trained)}
     rest = bench.place.allocated()
     for setting in MEASURED:
+        bench.place.free()  # what an earlier controller held is no memory of this one
         with Multirate(SETTINGS[setting]).attach(trained.model, trained.optimizer) as controller:
             for step in range(controller.schedule.cycle + 1):
                 controller.begin_step(step)

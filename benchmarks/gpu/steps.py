@@ -125,16 +125,16 @@ def time_baseline(trained: Trainee, timer: Timer, number: int) -> None:
 
 
 def time_cycle(trained: Trainee, name: str, config: MultirateConfig, timer: Timer, cycles: int = 1) -> None:
-    """Time steps by live groups, in cycles of one attachment.
+    """Time steps by live groups, in whole cycles of one attachment.
 
-    The first step is not timed, and the full step that begins another cycle is. With more than one cycle the whole
-    first one is not timed: it compiles.
+    The first step of each kind is not timed, since the controller then records the forward pass. With more than one
+    cycle the whole first one is not timed either: it compiles.
     """
     spans: list[Span] = []
     with Multirate(config).attach(trained.called, trained.optimizer) as controller:
         cycle = controller.schedule.cycle
-        untimed = 1 if cycles == 1 else cycle + 1
-        for step in range(cycles * cycle + 1):
+        begin = 1 + (cycle if cycles > 1 else max(map(controller.schedule.example, controller.schedule.kinds)))
+        for step in range(begin + cycle * max(1, cycles - 1)):
             controller.begin_step(step)
-            trained.step(spans if step >= untimed else None, f"{name}: {kind_of(controller, step)}")
+            trained.step(spans if step >= begin else None, f"{name}: {kind_of(controller, step)}")
         collect(trained.place, spans, timer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -73,6 +74,21 @@ def arguments(bench: Bench, network: Network, folder: str, **settings: Any) -> T
 
 
 @contextmanager
+def own_environment() -> Iterator[None]:
+    """A context after which the variables of accelerate are as before.
+
+    TrainingArguments sets some, such as the mixed precision in transformers 4.57, and the next run would read them.
+    """
+    before = {name: value for name, value in os.environ.items() if name.startswith("ACCELERATE_")}
+    try:
+        yield
+    finally:
+        for name in [name for name in os.environ if name.startswith("ACCELERATE_")]:
+            del os.environ[name]
+        os.environ.update(before)
+
+
+@contextmanager
 def trainer_for(
     bench: Bench, network: Network, config: MultirateConfig | None, *, record: bool | None = False, **settings: Any
 ) -> Iterator[Trainer]:
@@ -91,7 +107,7 @@ def trainer_for(
     require_precision(bench.place, "bf16" if settings.get("bf16") else "fp32")
     rows = network.rows(max(2 * network.batch, bench.number(ROWS, 8)))
     dataset = Repeated(rows, settings.get("max_steps", 0) * network.batch or len(rows))
-    with tempfile.TemporaryDirectory() as temporary:
+    with own_environment(), tempfile.TemporaryDirectory() as temporary:
         args = arguments(bench, network, settings.pop("folder", temporary), **settings)
         model = network.make(bench.place.device)
         if config is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import time
 import warnings
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from benchmarks.budgets.kinds import KindsFile
-from benchmarks.gpu import command, equal_time, idle, page, page_parts, runs, syncs
+from benchmarks.gpu import command, equal_time, idle, kinds, memory, page, page_parts, runs, steps, syncs
 from benchmarks.gpu import correctness as checks
 from benchmarks.gpu.cells import Bench, BrokenDeviceError, Cell, lacks_time, run_cell, run_cells
 from benchmarks.gpu.checks import both, difference, same_bits
@@ -21,9 +22,11 @@ from benchmarks.gpu.kernels import compare
 from benchmarks.gpu.models import NETWORKS
 from benchmarks.gpu.place import Cpu, SkippedError
 from benchmarks.gpu.results import FAILED, MEASURED, SKIPPED, GpuResults, OtherMachineError
+from benchmarks.gpu.training import trainer_for
 from benchmarks.jsonl import read_lines
 from benchmarks.machine import ROOT
 from benchmarks.memory import forget_peak
+from benchmarks.speed.harness import Timer
 
 
 # Other libraries warn in training, and where they compile.
@@ -115,6 +118,57 @@ def test_steps_are_timed_by_kind(results: Path) -> None:
         assert all(value is None for value in predicted) == ("compile" in name)
         assert not any("plan_error" in setting for setting in values["settings"].values())
         assert ("drift_bytes" in values) != ("compile" in name)
+
+
+@pytest.mark.parametrize(
+    ("setting", "cycles", "untimed"), [("last:1", 1, 2), ("ladder 1,2,4", 1, 3), ("ladder 1,2,4", 3, 5)]
+)
+def test_the_first_step_of_each_kind_is_not_timed(
+    setting: str, cycles: int, untimed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed = []
+    monkeypatch.setattr(steps.Trainee, "step", lambda _, spans=None, kind="": timed.append(spans is not None))
+    given = bench()
+    trained, timer = steps.trainee(given, given.network("BERT-base"), "fp32"), Timer()
+    steps.time_cycle(trained, setting, kinds.SETTINGS[setting], timer, cycles)
+    assert timed == [False] * untimed + [True] * 4 * max(1, cycles - 1)
+
+
+def test_memory_of_an_earlier_controller_does_not_count() -> None:
+    calls = []
+
+    class Recording(Cpu):
+        def free(self) -> None:
+            calls.append("free")
+
+        def allocated(self) -> int:
+            calls.append("allocated")
+            return 0
+
+        def forget_peak(self) -> None:
+            """Nothing, also where the kernel cannot."""
+
+        def peak(self) -> int:
+            calls.append("peak")
+            return 0
+
+    given = Bench(Recording(), True, time.monotonic() + 100.0)
+    trained = steps.trainee(given, given.network("BERT-base"), "fp32")
+    kinds.bytes_after(trained, kinds.SETTINGS["last:1"])
+    assert calls == ["free", "allocated"]
+    calls.clear()
+    memory.measure("BERT-large", "plain", given)
+    assert calls == ["peak", "allocated", *(["free"] + ["peak"] * 5) * len(memory.MEASURED)]
+
+
+def test_a_run_leaves_no_variable_for_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_KEPT", "before")
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    given = bench()
+    with trainer_for(given, given.network("BERT-base"), None, max_steps=1):
+        os.environ |= {"ACCELERATE_MIXED_PRECISION": "bf16", "ACCELERATE_KEPT": "after"}
+    assert os.environ["ACCELERATE_KEPT"] == "before"
+    assert "ACCELERATE_MIXED_PRECISION" not in os.environ
 
 
 def test_the_page_shows_all_parts(results: Path) -> None:
@@ -242,6 +296,31 @@ def test_the_process_of_a_part_is_started_again_and_what_it_leaves_gets_a_reason
     assert len(lines) == len(command.PARTS["kinds"].cells())
     assert lines[-1]["reason"] == "not enough time: the process of the part ended before"
     assert len(command.waiting("kinds", options, repeat=False)) == len(lines) - 3
+
+
+def test_a_cell_that_ends_its_process_has_failed_and_the_next_one_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = command.parsed(["--device", "cpu", "--tiny", "--out", str(tmp_path / "gpu.jsonl")])
+    names = [one.name for one in command.PARTS["kinds"].cells()]
+    GpuResults(options.out).append_without_device(lacks_time(cell(dict, names[0]), "an earlier call"))
+    started = []
+
+    def process(part: str, given: Any, until: float) -> int:
+        """Lacks time for the first cell, measures the second one, and ends in the third one, at first."""
+        started.append(until)
+        if len(started) > 1:
+            return command.STOPPED
+        GpuResults(given.out).append_without_device(lacks_time(cell(dict, names[0]), "this call"))
+        run_cells([cell(lambda _: {}, names[1])], bench(), GpuResults(given.out), ABOUT, repeat=False)
+        return -11
+
+    monkeypatch.setattr(command, "_process", process)
+    command.start_part("kinds", options, 100.0)
+    lines = GpuResults(options.out).cells
+    assert [lines["kinds", name]["status"] for name in names[:4]] == [SKIPPED, MEASURED, FAILED, SKIPPED]
+    assert lines["kinds", names[2]]["reason"] == "ended the process by signal 11"
+    assert names[2] not in [one.name for one in command.waiting("kinds", options, repeat=False)]
 
 
 def test_a_wrong_input_ends_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
