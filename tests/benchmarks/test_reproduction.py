@@ -109,8 +109,12 @@ def test_real_runs_are_charged_kept_and_shown(tmp_path: Path, monkeypatch: pytes
     text = page.page(tmp_path, allow_dirty=True)
     assert "### 2 epochs" in text
     assert f"| {HEAD} | " in text
+    path = folder(tmp_path) / "tiny_2.jsonl"
+    kept = path.read_text()
+    path.write_text(kept.replace('"dirty": false', '"dirty": true'))  # whatever the state of this checkout is
     with pytest.raises(ValueError, match="not committed"):
         page.page(tmp_path)
+    path.write_text(kept)
 
     def nothing(*args: Any) -> None:
         raise AssertionError(args)
