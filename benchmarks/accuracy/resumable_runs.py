@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import as_completed
 from typing import Any
 
 from benchmarks.accuracy.results import Result, ResultsFile
 from benchmarks.accuracy.tasks import InputError
+
+
+def check_settings(file: ResultsFile, settings: Iterable[tuple[str, dict[str, Any]]]) -> None:
+    """Check runs that are to be added to a file: the name of their method, and their settings.
+
+    Raises:
+        InputError: the file was measured with another configuration.
+    """
+    for method, of_run in settings:
+        try:
+            file.require_same(method, of_run)
+        except ValueError as error:
+            raise InputError(f"{error} Give another --out, or move the file away.") from error
 
 
 class ResumableRuns(ABC):
@@ -55,11 +68,7 @@ class ResumableRuns(ABC):
         Raises:
             InputError: the file was measured with another configuration.
         """
-        for spec in specs:
-            try:
-                self._file.require_same(spec.method, spec.settings())
-            except ValueError as error:
-                raise InputError(f"{error} Give another --out, or move the file away.") from error
+        check_settings(self._file, ((spec.method, spec.settings()) for spec in specs))
         waiting = self.missing(specs)
         bar.update(len(specs) - len(waiting))
         plans = {spec: self.planned(spec) for spec in waiting}

@@ -25,6 +25,7 @@ from benchmarks.accuracy.chosen_runs import best_rate, grids
 from benchmarks.accuracy.machine_correction import conditions
 from benchmarks.accuracy.methods import DEFAULT_METHODS, METHODS
 from benchmarks.accuracy.results import RESULTS, Result, ResultsFile
+from benchmarks.accuracy.resumable_runs import check_settings
 from benchmarks.accuracy.suite_command import add_suite_options, start
 from benchmarks.accuracy.tasks import TASKS, InputError, Task, missing
 from benchmarks.accuracy.train_one import Spec, run
@@ -97,11 +98,7 @@ class Suite:
         Raises:
             InputError: the file was measured with another configuration.
         """
-        for spec in specs:
-            try:
-                self._file.require_same(spec.method, spec.settings())
-            except ValueError as error:
-                raise InputError(f"{error} Give another --out, or move the file away.") from error
+        check_settings(self._file, ((spec.method, spec.settings()) for spec in specs))
         results = {spec: known for spec in specs if (known := self._known(spec)) is not None}
         bar.update(len(results))
         waiting = [spec for spec in specs if spec not in results]

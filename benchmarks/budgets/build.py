@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 from torch import nn
@@ -89,13 +90,15 @@ IN_STAGE = ": "
 """Between the cost of a stage and the live groups of a step."""
 
 
-def staged_kind(contender: Contender, step: int, steps: int) -> str:
-    """The kind of step ``step`` of a contender with stages in a run of ``steps`` steps."""
-    ends = _ends(contender, steps)
-    index = next(i for i, end in enumerate(ends[1:]) if step < end)
-    config = contender.config.stage_list[index].config
-    live = config.schedule.live(step - ends[index])
-    return contender.part_costs[index] + IN_STAGE + kind_of_groups([group.name for group in config.groups], live)
+def staged_kinds(contender: Contender, steps: int) -> list[str]:
+    """The kind of each step of a contender with stages in a run of ``steps`` steps."""
+    kinds = []
+    stages = zip(contender.config.stage_list, contender.part_costs, pairwise(_ends(contender, steps)), strict=True)
+    for stage, cost, (begin, end) in stages:
+        names = [group.name for group in stage.config.groups]
+        lives = map(stage.config.schedule.live, range(end - begin))
+        kinds += [cost + IN_STAGE + kind_of_groups(names, live) for live in lives]
+    return kinds
 
 
 def _kind_in_stage(contender: Contender, trainer: MultirateTrainer) -> str:

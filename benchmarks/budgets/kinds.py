@@ -22,6 +22,9 @@ from benchmarks.jsonl import append_lines, read_lines
 from benchmarks.machine import machine_id
 
 
+KINDS = "kinds"
+"""Folder of the reference seconds, in that of the results."""
+
 PASSES = 5
 
 BASELINE = "baseline"

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from benchmarks.accuracy.tasks import Task
-from benchmarks.budgets.build import IN_STAGE, kind_of_groups, staged_kind
+from benchmarks.budgets.build import IN_STAGE, kind_of_groups, staged_kinds
 from benchmarks.budgets.contenders import Contender
 from benchmarks.budgets.kinds import BASELINE, HEAD_START, KindsFile, head_start_name
 from benchmarks.budgets.vcas_control import BATCHES, PROBE
@@ -41,6 +41,18 @@ class Plan:
     kinds: dict[str, int]
     seconds: float
     budget: float
+
+    def require(self, method: str, taken: Mapping[str, int]) -> None:
+        """Check the steps that a run took.
+
+        Raises:
+            RuntimeError: they are not the planned ones.
+        """
+        if taken != self.kinds:
+            raise RuntimeError(
+                f"{method!r} took the kinds of steps {taken}, but {self.kinds} were planned and would be charged. The "
+                "plan and the schedule of the contender differ: this is an error of the benchmark."
+            )
 
 
 def steps_of_epochs(task: Task, rows: int, length: str) -> int:
@@ -82,7 +94,7 @@ class Planner:
             (kind,) = self._file.kinds(self._contender.cost)
             return {**found, kind: steps}
         if self._contender.setting.parts:
-            found.update(staged_kind(self._contender, step, steps) for step in range(steps))
+            found.update(staged_kinds(self._contender, steps))
             return dict(found)
         found.update(kind_of_groups(self._names, self._schedule.live(step)) for step in range(steps))
         return dict(found)

@@ -9,7 +9,7 @@ from statistics import fmean
 from benchmarks.accuracy import outcome_tables
 from benchmarks.accuracy.chosen_runs import Grids, all_grids
 from benchmarks.budgets.cells import Budgets, Cell, Cells, ahead, all_cells, expert, family, mean
-from benchmarks.budgets.kinds import KindsFile
+from benchmarks.budgets.kinds import KINDS, KindsFile
 from benchmarks.budgets.statistics import Interval, interval, over_tasks
 from benchmarks.budgets.tasks import HELD_OUT
 from benchmarks.plots import Curves, accuracy_at_budgets
@@ -18,7 +18,6 @@ from benchmarks.tables import mean_percent, percent, table
 
 LABELS = {**outcome_tables.LABELS, "brown": "Brown, word classes", "pairs": "Brown, pairs"}
 PAGE = "equal_time.md"
-KINDS = "kinds"
 LENGTHS = {"short": "one epoch", "long": "three epochs"}
 OFF = 0.03
 """Deviation of a charge from its budget that is marked."""

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers import Trainer
 
+from benchmarks.accuracy.loaded_rows import LoadedRows
 from benchmarks.accuracy.tasks import Data, Task
 from benchmarks.accuracy.train_one import arguments
 from benchmarks.accuracy.training_clock import TrainingClock
@@ -145,15 +146,7 @@ def kinds_of(built: Built, clock: TrainingClock, *, head_start: bool) -> dict[st
     return kinds
 
 
-_loaded: dict[str, Data] = {}
-
-
-def loaded(task: Task, folder: Path | None) -> Data:
-    """The rows of a task, kept until another is wanted."""
-    if task.name not in _loaded:
-        _loaded.clear()
-        _loaded[task.name] = load(task, folder)
-    return _loaded[task.name]
+_loaded = LoadedRows()
 
 
 def run(spec: Spec, plan: Plan, folder: Path | None, device: str = "cpu") -> dict[str, Any]:
@@ -162,12 +155,9 @@ def run(spec: Spec, plan: Plan, folder: Path | None, device: str = "cpu") -> dic
     Raises:
         RuntimeError: the run took other kinds of steps than were charged.
     """
-    measured = train(spec, loaded(TASKS[spec.task], folder), plan.steps, device)
-    if CONTENDERS[spec.method].setting.kind != "vcas" and measured["kinds"] != plan.kinds:
-        raise RuntimeError(
-            f"{spec.method!r} took the kinds of steps {measured['kinds']}, but {plan.kinds} were planned and would be "
-            "charged. The plan and the schedule of the contender differ: this is an error of the benchmark."
-        )
+    measured = train(spec, _loaded.of(TASKS[spec.task], folder, load), plan.steps, device)
+    if CONTENDERS[spec.method].setting.kind != "vcas":
+        plan.require(spec.method, measured["kinds"])
     machine = {**hardware(), "versions": versions(), **gpu_name(device)}
     return {**asdict(spec), **measured, "settings": spec.settings(), "machine": machine}
 
@@ -180,5 +170,5 @@ def gpu_name(device: str) -> dict[str, str]:
 def timed(function: str, contender: str, task: str, folder: Path | None, device: str = "cpu") -> dict[str, Any]:
     """Reference seconds of a contender: of its ``steps``, or of its ``head start``; and the machine."""
     measure = time_head_start if function == HEAD_START else time_setting
-    line = measure(contender, TASKS[task], loaded(TASKS[task], folder), device)
+    line = measure(contender, TASKS[task], _loaded.of(TASKS[task], folder, load), device)
     return {"line": line, "machine": {**hardware(), "versions": versions(), **gpu_name(device)}}

@@ -27,7 +27,7 @@ from benchmarks.accuracy.suite_command import add_suite_options, start
 from benchmarks.accuracy.tasks import InputError, Task, missing
 from benchmarks.accuracy.worker_pool import workers
 from benchmarks.budgets.contenders import CONTENDERS, DEFAULT, FAMILIES, Contender, named
-from benchmarks.budgets.kinds import PASSES, KindsFile, to_time
+from benchmarks.budgets.kinds import KINDS, PASSES, KindsFile, to_time
 from benchmarks.budgets.plan import BUDGETS, Plan, Planner, budget_seconds, mix_of
 from benchmarks.budgets.repeat import repeated
 from benchmarks.budgets.run_one import Spec, run, timed
@@ -38,8 +38,6 @@ from benchmarks.tables import table
 
 
 FOLDER = RESULTS / "budgets"
-KINDS = "kinds"
-"""Folder of the reference seconds, in that of the results."""
 
 
 class Runs(ResumableRuns):

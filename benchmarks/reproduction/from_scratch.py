@@ -22,6 +22,7 @@ from typing import Any
 from tqdm import tqdm
 
 from benchmarks.accuracy.results import RESULTS, Result, ResultsFile
+from benchmarks.accuracy.resumable_runs import check_settings
 from benchmarks.accuracy.suite_command import add_suite_options, start
 from benchmarks.accuracy.tasks import InputError, Task, missing
 from benchmarks.accuracy.worker_pool import workers
@@ -148,11 +149,7 @@ class Runs:
         Raises:
             InputError: the file was measured with another configuration.
         """
-        for spec in specs:
-            try:
-                self.file.require_same(spec.method, settings_of(self.experiment, spec.method))
-            except ValueError as error:
-                raise InputError(f"{error} Give another --out, or move the file away.") from error
+        check_settings(self.file, ((s.method, settings_of(self.experiment, s.method)) for s in specs))
         waiting, folder = self.missing(specs), self._options.data_dir
         with tqdm(total=len(waiting), desc=self.experiment.name, disable=self._options.quiet or not waiting) as bar:
             if pool is None:

@@ -11,7 +11,7 @@ from benchmarks.accuracy.chosen_runs import best_rate
 from benchmarks.accuracy.results import Result, ResultsFile
 from benchmarks.accuracy.resumable_runs import ResumableRuns
 from benchmarks.accuracy.tasks import Task
-from benchmarks.budgets.kinds import KindsFile
+from benchmarks.budgets.kinds import KINDS, KindsFile
 from benchmarks.budgets.plan import Plan, Planner, steps_of_epochs
 from benchmarks.budgets.tasks import base_rate
 from benchmarks.budgets.trials import TRIAL_SEED, grid, one_more, scores_of
@@ -19,9 +19,6 @@ from benchmarks.reproduction.contenders import ALL, CONTENDERS
 from benchmarks.reproduction.run_one import POINTS, Spec, run
 from benchmarks.reproduction.tasks import is_full
 
-
-KINDS = "kinds"
-"""Folder of the reference seconds, in that of the results."""
 
 TRIAL_STEPS = 0.4
 """Share of the steps that a trial takes."""
