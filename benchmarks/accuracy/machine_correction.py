@@ -12,6 +12,7 @@ from typing import Any
 
 from benchmarks.accuracy.methods import is_baseline
 from benchmarks.accuracy.results import Result
+from benchmarks.machine import processor_of
 
 
 Conditions = tuple[str, str]
@@ -23,7 +24,7 @@ Runs = dict[str, dict[int, Result]]
 
 def conditions(run: Mapping[str, Any]) -> Conditions:
     """Those of a run."""
-    return run["machine"]["commit"], run["machine"]["processor"]
+    return run["machine"]["commit"], processor_of(run["machine"])
 
 
 def corrected(runs: Runs, references: Mapping[Conditions, float]) -> Runs:

@@ -136,7 +136,7 @@ def run_suites(options: argparse.Namespace) -> None:
     Raises:
         InputError: the data of the one task are not there.
     """
-    options.conditions = (options.measured["commit"], machine.hardware()["processor"])
+    options.conditions = (options.measured["commit"], machine.processor_of(machine.hardware()))
     with workers(options.jobs) as pool:
         for name in TASKS if options.suite == "all" else [options.suite]:
             absent = missing(TASKS[name], options.data_dir)

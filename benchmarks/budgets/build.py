@@ -70,6 +70,8 @@ def build(
         trainer.add_callback(one)
     if setting.parts:
         return Built(trainer, lambda: _kind_in_stage(contender, trainer), [])
+    if contender.cached:
+        return Built(trainer, CachedKind(trainer), [])
     if callback is None:
         return Built(trainer, lambda: live_groups(trainer), [])
     return Built(trainer, lambda: callback.kind, callback.aside if isinstance(callback, VCAS) else [])
@@ -84,6 +86,28 @@ def live_groups(trainer: MultirateTrainer) -> str:
 def kind_of_groups(names: list[str], live: tuple[int, ...]) -> str:
     """The kind of a step with these live groups."""
     return " + ".join(names[i] for i in live)
+
+
+WRITTEN, KEPT = "written", "kept"
+
+
+class CachedKind:
+    """The kind of the present step with an activation cache: whether the frozen prefix ran, or its output was kept."""
+
+    def __init__(self, trainer: MultirateTrainer) -> None:
+        self._trainer = trainer
+        self._misses = 0
+
+    def __call__(self) -> str:
+        """Called once after each step."""
+        cache = self._trainer.multirate.activation_cache
+        before, self._misses = self._misses, 0 if cache is None else cache.counts.misses
+        return cached_kind(live_groups(self._trainer), kept=self._misses == before)
+
+
+def cached_kind(groups: str, *, kept: bool) -> str:
+    """The kind of a step with these live groups, whose rows were kept or are written."""
+    return f"{groups}, {KEPT if kept else WRITTEN}"
 
 
 IN_STAGE = ": "

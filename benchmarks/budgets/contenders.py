@@ -1,7 +1,4 @@
-"""The contenders: settings of several families, each with some of the extras that any fine-tuning can have.
-
-A frozen prefix with an activation cache is not among them yet: it needs kinds for steps with kept rows and without.
-"""
+"""The contenders: settings of several families, each with some of the extras that any fine-tuning can have."""
 
 from __future__ import annotations
 
@@ -106,6 +103,11 @@ class Contender:
         return self.setting.family
 
     @property
+    def cached(self) -> bool:
+        """Whether the outputs of its frozen prefix are kept, so that steps of the first epoch cost more."""
+        return bool(self.setting.options.get("cache"))
+
+    @property
     def cost(self) -> str:
         """Name for seconds: contenders of one name take the same steps. Each stage has a cost of its own.
 
@@ -168,6 +170,7 @@ SETTINGS = {
     for setting in (
         STANDARD,
         *(Setting(f"frozen below {top}", "frozen", "never", {"fast": top}) for top in ("last:1", "last:2")),
+        Setting("frozen below last:2, cached", "frozen", "never", {"fast": "last:2", "cache": "memory"}),
         Setting("head only", "frozen", "never", {"fast": "head"}, rate_scale=10.0),
         Setting("LoRA", "lora", "lora", build={"rank": 16}, rate_scale=10.0),
         Setting("LoRA+", "lora", "lora_plus", {"ratio": 16.0}, {"rank": 16}, rate_scale=4.0),

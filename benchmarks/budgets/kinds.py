@@ -30,6 +30,11 @@ PASSES = 5
 BASELINE = "baseline"
 """Cost name of the baseline, which each pass times first."""
 
+LIKE = 2.5
+"""Largest ratio of the seconds of two passes of the baseline on one machine."""
+
+ONE_MACHINE = "Reference seconds are of one machine: give another --out, or time all again in a new file."
+
 HEAD_START = "head start"
 READING = "reading"
 
@@ -79,20 +84,35 @@ class KindsFile:
         """Add what a setting took in pass ``number``.
 
         Raises:
-            ValueError: other lines are of another processor.
+            ValueError: other lines are of another processor, or took far less or far more seconds.
         """
-        processors = {known["processor"] for known in self.machines.values()} - {machine["processor"]}
-        if processors:
-            raise ValueError(
-                f"{self.path} has seconds of {processors.pop()!r}, this is {machine['processor']!r}. Reference "
-                "seconds are of one machine: give another --out, or time all again in a new file."
-            )
+        self._check_machine(machine)
+        if line["setting"] == BASELINE:
+            self._check_speed(line)
         key = machine_id(machine)
         new = [] if key in self.machines else [{"kind": "machine", "id": key, **machine}]
         whole = {"kind": "times", "pass": number, "machine": key, **line}
         append_lines(self.path, [*new, whole])
         self.machines[key] = {"kind": "machine", "id": key, **machine}
         self.lines.append(whole)
+
+    def _check_machine(self, machine: dict[str, Any]) -> None:
+        for known in self.machines.values():
+            # Older files have no instructions. The names of processors of virtual machines may lack the model.
+            for name in ("processor", "instructions"):
+                there, here = known.get(name), machine.get(name)
+                if there is not None and there != here:
+                    raise ValueError(f"{self.path} has seconds of {there!r}, and this is {here!r}. {ONE_MACHINE}")
+
+    def _check_speed(self, line: dict[str, Any]) -> None:
+        """Compare a pass of the baseline with those before."""
+        before = [self._only(known).mean() for known in self.passes(BASELINE).values()]
+        ratio = self._only(line).mean() / np.median(before) if before else 1.0
+        if not 1 / LIKE <= ratio <= LIKE:
+            raise ValueError(
+                f"a step of the baseline takes {ratio:.1f} times the seconds that {self.path} has. Something else "
+                f"runs on this machine, or it is another one. {ONE_MACHINE}"
+            )
 
     def passes(self, setting: str) -> dict[int, dict[str, Any]]:
         """Lines of a setting by pass. Passes without the baseline do not count."""

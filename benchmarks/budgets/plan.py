@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from benchmarks.accuracy.tasks import Task
-from benchmarks.budgets.build import IN_STAGE, kind_of_groups, staged_kinds
+from benchmarks.budgets.build import IN_STAGE, cached_kind, kind_of_groups, staged_kinds
 from benchmarks.budgets.contenders import Contender
 from benchmarks.budgets.kinds import BASELINE, HEAD_START, KindsFile, head_start_name
+from benchmarks.budgets.tasks import TASKS
 from benchmarks.budgets.vcas_control import BATCHES, PROBE
 from hf_multirate.config.schedule import Schedule
 
@@ -96,7 +97,12 @@ class Planner:
         if self._contender.setting.parts:
             found.update(staged_kinds(self._contender, steps))
             return dict(found)
-        found.update(kind_of_groups(self._names, self._schedule.live(step)) for step in range(steps))
+        live = (kind_of_groups(self._names, self._schedule.live(step)) for step in range(steps))
+        if self._contender.cached:
+            # The cache is attached at the first step, so the rows of a head start are not in it.
+            epoch = -(-self._file.rows // TASKS[self._file.task].batch_size)
+            live = (cached_kind(groups, kept=step >= epoch) for step, groups in enumerate(live))
+        found.update(live)
         return dict(found)
 
     def _mixed(self, steps: int) -> dict[str, int]:

@@ -12,6 +12,7 @@ from benchmarks.budgets.cells import Budgets, Cell, Cells, ahead, all_cells, exp
 from benchmarks.budgets.kinds import KINDS, KindsFile
 from benchmarks.budgets.statistics import Interval, interval, over_tasks
 from benchmarks.budgets.tasks import HELD_OUT
+from benchmarks.machine import processor_of
 from benchmarks.plots import Curves, accuracy_at_budgets
 from benchmarks.tables import mean_percent, percent, table
 
@@ -218,7 +219,7 @@ def _seconds(file: KindsFile) -> Iterator[str]:
     yield "### Reference seconds"
     yield table(["setting", "kind", "process seconds (quartiles)", "wall seconds", "passes"], rows)
     machines = dict.fromkeys(
-        f"{m['processor']}, {m['threads']} thread of {m['cores']} cores, torch {m['versions']['torch']}, "
+        f"{processor_of(m)}, {m['threads']} thread of {m['cores']} cores, torch {m['versions']['torch']}, "
         f"commit {m['commit'][:7]}"
         for m in file.machines.values()
     )

@@ -34,6 +34,7 @@ from benchmarks.budgets.run_one import Spec, run, timed
 from benchmarks.budgets.tasks import HELD_OUT, TASKS
 from benchmarks.budgets.trials import TRIAL_BUDGET, TRIAL_SEED, grid, one_more, scores_of
 from benchmarks.commands import parser_of
+from benchmarks.machine import computes_in_bf16
 from benchmarks.tables import table
 
 
@@ -150,6 +151,9 @@ def chosen_tasks(options: argparse.Namespace) -> list[Task]:
             print(f"{name} is skipped: {absent}.")
         else:
             found.append(TASKS[name])
+    slow = [task.name for task in found if task.bf16 and options.device == "cpu" and not computes_in_bf16()]
+    if slow:
+        print(f"This processor has no instructions for bfloat16, so {', '.join(slow)} may take 30 times as long.")
     return found
 
 

@@ -2,6 +2,8 @@
 
 - Each setting takes steps in its Trainer on the same few batches, whose lengths stand for those of all batches, and
   each batch as often as a cycle has steps. So every kind of step sees every batch.
+- With an activation cache, the first step on a batch is one that writes, and the others are of kept rows. The trial of
+  the prefix at the first step of a run, which is one more forward pass of it, is not charged.
 - A step is timed from the end of the step before it, so it includes its batch.
 - A head start is one kind, of all its batches and steps.
 - Reading and padding batches is timed for itself too, for information: it is in the seconds of all steps.
@@ -32,6 +34,9 @@ from hf_multirate import Multirate
 
 BATCHES = 4
 """Batches on which steps are timed."""
+
+CACHED_REPEATS = 4
+"""Steps on each of them with an activation cache: one that writes, and three of kept rows."""
 
 
 class KindClock(TrainerCallback):
@@ -83,12 +88,19 @@ def typical_batches(data: Data, size: int, number: int) -> list[list[int]]:
     return [[int(i) for i in order[start : start + size]] for start in starts]
 
 
+def _other_rows(data: Data, batches: Sequence[Sequence[int]]) -> list[int]:
+    """A batch of rows that are in none of ``batches``, or the first one if there are too few rows."""
+    taken, size = {i for batch in batches for i in batch}, len(batches[0])
+    others = [i for i in range(len(data.train)) if i not in taken][:size]
+    return others if len(others) == size else list(batches[0])
+
+
 def time_steps(
     contender: Contender, task: Task, data: Data, repeats: int, options: dict[str, Any], device: str = "cpu"
 ) -> KindClock:
-    """Take ``repeats`` steps on each typical batch, after as many to warm up."""
+    """Take ``repeats`` steps on each typical batch, after as many on other rows to warm up."""
     batches = typical_batches(data, task.batch_size, BATCHES)
-    rows = [i for batch in [batches[0], *batches] for _ in range(repeats) for i in batch]
+    rows = [i for batch in [_other_rows(data, batches), *batches] for _ in range(repeats) for i in batch]
     clock, aside = _timed(contender, task, data, rows, options, device)
     clock.steps = clock.steps[repeats:]
     clock.steps += [(PROBE, p, w) for _, p, w in aside[-BATCHES:] for _ in range(repeats)]
@@ -135,7 +147,7 @@ def time_setting(name: str, task: Task, data: Data, device: str = "cpu") -> dict
 
 def time_contender(contender: Contender, task: Task, data: Data, device: str = "cpu") -> dict[str, Any]:
     """The same for a contender without a head start."""
-    repeats = max(2, cycle_of(contender, data))
+    repeats = max(CACHED_REPEATS if contender.cached else 2, cycle_of(contender, data))
     times: Times = {}
     for options in variants(contender):
         clock = time_steps(contender, task, data, repeats, options, device)

@@ -9,6 +9,7 @@ from typing import Any
 
 from benchmarks.accuracy.results import Result, ResultsFile
 from benchmarks.budgets.statistics import interval
+from benchmarks.machine import processor_of
 from benchmarks.reproduction.from_scratch import LENGTH
 from benchmarks.reproduction.from_scratch_experiments import EXPERIMENTS, Experiment, script
 from benchmarks.tables import table
@@ -110,7 +111,7 @@ def machines(finals: Finals) -> str:
     """The machines of all runs."""
     every = [run["machine"] for runs in finals.values() for run in runs.values()]
     names = dict.fromkeys(
-        f"{m['processor']}, {m['threads']} thread of {m['cores']} cores, torch {m['versions']['torch']}, "
+        f"{processor_of(m)}, {m['threads']} thread of {m['cores']} cores, torch {m['versions']['torch']}, "
         f"commit {m['commit'][:7]}"
         for m in every
     )

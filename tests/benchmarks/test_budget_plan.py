@@ -68,10 +68,20 @@ def test_batches_are_averaged_after_the_median_over_passes(tmp_path: Path) -> No
 
 
 def test_seconds_of_another_processor_are_refused(file: KindsFile) -> None:
-    with pytest.raises(ValueError, match="has seconds of 'x', this is 'y'"):
+    with pytest.raises(ValueError, match="has seconds of 'x', and this is 'y'"):
         file.append(ladder_line(), 4, {**MACHINE, "processor": "y"})
+    file.append(ladder_line(), 4, {**MACHINE, "instructions": "AVX512"})
+    with pytest.raises(ValueError, match="has seconds of 'AVX512', and this is 'AVX2'"):
+        file.append(ladder_line(), 4, {**MACHINE, "instructions": "AVX2"})
     with pytest.raises(KeyError, match="no seconds of 'LoRA'"):
         file.charge("LoRA", "all")
+
+
+@pytest.mark.parametrize(("factor", "ratio"), [(30.0, "30.0"), (0.2, "0.2")])
+def test_a_baseline_of_far_other_seconds_is_refused(factor: float, ratio: str, file: KindsFile) -> None:
+    with pytest.raises(ValueError, match=f"takes {ratio} times the seconds .* or it is another one"):
+        file.append(line("baseline", [["all", 1]], all=factor), 4, MACHINE)
+    file.append(ladder_line(factor), 4, MACHINE)  # settings may take any time
 
 
 def test_a_budget_gets_the_steps_whose_charge_is_closest(file: KindsFile) -> None:

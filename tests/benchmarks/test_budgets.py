@@ -14,7 +14,7 @@ from benchmarks.accuracy.results import ResultsFile
 from benchmarks.budgets import run_one, suite, tasks
 from benchmarks.budgets.contenders import CONTENDERS
 from benchmarks.budgets.kinds import KindsFile
-from benchmarks.budgets.plan import Plan
+from benchmarks.budgets.plan import Plan, Planner
 from benchmarks.budgets.run_one import Spec
 from tests.benchmarks.tiny_task import TINY, load
 
@@ -93,6 +93,31 @@ def test_runs_with_stages_take_the_planned_kinds_of_steps(name: str, tmp_path: P
     runs = [r for r in ResultsFile(tmp_path, "tiny", "short").runs if r["method"] == name]
     (final,) = (result for result in runs if result["role"] == "final")
     assert {kind.split(": ")[0] for kind in final["kinds"] if ": " in kind} == {"last:2 k4", "ladder 1,2,4"}
+
+
+@pytest.mark.parametrize("head_start", [False, True])
+def test_steps_of_kept_rows_are_planned_and_timed_for_themselves(*, head_start: bool, tmp_path: Path) -> None:
+    name = "frozen below last:2, cached + head rate" + " + head start" * head_start
+    suite.main(options(tmp_path, "--plan", contenders=["baseline", name]))
+    file = KindsFile(tmp_path / "kinds", "tiny")
+    assert file.kinds("frozen below last:2, cached") == ["fast, written", "fast, kept"]
+    kinds = Planner(CONTENDERS[name], file).kinds(14)
+    # An epoch has six batches.
+    assert kinds == {"fast, written": 6, "fast, kept": 8} | ({"head start": 1} if head_start else {})
+    spec = Spec("tiny", "short", name, 1.0, 1e-2, 0, "final")
+    assert run_one.run(spec, Plan(14, kinds, 0.0, 0.0), None)["kinds"] == kinds
+
+
+@pytest.mark.parametrize(("instructions", "warned"), [("AVX2", True), ("AVX512", False)])
+def test_a_processor_without_bfloat16_is_named(
+    instructions: str, *, warned: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: list[Spec],
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    del order
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: instructions)
+    monkeypatch.setitem(tasks.TASKS, "tiny", dataclasses.replace(TINY, bf16=True))
+    suite.main(options(tmp_path, "--plan"))
+    assert ("so tiny may take 30 times as long" in capsys.readouterr().out) == warned
 
 
 def test_whole_comparisons_come_first(tmp_path: Path, order: list[Spec]) -> None:
