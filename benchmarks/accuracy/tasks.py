@@ -67,7 +67,10 @@ class Task:
 
 @dataclass(frozen=True)
 class Data:
-    """A loaded task: rows, a collator, and a network for each seed."""
+    """A loaded task: rows, a collator, and a network for each seed.
+
+    ``scored`` takes logits and labels, and returns what the metric sees in place of the logits, for a language model.
+    """
 
     train: Any
     validation: Any
@@ -75,6 +78,7 @@ class Data:
     collator: Callable[[list[Any]], dict[str, Tensor]]
     model: Callable[[int], nn.Module]
     by_length: bool
+    scored: Callable[[Any, Tensor], Tensor] | None = None
 
 
 TASKS = {

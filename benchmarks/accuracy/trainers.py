@@ -46,10 +46,13 @@ def _frozen(model: nn.Module, args: TrainingArguments, trained: str) -> Built:
 def _lora(model: nn.Module, args: TrainingArguments, rank: int, ratio: float | None = None) -> Built:
     linear = any(isinstance(module, nn.Linear) for module in model.base_model.modules())
     targets = "all-linear" if linear else r".*\.convolution"
+    new_head = not model.can_generate()  # a language model keeps its own
     head = [name for name, _ in model.named_children() if name not in (model.base_model_prefix, "dropout")]
-    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets, modules_to_save=head)
+    config = LoraConfig(
+        r=rank, lora_alpha=2 * rank, target_modules=targets, modules_to_save=head if new_head else None
+    )
     if linear:
-        config.task_type = "SEQ_CLS"
+        config.task_type = "SEQ_CLS" if new_head else "CAUSAL_LM"
     model = get_peft_model(model, config)
     if ratio is None:
         return model, {}

@@ -56,8 +56,8 @@ def build(
     setting, config = contender.setting, contender.config
     chosen = {**setting.build, **(options or {})}
     callback: VCAS | DropBP | None = None
-    if setting.kind in ("lora", "lora_plus"):
-        model, _ = ACCURACY_BUILDERS[setting.kind.removesuffix("_plus")](model, args, **chosen)
+    if setting.family == "lora":
+        model, _ = ACCURACY_BUILDERS["lora"](model, args, **chosen)
     elif setting.kind == "vcas":
         callback = VCAS(model, seed=args.seed, **chosen)
     elif setting.kind == "dropbp":

@@ -148,6 +148,7 @@ class Contender:
 
 
 FREEZE = {"idle": "freeze", "turns": "drawn"}
+LADDER = {"periods": [1, 2, 4], **FREEZE}
 
 STANDARD = Setting("baseline", "baseline", "standard")
 
@@ -162,7 +163,7 @@ def _top(until: float) -> Part:
 
 
 def _ladder(until: float) -> Part:
-    return Part(until, "ladder", {"periods": [1, 2, 4], **FREEZE}, "ladder 1,2,4")
+    return Part(until, "ladder", LADDER, "ladder 1,2,4")
 
 
 SETTINGS = {
@@ -171,8 +172,10 @@ SETTINGS = {
         STANDARD,
         *(Setting(f"frozen below {top}", "frozen", "never", {"fast": top}) for top in ("last:1", "last:2")),
         Setting("frozen below last:2, cached", "frozen", "never", {"fast": "last:2", "cache": "memory"}),
+        Setting("frozen below part:1/2", "frozen", "never", {"fast": "part:1/2"}),
         Setting("head only", "frozen", "never", {"fast": "head"}, rate_scale=10.0),
         Setting("LoRA", "lora", "lora", build={"rank": 16}, rate_scale=10.0),
+        Setting("LoRA, ladder 1,2,4", "lora", "ladder", LADDER, {"rank": 16}, rate_scale=10.0),
         Setting("LoRA+", "lora", "lora_plus", {"ratio": 16.0}, {"rank": 16}, rate_scale=4.0),
         Setting("VCAS", "approximate", "vcas", build={"frequency": 50}, texts_only=True),
         Setting("DropBP", "approximate", "dropbp", build={"rate": 0.5}),
@@ -201,10 +204,15 @@ EXTRAS = (
 """Those of the baselines. Settings of multirate training are offered with the same."""
 
 
+LANGUAGE_ONLY = ("frozen below part:1/2", "LoRA", "LoRA, ladder 1,2,4")
+"""Settings without extras for a language model, which has no new head."""
+
+
 def _all() -> list[Contender]:
     both = [Contender(s, **e) for s in SETTINGS.values() for e in EXTRAS if s.family in ("baseline", "multirate")]
     others = [s for s in SETTINGS.values() if s.family not in ("baseline", "multirate")]
-    return both + [Contender(s, head_rate=True, head_start=start) for s in others for start in (False, True)]
+    extras = [Contender(s, head_rate=True, head_start=start) for s in others for start in (False, True)]
+    return both + extras + [Contender(SETTINGS[name]) for name in LANGUAGE_ONLY]
 
 
 CONTENDERS = {contender.name: contender for contender in _all()}
@@ -214,7 +222,7 @@ DEFAULT = tuple(
     for name, contender in CONTENDERS.items()
     if contender.setting.name in ("baseline", "ladder 1,2,4")
     or (contender.head_start and not contender.decay and contender.setting.name != "paper")
-    or name == "paper"
+    or name in ("paper", *LANGUAGE_ONLY)
 )
 """The default of a suite: the others combine properties that these show one by one."""
 

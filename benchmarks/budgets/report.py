@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from math import exp
 from pathlib import Path
 from statistics import fmean
 
@@ -11,17 +12,20 @@ from benchmarks.accuracy.chosen_runs import Grids, all_grids
 from benchmarks.budgets.cells import Budgets, Cell, Cells, ahead, all_cells, expert, family, mean
 from benchmarks.budgets.kinds import KINDS, KindsFile
 from benchmarks.budgets.statistics import Interval, interval, over_tasks
-from benchmarks.budgets.tasks import HELD_OUT
+from benchmarks.budgets.tasks import HELD_OUT, LANGUAGE_MODELS
 from benchmarks.machine import processor_of
 from benchmarks.plots import Curves, accuracy_at_budgets
 from benchmarks.tables import mean_percent, percent, table
 
 
-LABELS = {**outcome_tables.LABELS, "brown": "Brown, word classes", "pairs": "Brown, pairs"}
+LABELS = {**outcome_tables.LABELS, "brown": "Brown, word classes", "pairs": "Brown, pairs", "smollm2": "SmolLM2"}
 PAGE = "equal_time.md"
 LENGTHS = {"short": "one epoch", "long": "three epochs"}
 OFF = 0.03
 """Deviation of a charge from its budget that is marked."""
+
+KEPT_APART = ", tasks that were kept apart"
+WITHOUT_NEW_HEAD = ", a language model"
 
 HEADER = "<!-- Written by `python -m benchmarks report` from benchmarks/results/budgets. -->"
 TITLE = "# Accuracy at equal time"
@@ -60,15 +64,19 @@ def page(folder: Path, *, allow_dirty: bool = False) -> str | None:
 
 
 def _comparisons(found: Mapping[tuple[str, str], Budgets]) -> Iterator[str]:
-    """Differences from the expert baseline, for each length and budget; held-out tasks in tables of their own."""
+    """Differences from the expert baseline, for each length and budget; some tasks in tables of their own."""
     for length, words in LENGTHS.items():
-        for apart in (False, True):
-            tasks = {t: b for (t, n), b in found.items() if n == length and (t in HELD_OUT) == apart}
+        for kind in ("", KEPT_APART, WITHOUT_NEW_HEAD):
+            tasks = {t: b for (t, n), b in found.items() if n == length and _kind(t) == kind}
             for budget in sorted({budget for budgets in tasks.values() for budget in budgets}):
                 cells = {task: budgets[budget] for task, budgets in tasks.items() if budget in budgets}
-                more = ", tasks that were kept apart" if apart else ""
-                yield f"## Budget {budget:g} of {words}{more}"
+                yield f"## Budget {budget:g} of {words}{kind}"
                 yield comparison(cells)
+
+
+def _kind(task: str) -> str:
+    """What a heading says of a table that has ``task``."""
+    return KEPT_APART if task in HELD_OUT else WITHOUT_NEW_HEAD if task in LANGUAGE_MODELS else ""
 
 
 def comparison(tasks: Mapping[str, Cells]) -> str:
@@ -125,7 +133,7 @@ def headline(folder: Path, length: str, budget: float, *, allow_dirty: bool = Fa
         allow_dirty: Whether results of files that were not committed are shown too.
     """
     found = all_cells(folder, allow_dirty=allow_dirty)
-    tasks = {task: budgets[budget] for (task, n), budgets in found.items() if n == length and budget in budgets}
+    tasks = {t: b[budget] for (t, n), b in found.items() if n == length and budget in b and not _kind(t)}
     gaps, rows = ahead(tasks), []
     for task, cells in tasks.items():
         best = expert(cells)
@@ -144,6 +152,9 @@ def _of_task(
         if (task, length) in found:
             yield f"### Accuracy in percent, shares of {words}"
             yield accuracies(found[task, length], trials[task, length])
+            if task in LANGUAGE_MODELS:
+                yield f"### Perplexity, shares of {words}"
+                yield perplexities(found[task, length])
             if len(found[task, length]) > 1:
                 yield f"![accuracy against reference seconds, {words}](images/{figure_name(task, length)})"
 
@@ -195,6 +206,15 @@ def accuracies(budgets: Budgets, trials: Grids) -> str:
         edge = r" \*" if rate in (min(trials[name]), max(trials[name])) else ""
         rows.append([name, *(_accuracy(cell) for cell in cells), f"{rate:g}{edge}", ", ".join(steps)])
     return table(["contender", *(f"{budget:g}" for budget in budgets), "rate", "steps"], rows)
+
+
+def perplexities(budgets: Budgets) -> str:
+    """Exponential of the mean loss over rows and seeds, by contender and budget, of a language model."""
+    rows = []
+    for name in dict.fromkeys(name for cells in budgets.values() for name in cells):
+        losses = [[run["test_loss"] for run in cells.get(name, {}).values()] for cells in budgets.values()]
+        rows.append([name, *(f"{exp(fmean(of_cell)):.2f}" if of_cell else "" for of_cell in losses)])
+    return table(["contender", *(f"{budget:g}" for budget in budgets)], rows)
 
 
 def _accuracy(cell: Cell | None) -> str:

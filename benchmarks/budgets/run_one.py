@@ -105,6 +105,7 @@ def trained(training: Training, data: Data, parts: Mapping[str, Any], watched: s
             device=training.device,
         )  # fmt: skip
         words = {"train_dataset": data.train, "data_collator": data.collator, "compute_metrics": accuracy}
+        words |= {"preprocess_logits_for_metrics": data.scored}
         built = build(contender, data.model(training.seed), args, **words)
         trainer = built.trainer
         at = {round(steps * i / points) for i in range(1, points)} - {0, steps}
@@ -112,7 +113,12 @@ def trained(training: Training, data: Data, parts: Mapping[str, Any], watched: s
         clock = TrainingClock(lambda: _score(trainer, parts[watched]), at, kind)
         trainer.add_callback(clock)
         loss = trainer.train().training_loss
-        metrics = {f"{name}_metric": _score(trainer, rows) for name, rows in parts.items()}
+        metrics = {}
+        for name, rows in parts.items():
+            found = trainer.predict(rows).metrics
+            metrics[f"{name}_metric"] = float(found["test_accuracy"])
+            if data.scored is not None:
+                metrics[f"{name}_loss"] = float(found["test_loss"])
         number = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     if points:
         clock.curve.append({"step": steps, "metric": metrics[f"{watched}_metric"]})

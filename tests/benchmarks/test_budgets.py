@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.accuracy.results import ResultsFile
+from benchmarks.accuracy.tasks import Data
 from benchmarks.budgets import run_one, suite, tasks
 from benchmarks.budgets.contenders import CONTENDERS
 from benchmarks.budgets.kinds import KindsFile
+from benchmarks.budgets.language_model import language_data
 from benchmarks.budgets.plan import Plan, Planner
 from benchmarks.budgets.run_one import Spec
 from tests.benchmarks.tiny_task import TINY, load
@@ -106,6 +109,41 @@ def test_steps_of_kept_rows_are_planned_and_timed_for_themselves(*, head_start: 
     assert kinds == {"fast, written": 6, "fast, kept": 8} | ({"head start": 1} if head_start else {})
     spec = Spec("tiny", "short", name, 1.0, 1e-2, 0, "final")
     assert run_one.run(spec, Plan(14, kinds, 0.0, 0.0), None)["kinds"] == kinds
+
+
+def language_rows(*_: Any) -> Data:
+    rows = [[3 + (i * j) % 30 for j in range(8)] for i in range(20)]
+    sizes = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 32}
+    config = LlamaConfig(vocab_size=40, **sizes)
+    return language_data((rows[:12], rows[12:16], rows[16:]), lambda: LlamaForCausalLM(config))
+
+
+def test_contenders_of_a_language_model_have_no_extras_of_a_head(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_one, "load", language_rows)
+    monkeypatch.setattr(suite, "LANGUAGE_MODELS", {"tiny"})
+    names = ["baseline", "baseline + head rate", "frozen below part:1/2", "LoRA", "LoRA, ladder 1,2,4"]
+    suite.main(options(tmp_path, "--budgets", "1.0", "--seeds", "1", contenders=names))
+    finals = {r["method"]: r for r in ResultsFile(tmp_path, "tiny", "short").runs if r["role"] == "final"}
+    assert list(finals) == [name for name in names if "head" not in name]
+    assert len(KindsFile(tmp_path / "kinds", "tiny").kinds("LoRA, ladder 1,2,4")) == 3
+    assert finals["LoRA, ladder 1,2,4"]["train_loss"] != finals["LoRA"]["train_loss"]
+    assert all(0 < run["test_loss"] < 10 for run in finals.values())
+
+
+def test_a_language_model_is_scored_by_next_tokens_and_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+    build = run_one.build
+    monkeypatch.setattr(run_one, "build", lambda *a, **k: made.append(build(*a, **k)) or made[-1])
+    data = language_rows()
+    run = run_one.train(Spec("tiny", "short", "baseline", 1.0, 1e-2, 0, "final"), data, 1)
+    tokens = torch.tensor(data.test["input_ids"])
+    with torch.no_grad():
+        logits = made[0].trainer.model.eval()(tokens).logits[:, :-1].flatten(0, 1)
+    wanted = tokens[:, 1:].flatten()
+    assert run["test_metric"] == pytest.approx((logits.argmax(-1) == wanted).double().mean().item())
+    assert run["test_loss"] == pytest.approx(torch.nn.functional.cross_entropy(logits, wanted).item())
 
 
 @pytest.mark.parametrize(("instructions", "warned"), [("AVX2", True), ("AVX512", False)])
