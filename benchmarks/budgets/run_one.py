@@ -119,7 +119,7 @@ def trained(training: Training, data: Data, parts: Mapping[str, Any], watched: s
             metrics[f"{name}_metric"] = float(found["test_accuracy"])
             if data.scored is not None:
                 metrics[f"{name}_loss"] = float(found["test_loss"])
-        number = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+        number = sum(p.numel() for group in trainer.optimizer.param_groups for p in group["params"])
     if points:
         clock.curve.append({"step": steps, "metric": metrics[f"{watched}_metric"]})
     curve = [{name: point[name] for name in ("step", "metric")} for point in clock.curve]

@@ -25,6 +25,7 @@ from hf_multirate.model.partition import Partition, left_out
 from hf_multirate.model.setup_warnings import (
     drops_layers,
     too_many_graphs,
+    warn_of_emulated_precision,
     warn_of_lost_steps,
     warn_of_tied_head,
     warn_of_towers,
@@ -110,6 +111,7 @@ class RunStages:
         self._factors = factors_of_run(self.settled, model)
         for stage in self.settled if first else ():
             warn_of_towers(stage.config, model)
+            warn_of_emulated_precision(stage.config, model.parameters())
             warn_of_tied_head(stage.config, stage.partition, model)
             warn_of_lost_steps(stage.config, stage.partition, canonical_parameters(model))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -81,6 +81,17 @@ def warn_of_lost_steps(
                 "scaled. Keep such parameters in float32, and use bf16=True for mixed precision.",
                 group.name, len(names), parameters[names[0]].dtype, names[0],
             )  # fmt: skip
+
+
+def warn_of_emulated_precision(config: MultirateConfig, parameters: Iterable[nn.Parameter]) -> None:
+    """Warn if inactive modules run in a precision that the processor has no vector instructions for."""
+    instructions = torch.backends.cpu.get_cpu_capability()
+    if config.inactive_dtype and instructions == "AVX2" and all(p.device.type == "cpu" for p in parameters):
+        logger.warning(
+            "inactive_dtype=%r: this processor has no instructions beyond %s, so products of matrices in this "
+            "precision can take 30 times as long as in float32. Remove inactive_dtype.",
+            config.inactive_dtype, instructions,
+        )  # fmt: skip
 
 
 def _tied_to_embedding(model: nn.Module) -> list[tuple[str, str]]:

@@ -58,6 +58,24 @@ def test_only_fast_only_steps_run_in_low_precision() -> None:
     assert model.body[0].weight.requires_grad
 
 
+@pytest.mark.parametrize(
+    ("instructions", "dtype", "device", "warned"),
+    [
+        ("AVX2", "bfloat16", "cpu", 1),
+        ("AVX2", None, "cpu", 0),
+        ("AVX512", "bfloat16", "cpu", 0),
+        ("AVX2", "float16", "meta", 0),
+    ],
+)
+def test_a_precision_that_the_processor_emulates_is_named(
+    instructions: str, dtype: str | None, device: str, warned: int, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: instructions)
+    Multirate(config(inactive_dtype=dtype)).assign(Body().to(device))
+    assert caplog.text.count("can take 30 times as long as in float32. Remove inactive_dtype.") == warned
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_low_precision_changes_losses_by_its_rounding_only(dtype: str) -> None:
     exact, _, losses = trained(config())
