@@ -9,7 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 from hf_multirate.distributed.ddp import DDPSync
 from hf_multirate.distributed.fsdp2 import FSDP2Sync
 from hf_multirate.distributed.grad_sync import GradSync
-from hf_multirate.distributed.unsupported import FSDP1, REPLICAS, raise_unsupported
+from hf_multirate.distributed.unsupported import FSDP1, REPLICAS, UNTESTED, raise_unsupported
 
 
 __all__ = ["GradSync", "sync_for"]
@@ -21,8 +21,12 @@ def sync_for(model: nn.Module) -> GradSync:
     The wrapper itself decides, not the settings: on a CPU, Accelerate uses DDP although FSDP was requested.
 
     Raises:
-        NotImplementedError: the wrapper is DataParallel or FSDP1, or the model contains several DDP wrappers.
+        NotImplementedError: the wrapper is DataParallel or FSDP1, the model contains several DDP wrappers, or its
+            trainable parameters are on several devices.
     """
+    devices = sorted({str(parameter.device) for parameter in model.parameters() if parameter.requires_grad})
+    if len(devices) > 1:
+        raise_unsupported(f"trainable parameters on several devices ({', '.join(devices)}), {UNTESTED}")
     wrappers = [module for module in model.modules() if isinstance(module, DistributedDataParallel)]
     if len(wrappers) > 1:
         raise_unsupported(

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from transformers import Trainer
 
 PROCESSES = "Use one process for each device with DistributedDataParallel or FSDP2 (accelerate launch, or torchrun)."
+UNTESTED = f"which is untested. {PROCESSES}"
 REPLICAS = f"because its replicas have no parameters whose requires_grad could be switched off. {PROCESSES}"
 FSDP1 = (
     "FSDP1 (FullyShardedDataParallel): it is deprecated, its flat parameters may mix rate groups, and it is untested. "
@@ -130,18 +131,18 @@ def _devices(trainer: Trainer) -> str | None:
         )
     kind = trainer.accelerator.distributed_type
     tested = kind in (DistributedType.NO, DistributedType.FSDP) or kind.value.startswith("MULTI_")
-    return None if tested else f"distributed_type {kind.value}, which is untested. {PROCESSES}"
+    return None if tested else f"distributed_type {kind.value}, {UNTESTED}"
 
 
 def _model(trainer: Trainer) -> str | None:
     if trainer.is_model_parallel:
-        return f"a model that is spread over devices by its device_map, which is untested. {PROCESSES}"
+        return f"a model that is spread over devices by its device_map, {UNTESTED}"
     # transformers 5 only: from_pretrained() can set up tensor, expert and sharded data parallelism.
     if vars(trainer).get("is_distributed_loading_by_transformers", False):
-        return f"a model that was sharded when it was loaded (distributed_config), which is untested. {PROCESSES}"
+        return f"a model that was sharded when it was loaded (distributed_config), {UNTESTED}"
     if (vars(trainer.model).get("_tp_size") or 1) > 1:
-        return f"tensor parallelism, which is untested. {PROCESSES}"
+        return f"tensor parallelism, {UNTESTED}"
     parallelism = trainer.accelerator.parallelism_config
     if parallelism is not None and parallelism.non_data_parallel_size > 1:
-        return f"tensor, context or sequence parallelism ({parallelism}), which is untested. {PROCESSES}"
+        return f"tensor, context or sequence parallelism ({parallelism}), {UNTESTED}"
     return None

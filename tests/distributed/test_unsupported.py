@@ -83,6 +83,16 @@ def test_data_parallel_is_refused_in_a_loop_of_ones_own() -> None:
         Multirate(MultirateConfig.two_rate("1", idle="drift")).attach(nn.DataParallel(model), optimizer)
 
 
+def test_parameters_on_several_devices_are_refused_in_a_loop_of_ones_own() -> None:
+    model = nn.Sequential(nn.Linear(2, 2, device="meta"), nn.Linear(2, 2))
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with pytest.raises(NotImplementedError, match=r"on several devices \(cpu, meta\), which is untested"):
+        Multirate(MultirateConfig.two_rate("1")).attach(model, optimizer)
+    Multirate(MultirateConfig.off()).attach(model, optimizer).detach()
+    model[0].requires_grad_(False)
+    Multirate(MultirateConfig.two_rate("1")).attach(model, optimizer).detach()
+
+
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 def test_compiled_model_is_looked_into() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
