@@ -21,6 +21,7 @@ from benchmarks.accuracy import outcome_tables as accuracy
 from benchmarks.accuracy.chosen_runs import Grids, all_grids, chosen_runs
 from benchmarks.accuracy.machine_correction import Runs
 from benchmarks.budgets import report as budgets
+from benchmarks.budgets import summary_tables
 from benchmarks.commands import parser_of
 from benchmarks.gpu import page as gpu
 from benchmarks.jsonl import read_lines
@@ -134,7 +135,8 @@ def tables_of(runs: Mapping[tuple[str, str], Runs], results: Path) -> dict[str, 
         "headline": lambda: accuracy.headline(runs),
         "all tasks short": lambda: accuracy.all_tasks(runs, "short"),
         "all tasks long": lambda: accuracy.all_tasks(runs, "long"),
-        "equal time": lambda: budgets.headline(results / "budgets", "short", 0.4),
+        "equal time": lambda: summary_tables.headline(results / "budgets", "short", 0.4),
+        "equal time by budget": lambda: summary_tables.by_budget(results / "budgets", "short"),
         "ddp": lambda: ddp.table_of(line for line in read_lines(results / "ddp.jsonl") if line["kind"] == "run"),
     }
 

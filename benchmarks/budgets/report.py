@@ -67,14 +67,14 @@ def _comparisons(found: Mapping[tuple[str, str], Budgets]) -> Iterator[str]:
     """Differences from the expert baseline, for each length and budget; some tasks in tables of their own."""
     for length, words in LENGTHS.items():
         for kind in ("", KEPT_APART, WITHOUT_NEW_HEAD):
-            tasks = {t: b for (t, n), b in found.items() if n == length and _kind(t) == kind}
+            tasks = {t: b for (t, n), b in found.items() if n == length and kind_of(t) == kind}
             for budget in sorted({budget for budgets in tasks.values() for budget in budgets}):
                 cells = {task: budgets[budget] for task, budgets in tasks.items() if budget in budgets}
                 yield f"## Budget {budget:g} of {words}{kind}"
                 yield comparison(cells)
 
 
-def _kind(task: str) -> str:
+def kind_of(task: str) -> str:
     """What a heading says of a table that has ``task``."""
     return KEPT_APART if task in HELD_OUT else WITHOUT_NEW_HEAD if task in LANGUAGE_MODELS else ""
 
@@ -114,35 +114,6 @@ def points(value: Interval) -> str:
     # Adding 0 to a rounded number makes -0.0 positive.
     middle, low, high = (round(100 * share, 1) + 0.0 for share in (value.value, value.low, value.high))
     return f"{middle:+.1f} ({low:+.1f} to {high:+.1f})"
-
-
-HEADLINE = {
-    "frozen below last:2 + head rate + head start": "top two blocks only",
-    "ladder 1,2,4 + head rate + head start": "ladder 1, 2, 4",
-}
-"""Contenders of the table in the README, and their names there."""
-
-
-def headline(folder: Path, length: str, budget: float, *, allow_dirty: bool = False) -> str:
-    """The expert baseline and the contenders of `HEADLINE` on all tasks at one budget.
-
-    Args:
-        folder: ``benchmarks/results/budgets``.
-        length: ``short`` or ``long``.
-        budget: The budget.
-        allow_dirty: Whether results of files that were not committed are shown too.
-    """
-    found = all_cells(folder, allow_dirty=allow_dirty)
-    tasks = {t: b[budget] for (t, n), b in found.items() if n == length and budget in b and not _kind(t)}
-    gaps, rows = ahead(tasks), []
-    for task, cells in tasks.items():
-        best = expert(cells)
-        if best is not None:
-            known = (gaps.get(name, {}).get(task) for name in HEADLINE)
-            differences = [points(interval(values)) if values else "" for values in known]
-            extras = best.removeprefix("baseline").removeprefix(" + ") or "no extra"
-            rows.append([LABELS.get(task, task), percent(mean(cells[best])), extras, *differences])
-    return table(["task", "expert baseline, %", "its extras", *HEADLINE.values()], rows)
 
 
 def _of_task(

@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from benchmarks.accuracy.results import ResultsFile
-from benchmarks.budgets import cells, report
+from benchmarks.budgets import cells, report, summary_tables
 from benchmarks.budgets.kinds import KindsFile
 from benchmarks.budgets.statistics import interval, over_tasks
 from benchmarks.report import Report
@@ -140,16 +140,27 @@ def test_a_contender_is_compared_over_tasks(tmp_path: Path) -> None:
 def test_the_table_of_the_readme_has_the_expert_baseline_and_two_contenders(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(report, "HEADLINE", {"good": "ours", "missing": "not run"})
+    monkeypatch.setattr(summary_tables, "HEADLINE", {"good": "ours", "missing": "not run"})
     written(tmp_path)
     written(tmp_path, "sst2", shift=0.1)
-    lines = report.headline(tmp_path, "short", 0.4).splitlines()
+    lines = summary_tables.headline(tmp_path, "short", 0.4).splitlines()
     assert lines[0] == "| task | expert baseline, % | its extras | ours | not run |"
     assert lines[2:] == [
         "| SST-2 | 80.0 | head rate | +3.0 (+2.0 to +4.0) |  |",
         "| t | 80.0 | head rate | +3.0 (+2.0 to +4.0) |  |",
     ]
-    assert len(report.headline(tmp_path, "short", 0.25).splitlines()) == 2
+    assert len(summary_tables.headline(tmp_path, "short", 0.25).splitlines()) == 2
+
+
+def test_a_table_has_all_budgets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(summary_tables, "BY_BUDGET", {"good": "ours"})
+    written(tmp_path, budget=1.0)
+    written(tmp_path, "sst2", budget=0.25)
+    written(tmp_path, "brown", budget=0.25)  # is kept apart, with a table of its own
+    lines = summary_tables.by_budget(tmp_path, "short").splitlines()
+    assert lines[0] == "| budget | task | expert baseline, % | its extras | ours |"
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| 0.25", "| 1"]
+    assert lines[2] == "| 0.25 | SST-2 | 80.0 | head rate | +3.0 (+2.0 to +4.0) |"
 
 
 def test_without_results_there_is_no_page(tmp_path: Path) -> None:
