@@ -101,6 +101,7 @@ SETTINGS = {
             for fast in ("last:1", "last:2")
         ),
         _staged("top, then ladder", _top(0.35), _ladder(1.0)),
+        _staged("top, then all", _top(0.5), Part(1.0, STANDARD.kind, {}, STANDARD.name)),
         _staged("ladder, then top", _ladder(0.65), _top(1.0)),
         _two_rate("last:2 k4, drift in full", DRIFT),
         Setting("Muon", "drift", "standard", texts_only=True, muon=True),

@@ -90,12 +90,19 @@ def test_real_runs_are_planned_charged_and_kept(tmp_path: Path, monkeypatch: pyt
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*.jsonl")}
 
 
-@pytest.mark.parametrize("name", ["top, then ladder + head rate", "ladder, then top"])
-def test_runs_with_stages_take_the_planned_kinds_of_steps(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "costs"),
+    [
+        ("top, then ladder + head rate", {"last:2 k4", "ladder 1,2,4"}),
+        ("top, then all", {"last:2 k4", "baseline"}),
+        ("ladder, then top", {"last:2 k4", "ladder 1,2,4"}),
+    ],
+)
+def test_runs_with_stages_take_the_planned_kinds_of_steps(name: str, costs: set[str], tmp_path: Path) -> None:
     suite.main(options(tmp_path, "--budgets", "4.0", "--seeds", "1", contenders=["baseline", name]))
     runs = [r for r in ResultsFile(tmp_path, "tiny", "short").runs if r["method"] == name]
     (final,) = (result for result in runs if result["role"] == "final")
-    assert {kind.split(": ")[0] for kind in final["kinds"] if ": " in kind} == {"last:2 k4", "ladder 1,2,4"}
+    assert {kind.split(": ")[0] for kind in final["kinds"] if ": " in kind} == costs
 
 
 @pytest.mark.parametrize("head_start", [False, True])
