@@ -38,12 +38,12 @@ def processor_of(machine: Mapping[str, Any]) -> str:
     return ", ".join(str(machine[name]) for name in ("processor", "instructions") if name in machine)
 
 
-def computes_in_bf16() -> bool:
-    """Whether the vector instructions of the processor may include those for bfloat16.
-
-    With AVX2 only, a product of matrices in bfloat16 takes about 30 times the seconds of one in float32.
-    """
-    return torch.backends.cpu.get_cpu_capability() != "AVX2"
+def in_words(machine: Mapping[str, Any]) -> str:
+    """Processor, threads, version of torch and commit of a result, for a page."""
+    return (
+        f"{processor_of(machine)}, {machine['threads']} thread of {machine['cores']} cores, "
+        f"torch {machine['versions']['torch']}, commit {machine['commit'][:7]}"
+    )
 
 
 def versions() -> dict[str, str]:

@@ -58,7 +58,12 @@ class Plan:
 
 def steps_of_epochs(task: Task, rows: int, length: str) -> int:
     """Steps of the baseline's whole run."""
-    return dict(task.epochs)[length] * -(-rows // task.batch_size)
+    return dict(task.epochs)[length] * steps_of_one_epoch(task, rows)
+
+
+def steps_of_one_epoch(task: Task, rows: int) -> int:
+    """Steps in which each row is seen once."""
+    return -(-rows // task.batch_size)
 
 
 def budget_seconds(file: KindsFile, task: Task, rows: int, length: str, share: float) -> float:
@@ -100,7 +105,7 @@ class Planner:
         live = (kind_of_groups(self._names, self._schedule.live(step)) for step in range(steps))
         if self._contender.cached:
             # The cache is attached at the first step, so the rows of a head start are not in it.
-            epoch = -(-self._file.rows // TASKS[self._file.task].batch_size)
+            epoch = steps_of_one_epoch(TASKS[self._file.task], self._file.rows)
             live = (cached_kind(groups, kept=step >= epoch) for step, groups in enumerate(live))
         found.update(live)
         return dict(found)

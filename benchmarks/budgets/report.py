@@ -13,7 +13,7 @@ from benchmarks.budgets.cells import Budgets, Cell, Cells, ahead, all_cells, exp
 from benchmarks.budgets.kinds import KINDS, KindsFile
 from benchmarks.budgets.statistics import Interval, interval, over_tasks
 from benchmarks.budgets.tasks import HELD_OUT, LANGUAGE_MODELS
-from benchmarks.machine import processor_of
+from benchmarks.machine import in_words
 from benchmarks.plots import Curves, accuracy_at_budgets
 from benchmarks.tables import mean_percent, percent, table
 
@@ -209,9 +209,5 @@ def _seconds(file: KindsFile) -> Iterator[str]:
             rows.append([setting, kind, *seconds, str(len(file.passes(setting)))])
     yield "### Reference seconds"
     yield table(["setting", "kind", "process seconds (quartiles)", "wall seconds", "passes"], rows)
-    machines = dict.fromkeys(
-        f"{processor_of(m)}, {m['threads']} thread of {m['cores']} cores, torch {m['versions']['torch']}, "
-        f"commit {m['commit'][:7]}"
-        for m in file.machines.values()
-    )
+    machines = dict.fromkeys(map(in_words, file.machines.values()))
     yield "Machine: " + "; ".join(machines) + "."

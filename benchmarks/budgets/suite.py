@@ -35,8 +35,8 @@ from benchmarks.budgets.settings import FAMILIES, LANGUAGE_ONLY
 from benchmarks.budgets.tasks import HELD_OUT, LANGUAGE_MODELS, TASKS
 from benchmarks.budgets.trials import TRIAL_BUDGET, TRIAL_SEED, grid, one_more, scores_of
 from benchmarks.commands import parser_of
-from benchmarks.machine import computes_in_bf16
 from benchmarks.tables import table
+from hf_multirate.model.setup_warnings import emulates_low_precision
 
 
 FOLDER = RESULTS / "budgets"
@@ -156,7 +156,7 @@ def chosen_tasks(options: argparse.Namespace) -> list[Task]:
             print(f"{name} is skipped: {absent}.")
         else:
             found.append(TASKS[name])
-    slow = [task.name for task in found if task.bf16 and options.device == "cpu" and not computes_in_bf16()]
+    slow = [task.name for task in found if task.bf16 and options.device == "cpu" and emulates_low_precision()]
     if slow:
         print(f"This processor has no instructions for bfloat16, so {', '.join(slow)} may take 30 times as long.")
     return found

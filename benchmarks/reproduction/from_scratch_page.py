@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.accuracy.results import Result, ResultsFile
 from benchmarks.budgets.statistics import interval
-from benchmarks.machine import processor_of
+from benchmarks.machine import in_words
 from benchmarks.reproduction.from_scratch import LENGTH
 from benchmarks.reproduction.from_scratch_experiments import EXPERIMENTS, Experiment, script
 from benchmarks.tables import table
@@ -110,11 +110,7 @@ def bracket(low: float, high: float, experiment: Experiment) -> str:
 def machines(finals: Finals) -> str:
     """The machines of all runs."""
     every = [run["machine"] for runs in finals.values() for run in runs.values()]
-    names = dict.fromkeys(
-        f"{processor_of(m)}, {m['threads']} thread of {m['cores']} cores, torch {m['versions']['torch']}, "
-        f"commit {m['commit'][:7]}"
-        for m in every
-    )
+    names = dict.fromkeys(map(in_words, every))
     return "Machine: " + "; ".join(names) + "."
 
 

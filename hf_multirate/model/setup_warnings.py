@@ -18,6 +18,9 @@ from hf_multirate.model.unwrap import canonical_name, canonical_parameters, is_c
 
 logger = logging.getLogger(__name__)
 
+AVX2 = "AVX2"
+"""What torch calls the vector instructions of a processor without AVX-512."""
+
 
 def warn_of_tied_head(config: MultirateConfig, partition: Mapping[str, Sequence[str]], model: nn.Module) -> None:
     """Log the consequences of a weight that is tied to an embedding, such as the head of a language model.
@@ -85,13 +88,20 @@ def warn_of_lost_steps(
 
 def warn_of_emulated_precision(config: MultirateConfig, parameters: Iterable[nn.Parameter]) -> None:
     """Warn if inactive modules run in a precision that the processor has no vector instructions for."""
-    instructions = torch.backends.cpu.get_cpu_capability()
-    if config.inactive_dtype and instructions == "AVX2" and all(p.device.type == "cpu" for p in parameters):
+    if config.inactive_dtype and emulates_low_precision() and all(p.device.type == "cpu" for p in parameters):
         logger.warning(
             "inactive_dtype=%r: this processor has no instructions beyond %s, so products of matrices in this "
             "precision can take 30 times as long as in float32. Remove inactive_dtype.",
-            config.inactive_dtype, instructions,
+            config.inactive_dtype, AVX2,
         )  # fmt: skip
+
+
+def emulates_low_precision() -> bool:
+    """Whether the processor has no vector instructions beyond AVX2, and so none for bfloat16 and float16.
+
+    A product of matrices in these takes about 30 times the seconds of one in float32.
+    """
+    return torch.backends.cpu.get_cpu_capability() == AVX2
 
 
 def _tied_to_embedding(model: nn.Module) -> list[tuple[str, str]]:
