@@ -21,15 +21,18 @@ from hf_multirate.config.consistency import (
     plain_settings,
 )
 from hf_multirate.config.random_subset import RandomSubset
-from hf_multirate.config.rate_group import RateGroup, depth_ladder
+from hf_multirate.config.rate_group import NEVER, RateGroup, depth_ladder
 from hf_multirate.config.schedule import Schedule
 from hf_multirate.config.serialization import build, read_json, to_plain, with_groups
 from hf_multirate.config.stages import Stage, check_stages, require_stages
-from hf_multirate.config.validation import require_items, require_text, shown
+from hf_multirate.config.validation import require_bool, require_items, require_text, shown
 
 
 DEFAULT_PERIODS = (1, 2, 4)
 """Periods of the default ladder: three parts of equal depth, the top part first."""
+
+NEW_HEAD_FAST = "depth:0.4"
+"""Trained part with a new head and little time: two of six blocks, or two of four stages of a ResNet."""
 
 WITHOUT_GROUPS = ("head_lr_scale", "lr_decay", "head_start", "head_start_steps", "head_start_lr", "train_time")
 """Settings that standard training has too."""
@@ -262,18 +265,32 @@ class MultirateConfig:
         return cls((), stage_list=given, **common)
 
     @classmethod
-    def for_time(cls, time: str | float, **settings: Any) -> MultirateConfig:
-        """The default for a given time: training and its learning-rate schedule end when the time is over.
+    def new_head(cls, fast: str | Sequence[str] = NEW_HEAD_FAST, **settings: Any) -> MultirateConfig:
+        """A new head and little time: the top blocks are trained, and all blocks below them are frozen.
+
+        The head has a head start of 16 batches and ten times the learning rate of the blocks.
+
+        Args:
+            fast: Patterns or a preset for the trained parameters, see `RateGroup`.
+            **settings: Further fields of `MultirateConfig`, which override those of this setting.
+        """
+        return cls.two_rate(fast, NEVER, **{"head_lr_scale": 10.0, "head_start": 16, **settings})
+
+    @classmethod
+    def for_time(cls, time: str | float, new_head: bool = True, **settings: Any) -> MultirateConfig:
+        """The best measured setting for a given time: training and its schedule end when the time is over.
 
         Args:
             time: Such as ``"20min"``, ``"1h30m"``, ``"90s"`` or a number of seconds.
+            new_head: Whether the head is new. If so, the setting is `new_head`, else the default ladder.
             **settings: Further fields of `MultirateConfig`.
 
         Raises:
             ValueError: the time cannot be read.
             TypeError: a value has the wrong type.
         """
-        return cls(train_time=time, **settings)  # type: ignore[arg-type]  # a number becomes a string
+        make = cls.new_head if require_bool("new_head", new_head) else cls.ladder
+        return make(train_time=time, **settings)
 
     @classmethod
     def off(cls, **settings: Any) -> MultirateConfig:

@@ -43,6 +43,9 @@ HELD_OUT = 4
 
 WEIGHT_DECAY = 0.01
 
+LOADED = "_is_hf_initialized"
+"""Mark of transformers 5 on parameters that it has read from a checkpoint."""
+
 
 @dataclass(frozen=True)
 class HeadStartResult:
@@ -134,7 +137,9 @@ def head_of(model: nn.Module) -> dict[str, nn.Parameter]:
         return head_parameters(model)
     except ValueError as error:
         why = str(error).partition("; use")[0]
-        raise ValueError(f"a head start needs a head, but {why}. Set head_start=0.") from error
+        raise ValueError(
+            f"a head start needs a head, but {why}. Set head_start=0, or new_head=False of MultirateConfig.for_time."
+        ) from error
 
 
 def trainable_head(model: nn.Module) -> list[nn.Parameter]:
@@ -154,9 +159,17 @@ def trainable_head(model: nn.Module) -> list[nn.Parameter]:
 
 
 def warn_of_old_head(model: nn.Module) -> None:
-    """Warn if the head is that of a language model, which is not new."""
+    """Warn if the head is not new: that of a language model, or one that was loaded with the base model."""
     inner = unwrap_peft(model)
     if not isinstance(inner, PreTrainedModel):
+        return
+    # transformers 5 marks parameters that it has read from a checkpoint; 4.57 marks none of them.
+    if all(LOADED in vars(parameter) for parameter in head_of(model).values()):
+        logger.warning(
+            "the head of %s was loaded from a checkpoint, so it may be trained already. A head start is for a new "
+            "head: on a few batches an old one can lose more than it gains. If the head is trained, set head_start=0 "
+            "and head_lr_scale=1.", type(inner).__name__,
+        )  # fmt: skip
         return
     embeddings: Any = inner.get_output_embeddings()  # type: ignore[no-untyped-call]
     if embeddings is not None:  # None for a model with a new head

@@ -23,7 +23,7 @@ from hf_multirate.trainer.train_time import COUNTS
 
 
 SWITCH = ("on", "off")
-MODES = (*SWITCH, "auto")
+MODES = (*SWITCH, "auto", "new_head")
 LOGS = ("brief", "all")
 
 
@@ -73,7 +73,8 @@ class MultirateFields:
         default="on",
         metadata={
             "help": "'off' is standard training: every parameter gets a gradient at every step. 'auto' chooses "
-            "periods that reach multirate_speedup."
+            "periods that reach multirate_speedup. 'new_head' is for a new head and little time: the lower blocks are "
+            "frozen, and the head has a head start and ten times the learning rate."
         },
     )
     multirate_speedup: float | None = field(

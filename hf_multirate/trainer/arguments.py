@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,11 +111,14 @@ class MultirateTrainingArguments(MultirateFields, TrainingArguments):
                 "multirate_speedup."
             )
         given = {name.removeprefix("multirate_"): value for name, value in fields.items() if value is not None}
-        _check_head_start(given)
+        if mode != "new_head":
+            _check_head_start(given)
         if mode == "off":
             return MultirateConfig.off(**{name: given[name] for name in WITHOUT_GROUPS if name in given})
         if mode == "auto":
             return _auto(speedup, path, given)
+        if mode == "new_head":
+            return _new_head(path, given)
         if path is None:
             return _from_fields(given)
         if given:
@@ -140,14 +144,22 @@ def _check_head_start(given: dict[str, Any]) -> None:
 
 
 def _auto(speedup: float | None, path: str | None, given: dict[str, Any]) -> MultirateConfig:
-    conflicts: list[str] = [name for name in ("fast", "period", "idle", "drift_steps") if name in given]
-    conflicts += ["config"] if path is not None else []
+    _check_mode("'auto', which chooses the periods", ("fast", "period", "idle", "drift_steps"), path, given)
+    return MultirateConfig.auto(speedup, **given)
+
+
+def _new_head(path: str | None, given: dict[str, Any]) -> MultirateConfig:
+    _check_mode("'new_head', which freezes the lower blocks", ("period", "idle", "drift_steps"), path, given)
+    return MultirateConfig.new_head(**given)
+
+
+def _check_mode(mode: str, fields: Sequence[str], path: str | None, given: dict[str, Any]) -> None:
+    """Raise an error if one of ``fields`` or a file is given, which the mode leaves no place for."""
+    conflicts = [name for name in fields if name in given] + (["config"] if path is not None else [])
     if conflicts:
         raise ValueError(
-            f"multirate is 'auto', which chooses the periods, and multirate_{', multirate_'.join(conflicts)} is given "
-            "too. Remove one of the two."
+            f"multirate is {mode}, and multirate_{', multirate_'.join(conflicts)} is given too. Remove one of the two."
         )
-    return MultirateConfig.auto(speedup, **given)
 
 
 def _from_fields(given: dict[str, Any]) -> MultirateConfig:

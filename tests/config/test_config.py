@@ -131,6 +131,20 @@ def test_the_default_is_a_ladder_that_freezes() -> None:
     assert [(group.period, group.idle) for group in default.groups] == [(1, "freeze"), (2, "freeze"), (4, "freeze")]
 
 
+def test_with_a_new_head_the_lower_blocks_are_frozen_and_the_head_is_ahead() -> None:
+    config = MultirateConfig.new_head()
+    assert config == MultirateConfig.two_rate("depth:0.4", "never", head_lr_scale=10, head_start=16)
+    own = MultirateConfig.new_head("last:1", head_start=4, lr_decay=0.8)
+    assert own == MultirateConfig.two_rate("last:1", "never", head_lr_scale=10, head_start=4, lr_decay=0.8)
+
+
+def test_for_a_given_time_a_new_head_is_assumed_unless_it_is_denied() -> None:
+    assert MultirateConfig.for_time("9s", turns_seed=2) == MultirateConfig.new_head(train_time="9s", turns_seed=2)
+    assert MultirateConfig.for_time(9, new_head=False) == MultirateConfig(train_time="9")
+    with pytest.raises(TypeError, match="new_head must be True or False, got 'no'"):
+        MultirateConfig.for_time("9s", new_head="no")  # type: ignore[arg-type]
+
+
 def test_the_published_setting_drifts_in_full_at_fixed_positions() -> None:
     config = MultirateConfig.paper()
     assert [(group.patterns, group.period, group.idle) for group in config.groups] == [

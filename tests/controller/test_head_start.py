@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
-from transformers import BertForMaskedLM
+from transformers import BertForMaskedLM, BertForSequenceClassification
 
 from hf_multirate import HeadStartResult, Multirate, MultirateConfig, head_start
 from hf_multirate.controller.head_start import RATES, WEIGHT_DECAY
 from hf_multirate.model.presets import head_parameters
-from tests.support.runs import assert_same, differ, example
+from tests.support.runs import FIVE, assert_same, differ, example
 from tests.support.tiny import BATCH, FAMILIES, LABELS, VOCAB
 
 
@@ -253,6 +254,19 @@ def test_the_head_of_a_language_model_is_warned_of(caplog: pytest.LogCaptureFixt
     assert "cls.predictions.decoder.weight" not in head_parameters(masked)
     head_start(masked, batches, steps=5)
     assert "the head of BertForMaskedLM is that of a language model" in caplog.text
+
+
+@pytest.mark.skipif(not FIVE, reason="4.57 does not mark what it has loaded")
+def test_a_head_that_was_loaded_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model, batches = learnable("bert")
+    text = "the head of BertForSequenceClassification was loaded from a checkpoint"
+    for part, warned in ((model.bert, False), (model, True)):
+        folder = tmp_path / type(part).__name__
+        part.save_pretrained(folder)
+        loaded = BertForSequenceClassification.from_pretrained(folder, num_labels=model.num_labels)
+        caplog.clear()
+        head_start(loaded, batches[:2], steps=2, learning_rate=1e-3)
+        assert (text in caplog.text) == warned
 
 
 def test_the_result_has_seconds() -> None:

@@ -8,8 +8,16 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from torch import nn
-from transformers import BertForSequenceClassification, CLIPConfig, CLIPModel
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    CLIPConfig,
+    CLIPModel,
+    ResNetConfig,
+    ResNetForImageClassification,
+)
 
+from hf_multirate import MultirateConfig
 from hf_multirate.model.presets import preset_names
 from tests.support.runs import FIVE
 from tests.support.stacks import stack_of
@@ -214,6 +222,16 @@ def test_tied_to_a_slow_place_is_slow() -> None:
     model[2].weight = model[0].weight
     assert preset_names("last", 1, model) == {"2.bias"}
     assert preset_names("last", 3, model) == named(model, ["0.", "1.", "2."])
+
+
+def test_with_a_new_head_the_top_is_that_of_the_measured_networks() -> None:
+    fast = MultirateConfig.new_head().groups[0].patterns[0]
+    kind, _, share = fast.partition(":")
+    sizes = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8, "vocab_size": 9}
+    minilm = BertForSequenceClassification(BertConfig(num_hidden_layers=6, **sizes))
+    resnet = ResNetForImageClassification(ResNetConfig(depths=[1, 1, 1, 1], embedding_size=8, hidden_sizes=[8] * 4))
+    for model in (minilm, resnet):
+        assert preset_names(kind, float(share), model) == preset_names("last", 2, model)
 
 
 def test_equal_stacks_take_the_last() -> None:

@@ -39,6 +39,11 @@ def test_arguments_build_the_config(tmp_path: Path) -> None:
     drifting = _arguments(tmp_path, multirate_drift_steps=2, multirate_idle="drift", multirate_fast="head")
     assert drifting == MultirateConfig.two_rate("head", drift_steps=2, idle="drift")
     assert [group.drift_steps for group in drifting.groups] == [None, 2]
+    assert _arguments(tmp_path, multirate="new_head") == MultirateConfig.new_head()
+    own = {"multirate_fast": "last:1", "multirate_head_start_steps": 9, "multirate_activation_cache": "memory"}
+    assert _arguments(tmp_path, multirate="new_head", **own) == MultirateConfig.new_head(
+        "last:1", head_start_steps=9, activation_cache="memory"
+    )
     path = tmp_path / "c.json"
     path.write_text(MultirateConfig.two_rate("x", idle="drift").to_json())
     assert _arguments(tmp_path, multirate_config=str(path)) == MultirateConfig.two_rate("x", idle="drift")
@@ -55,6 +60,8 @@ def test_arguments_build_the_config(tmp_path: Path) -> None:
         ({"multirate_drift_steps": -1}, "multirate_drift_steps must be at least 1"),
         ({"multirate_drift_steps": 2, "multirate_idle": "long_step"}, "only 'drift'"),
         ({"multirate_drift_steps": 1, "multirate": "auto"}, "multirate_drift_steps is given too"),
+        ({"multirate_period": 3, "multirate": "new_head"}, "freezes the lower blocks, and multirate_period is given"),
+        ({"multirate_config": "none.json", "multirate": "new_head"}, "multirate_config is given too"),
     ],
 )
 def test_bad_arguments_are_refused_before_a_model_is_there(

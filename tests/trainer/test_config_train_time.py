@@ -11,7 +11,7 @@ from transformers import TrainingArguments
 from hf_multirate import MultirateConfig, MultirateTrainingArguments
 from hf_multirate.trainer.train_time import FILE
 from tests.support.clock import Clock
-from tests.support.runs import assert_same, example, history, weights
+from tests.support.runs import assert_same, differ, example, history, weights
 from tests.support.timed import ROWS, SETTINGS, Timed, by_kind, timed
 
 
@@ -31,7 +31,7 @@ def test_it_is_the_run_of_the_arguments_bit_for_bit(tmp_path: Path) -> None:
     theirs = timed(tmp_path / "arguments")
     theirs.train()
     for kind in (TrainingArguments, MultirateTrainingArguments):
-        ours = trained(tmp_path / kind.__name__, MultirateConfig.for_time("1min"), kind)
+        ours = trained(tmp_path / kind.__name__, MultirateConfig.for_time("1min", new_head=False), kind)
         assert ours.train_time_clock.now == pytest.approx(60.0, abs=1.0)
         assert_same(weights(ours), weights(theirs))
         assert_same(history(ours), history(theirs))
@@ -41,13 +41,24 @@ def test_it_is_the_run_of_the_arguments_bit_for_bit(tmp_path: Path) -> None:
 
 def test_it_may_be_in_a_file_and_have_a_plan(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
-    path.write_text(MultirateConfig.for_time(60, turns_seed=3).to_json())
+    path.write_text(MultirateConfig(train_time="60", turns_seed=3).to_json())
     ours = trained(tmp_path / "run", None, MultirateTrainingArguments, multirate_config=str(path))
     assert ours.train_time_clock.now == pytest.approx(60.0, abs=1.0)
     more = {"multirate_train_time_plan": str(tmp_path / "run" / FILE)}
-    for config in (MultirateConfig(turns_seed=3), MultirateConfig.for_time("60s", turns_seed=3)):
+    for config in (MultirateConfig(turns_seed=3), MultirateConfig(turns_seed=3, train_time="60s")):
         again = trained(tmp_path / "again", config, MultirateTrainingArguments, **more)
         assert_same(weights(ours), weights(again))
+
+
+def test_with_a_new_head_the_lower_blocks_stay_and_the_head_has_its_start(tmp_path: Path) -> None:
+    first = weights(trained(tmp_path, MultirateConfig.off(train_time="10s"), learning_rate=0.0))
+    ours = trained(tmp_path, MultirateConfig.for_time("1min"))
+    moved = differ(first, weights(ours))
+    assert {"classifier.weight", "bert.encoder.layer.2.output.dense.weight"} <= moved
+    frozen = ("bert.embeddings", "bert.encoder.layer.0", "bert.encoder.layer.1")
+    assert not [name for name in moved if name.startswith(frozen)]
+    assert ours.train_time_clock.now == pytest.approx(60.0, abs=1.0)
+    assert any("multirate/head_start/steps" in entry for entry in ours.state.log_history)
 
 
 def test_standard_training_has_it_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
