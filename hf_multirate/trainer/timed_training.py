@@ -15,6 +15,7 @@ from transformers import SchedulerType, TrainingArguments
 
 from hf_multirate.config.durations import shown_seconds
 from hf_multirate.trainer.arguments import MultirateTrainingArguments
+from hf_multirate.trainer.frozen_length import FrozenLengthMixin
 from hf_multirate.trainer.outside_steps import OutsideSteps, rows_of
 from hf_multirate.trainer.progress_schedule import (
     PROVISIONAL_STEPS,
@@ -23,7 +24,6 @@ from hf_multirate.trainer.progress_schedule import (
     follow_progress,
     schedule_kwargs,
 )
-from hf_multirate.trainer.run_logging import RunLoggingMixin
 from hf_multirate.trainer.spent_time import NOTHING, Reading, SpentTime
 from hf_multirate.trainer.timed_callbacks import TimedTrainingCallback, TrainTimeState, show_steps, show_time_left
 from hf_multirate.trainer.timed_plan import plan_for, saved_run, setup_of, used_by_purpose, write_plan
@@ -34,7 +34,7 @@ from hf_multirate.trainer.train_time import TrainTime, TrainTimePlan, train_time
 logger = logging.getLogger(__name__)
 
 
-class TimedTrainingMixin(RunLoggingMixin):
+class TimedTrainingMixin(FrozenLengthMixin):
     """Ends training after the time in `MultirateTrainingArguments`, together with the learning-rate schedule."""
 
     train_time_clock: Callable[[], float] = staticmethod(perf_counter)
@@ -44,7 +44,6 @@ class TimedTrainingMixin(RunLoggingMixin):
     _plan: TrainTimePlan | None = None
     _timed: TimedRun | None = None
     _followed: Any = None
-    _steps_per_epoch = 1
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # Trainer asks for max_steps in its constructor if the data set has no length.
@@ -108,7 +107,6 @@ class TimedTrainingMixin(RunLoggingMixin):
         self._check_train_time(args)
         with self._without_end(args):
             values = super().set_initial_training_values(args, *rest, **kwargs)
-        self._steps_per_epoch = values[1]
         if self._steps_per_epoch == PROVISIONAL_STEPS:
             args.max_steps = PROVISIONAL_STEPS  # the loop of transformers 4.57 reads it for data without a length
         self._plan = plan_for(self._train_time, self._setup())
@@ -267,6 +265,8 @@ class TimedTrainingMixin(RunLoggingMixin):
                 "num_train_epochs=%g has no effect.",
                 shown_seconds(self._plan.seconds), epochs, self.args.num_train_epochs,
             )  # fmt: skip
+        if len(self._plan.totals) == 1:
+            self._advise_on_length(steps)
         values: dict[str, float] = {"multirate/planned_steps": steps}
         if not self._timed.repeats:
             values["multirate/seconds_per_step"] = self._timed.seconds_per_step

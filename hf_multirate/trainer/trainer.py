@@ -120,6 +120,8 @@ class MultirateMixin(TimedTrainingMixin, FrozenGroupsMixin):
     def _before_step(self) -> None:
         # Gradients are not averaged yet if training_step skipped the last micro-batch of the step.
         self.multirate.synchronize()
+        if self.state.global_step == 0 and self._train_time is None:
+            self._advise_on_length(self.state.max_steps)
         if self._run_metrics is not None:
             self._run_metrics.add_rates()
 

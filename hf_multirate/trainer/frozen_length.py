@@ -1,0 +1,77 @@
+"""Advice on the length of a run with a new head and frozen lower blocks.
+
+Frozen blocks were ahead of standard training in short runs only, and longer with many labels: see *Which setting?* in
+the documentation.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, cast
+
+from torch import nn
+from transformers import PreTrainedModel, TrainingArguments
+
+from hf_multirate.config.config import MultirateConfig
+from hf_multirate.model.levels import unwrap_peft
+from hf_multirate.model.unwrap import unwrap_model
+from hf_multirate.trainer.outside_steps import rows_of
+from hf_multirate.trainer.run_logging import RunLoggingMixin
+
+
+logger = logging.getLogger(__name__)
+
+
+MANY_LABELS = 10
+"""Smallest measured number of labels with which frozen blocks were ahead for a whole epoch."""
+
+LONGEST_WITH_MANY, LONGEST_WITH_FEW = 1.0, 0.5
+"""Longest run for which frozen blocks are advised, in epochs of standard training that take as many seconds."""
+
+
+def advice_on_length(config: MultirateConfig, model: nn.Module, epochs: float, speedup: float) -> str | None:
+    """What to say of a run with a head start and frozen blocks that is longer than they are advised for.
+
+    Args:
+        config: The configuration.
+        model: The model, without wrapper of several processes.
+        epochs: Length of the run.
+        speedup: Seconds of a full step divided by the mean seconds of a step.
+
+    Returns:
+        A message; None if the run is short enough, or of another setting.
+    """
+    inner = unwrap_peft(model)
+    if not (config.has_never and config.head_start) or config.stage_list or not isinstance(inner, PreTrainedModel):
+        return None
+    labels, standard = inner.config.num_labels or 0, epochs / speedup
+    longest = LONGEST_WITH_MANY if labels >= MANY_LABELS else LONGEST_WITH_FEW
+    if standard <= longest:
+        return None
+    return (
+        f"the lower blocks are frozen for {epochs:.1f} epochs, which take as long as {standard:.1f} of standard "
+        f"training. With {labels} labels that is advised for up to {longest:g}. In longer runs standard training with "
+        "a head rate was as good or better: compare with MultirateConfig.off(head_lr_scale=10), or --multirate off "
+        "--multirate_head_lr_scale 10."
+    )
+
+
+class FrozenLengthMixin(RunLoggingMixin):
+    """Warns if a run with frozen blocks is longer than that is advised for."""
+
+    _steps_per_epoch = 1
+
+    def set_initial_training_values(self, args: TrainingArguments, *rest: Any, **kwargs: Any) -> Any:
+        """See `transformers.Trainer`."""
+        values = super().set_initial_training_values(args, *rest, **kwargs)
+        self._steps_per_epoch = values[1]
+        return values
+
+    def _advise_on_length(self, steps: int) -> None:
+        """Warn if frozen blocks are not advised for a run of ``steps`` steps."""
+        if not rows_of(self.train_dataset) or not self.is_world_process_zero():  # 0 rows: an unknown length
+            return
+        model, speedup = unwrap_model(cast(nn.Module, self.model)), self.multirate.timing.speedup_predicted
+        message = advice_on_length(self.multirate.config, model, steps / self._steps_per_epoch, speedup)
+        if message is not None:
+            logger.warning("%s", message)
