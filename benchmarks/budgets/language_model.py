@@ -13,6 +13,7 @@ its exponential is the perplexity.
 
 from __future__ import annotations
 
+import copy
 import lzma
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,7 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, default_data_collator, set_seed
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, default_data_collator, set_seed
 
 from benchmarks.accuracy.tasks import Data, Task
 
@@ -48,7 +49,19 @@ def load(task: Task, folder: Path | None) -> Data:
 
     first, second = (blocks(folder / name) for name in NEEDS[1:])
     parts = (first[: task.train_rows], first[-VALIDATION_ROWS:], second[:TEST_ROWS])
-    return language_data(parts, lambda: AutoModelForCausalLM.from_pretrained(at, gguf_file=FILE))
+    return language_data(parts, lambda: plain(AutoModelForCausalLM.from_pretrained(at, gguf_file=FILE)))
+
+
+def plain(model: PreTrainedModel) -> PreTrainedModel:
+    """The same weights in a network that is not marked as quantized, which Trainer would refuse to train in full.
+
+    The weights of a GGUF file are in float32 once they are read.
+    """
+    config = copy.deepcopy(model.config)
+    del config.quantization_config
+    same: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    same.load_state_dict(model.state_dict())
+    return same
 
 
 def language_data(parts: tuple[list[list[int]], ...], model: Callable[[], nn.Module]) -> Data:

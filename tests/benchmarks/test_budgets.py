@@ -9,17 +9,18 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
 from benchmarks.accuracy.results import ResultsFile
 from benchmarks.accuracy.tasks import Data
 from benchmarks.budgets import run_one, suite, tasks
 from benchmarks.budgets.contenders import CONTENDERS
 from benchmarks.budgets.kinds import KindsFile
-from benchmarks.budgets.language_model import language_data
+from benchmarks.budgets.language_model import language_data, plain
 from benchmarks.budgets.plan import Plan, Planner
 from benchmarks.budgets.run_one import Spec
 from tests.benchmarks.tiny_task import TINY, load
+from tests.support.runs import assert_same
 
 
 pytestmark = [
@@ -151,6 +152,18 @@ def test_a_language_model_is_scored_by_next_tokens_and_loss(monkeypatch: pytest.
     wanted = tokens[:, 1:].flatten()
     assert run["test_metric"] == pytest.approx((logits.argmax(-1) == wanted).double().mean().item())
     assert run["test_loss"] == pytest.approx(torch.nn.functional.cross_entropy(logits, wanted).item())
+
+
+def test_a_network_that_was_stored_in_few_bits_may_be_trained_in_full(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    stored = LlamaForCausalLM(LlamaConfig(vocab_size=40, **sizes))
+    stored.is_quantized, stored.config.quantization_config = True, {"quant_method": "gguf"}
+    args = TrainingArguments(str(tmp_path), report_to=[])
+    with pytest.raises(ValueError, match="purely quantized"):
+        Trainer(model=stored, args=args)
+    network = plain(stored)
+    Trainer(model=network, args=args)
+    assert_same(network.state_dict(), stored.state_dict())
 
 
 @pytest.mark.parametrize(("instructions", "warned"), [("AVX2", True), ("AVX512", False)])
