@@ -132,11 +132,11 @@ def notes_of(path: Path) -> dict[str, str]:
 def tables_of(runs: Mapping[tuple[str, str], Runs], results: Path) -> dict[str, Callable[[], str]]:
     """The tables over all tasks, by the name in the marker."""
     return {
-        "headline": lambda: accuracy.headline(runs),
         "all tasks short": lambda: accuracy.all_tasks(runs, "short"),
         "all tasks long": lambda: accuracy.all_tasks(runs, "long"),
-        "equal time": lambda: summary_tables.headline(results / "budgets", "short", 0.4),
+        "equal time": lambda: summary_tables.headline(results / "budgets", "short", runs),
         "equal time by budget": lambda: summary_tables.by_budget(results / "budgets", "short"),
+        "equal time kept apart": lambda: summary_tables.by_budget(results / "budgets", "short", budgets.KEPT_APART),
         "ddp": lambda: ddp.table_of(line for line in read_lines(results / "ddp.jsonl") if line["kind"] == "run"),
     }
 

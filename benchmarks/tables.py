@@ -32,7 +32,8 @@ def mean_percent(shares: Sequence[float]) -> str:
 
 def points(gap: tuple[float, float] | None) -> str:
     """A difference of shares and its standard error, in percentage points; empty for None."""
-    return "" if gap is None else f"{100 * gap[0]:+.1f} ± {100 * gap[1]:.1f}"
+    # Adding 0 to a rounded number makes -0.0 positive.
+    return "" if gap is None else f"{round(100 * gap[0], 1) + 0.0:+.1f} ± {100 * gap[1]:.1f}"
 
 
 def with_quartiles(values: Sequence[float], digits: int = 2) -> str:

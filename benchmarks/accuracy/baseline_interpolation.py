@@ -61,8 +61,12 @@ def ahead(runs: Runs, method: str) -> tuple[float, float] | None:
         if baseline is None:
             return None
         gaps.append(run["test_metric"] - baseline)
-    error = float(np.std(gaps, ddof=1) / len(gaps) ** 0.5) if len(gaps) > 1 else float("nan")
-    return fmean(gaps), error
+    return with_error(gaps)
+
+
+def with_error(gaps: Sequence[float]) -> tuple[float, float]:
+    """Mean of differences, and its standard error, which is not a number for a single one."""
+    return fmean(gaps), float(np.std(gaps, ddof=1) / len(gaps) ** 0.5) if len(gaps) > 1 else float("nan")
 
 
 def at(run: Result, time: float) -> float | None:

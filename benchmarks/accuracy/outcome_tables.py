@@ -14,6 +14,7 @@ from benchmarks.accuracy.baseline_interpolation import (
     metric,
     seconds,
     time_to,
+    with_error,
 )
 from benchmarks.accuracy.chosen_runs import Grids
 from benchmarks.accuracy.machine_correction import Runs
@@ -47,20 +48,7 @@ LABELS = {
     "sst2": "SST-2",
     "trec": "TREC, 50 labels",
 }
-HEADLINE = {"multirate ladder 1,2,4 freeze": "ladder", "frozen below last:2": "frozen"}
 LENGTHS = {"short": "one epoch", "long": "three epochs"}
-
-
-def headline(found: Mapping[tuple[str, str], Runs]) -> str:
-    """A row per task, and a column for each of `HEADLINE` and `LENGTHS`; tasks with neither are left out."""
-    columns = [(name, length) for name in HEADLINE for length in LENGTHS]
-    rows = []
-    for task, label in LABELS.items():
-        cells = [_ahead(found.get((task, length), {}), name) for name, length in columns]
-        if any(cells):
-            rows.append([label, *cells])
-    header = ["task", *(f"{HEADLINE[name]}, {LENGTHS[length]}" for name, length in columns)]
-    return table(header, rows) if rows else NOT_RUN
 
 
 def all_tasks(found: Mapping[tuple[str, str], Runs], length: str) -> str:
@@ -75,6 +63,14 @@ def all_tasks(found: Mapping[tuple[str, str], Runs], length: str) -> str:
             ends = dict.fromkeys(f"{speedup:.1f}" for speedup in (min(speedups), max(speedups)))
             rows.append([name, *(_ahead(runs, name) for runs in tasks.values()), " to ".join(ends)])
     return table(["method", *tasks, "speed-up"], rows)
+
+
+def at_equal_steps(runs: Runs, name: str) -> str:
+    """Accuracy of a method less that of the baseline of as many steps, and its speed-up; empty if not run."""
+    if name not in runs or "baseline" not in runs:
+        return ""
+    gaps = [run["test_metric"] - runs["baseline"][seed]["test_metric"] for seed, run in runs[name].items()]
+    return f"{points(with_error(gaps))}, {_speedup(runs, name):.2f}x"
 
 
 def outcome(runs: Runs, rates: Grids) -> str:

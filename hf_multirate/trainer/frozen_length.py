@@ -1,7 +1,7 @@
 """Advice on the length of a run with a new head and frozen lower blocks.
 
-Frozen blocks were ahead of standard training in short runs only, and longer with many labels: see *Which setting?* in
-the documentation.
+Frozen blocks were ahead of standard training in short runs only, longer with many labels, and not with a label for
+each token: see *Which setting?* in the documentation.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from torch import nn
 from transformers import PreTrainedModel, TrainingArguments
+from transformers.models.auto.modeling_auto import MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES
 
 from hf_multirate.config.config import MultirateConfig
 from hf_multirate.model.levels import unwrap_peft
@@ -26,7 +27,21 @@ MANY_LABELS = 10
 """Smallest measured number of labels with which frozen blocks were ahead for a whole epoch."""
 
 LONGEST_WITH_MANY, LONGEST_WITH_FEW = 1.0, 0.5
-"""Longest run for which frozen blocks are advised, in epochs of standard training that take as many seconds."""
+
+
+def longest_advised(labels: int, per_token: bool = False) -> float:
+    """Longest run for which frozen blocks are advised, in epochs of standard training that take as many seconds.
+
+    Args:
+        labels: Number of labels.
+        per_token: Whether each token has a label of its own. Frozen blocks were behind in runs of any length then.
+
+    >>> longest_advised(2), longest_advised(50), longest_advised(75, per_token=True)
+    (0.5, 1.0, 0.0)
+    """
+    if per_token:
+        return 0.0
+    return LONGEST_WITH_MANY if labels >= MANY_LABELS else LONGEST_WITH_FEW
 
 
 def advice_on_length(config: MultirateConfig, model: nn.Module, epochs: float, speedup: float) -> str | None:
@@ -45,14 +60,15 @@ def advice_on_length(config: MultirateConfig, model: nn.Module, epochs: float, s
     if not (config.has_never and config.head_start) or config.stage_list or not isinstance(inner, PreTrainedModel):
         return None
     labels, standard = inner.config.num_labels or 0, epochs / speedup
-    longest = LONGEST_WITH_MANY if labels >= MANY_LABELS else LONGEST_WITH_FEW
+    per_token = type(inner).__name__ in MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES.values()
+    longest = longest_advised(labels, per_token)
     if standard <= longest:
         return None
+    advised = f"With {labels} labels that is advised for up to {longest:g}." if longest else "Each token has a label."
     return (
         f"the lower blocks are frozen for {epochs:.1f} epochs, which take as long as {standard:.1f} of standard "
-        f"training. With {labels} labels that is advised for up to {longest:g}. In longer runs standard training with "
-        "a head rate was as good or better: compare with MultirateConfig.off(head_lr_scale=10), or --multirate off "
-        "--multirate_head_lr_scale 10."
+        f"training. {advised} In such runs standard training with a head rate was as good or better: compare with "
+        "MultirateConfig.off(head_lr_scale=10), or --multirate off --multirate_head_lr_scale 10."
     )
 
 

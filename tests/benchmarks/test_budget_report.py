@@ -11,8 +11,10 @@ from scipy import stats
 
 from benchmarks.accuracy.results import ResultsFile
 from benchmarks.budgets import cells, report, summary_tables
+from benchmarks.budgets.contenders import CONTENDERS
 from benchmarks.budgets.kinds import KindsFile
 from benchmarks.budgets.statistics import interval, over_tasks
+from benchmarks.budgets.tasks import LANGUAGE_MODELS, TASKS
 from benchmarks.report import Report
 
 
@@ -137,19 +139,20 @@ def test_a_contender_is_compared_over_tasks(tmp_path: Path) -> None:
     assert bad.endswith("| 0.50 (0.50 to 0.50) |")
 
 
-def test_the_table_of_the_readme_has_the_expert_baseline_and_two_contenders(
+def test_the_table_of_the_readme_has_equal_time_and_equal_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(summary_tables, "HEADLINE", {"good": "ours", "missing": "not run"})
+    monkeypatch.setattr(summary_tables, "NEW_HEAD", "good")
     written(tmp_path)
-    written(tmp_path, "sst2", shift=0.1)
-    lines = summary_tables.headline(tmp_path, "short", 0.4).splitlines()
-    assert lines[0] == "| task | expert baseline, % | its extras | ours | not run |"
+    written(tmp_path, "sst2", shift=0.1, budget=1.0)
+    runs = {0: {"test_metric": 0.5, "process_seconds": 2.0}}, {0: {"test_metric": 0.6, "process_seconds": 1.0}}
+    steps = {("sst2", "short"): {"baseline": runs[0], summary_tables.DEFAULT: runs[1]}}
+    lines = summary_tables.headline(tmp_path, "short", steps).splitlines()
+    assert lines[0] == "| task | new head, 0.4 | new head, 1 | default, same steps |"
     assert lines[2:] == [
-        "| SST-2 | 80.0 | head rate | +3.0 (+2.0 to +4.0) |  |",
-        "| t | 80.0 | head rate | +3.0 (+2.0 to +4.0) |  |",
+        "| SST-2 |  | +3.0 (+2.0 to +4.0) | +10.0 ± nan, 2.00x |",
+        "| t | +3.0 (+2.0 to +4.0) |  |  |",
     ]
-    assert len(summary_tables.headline(tmp_path, "short", 0.25).splitlines()) == 2
 
 
 def test_a_table_has_all_budgets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,9 +161,32 @@ def test_a_table_has_all_budgets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     written(tmp_path, "sst2", budget=0.25)
     written(tmp_path, "brown", budget=0.25)  # is kept apart, with a table of its own
     lines = summary_tables.by_budget(tmp_path, "short").splitlines()
-    assert lines[0] == "| budget | task | expert baseline, % | its extras | ours |"
+    assert lines[0] == "| budget | task | expert baseline, % | its extras | the rule | ours |"
     assert [line.split(" | ")[0] for line in lines[2:]] == ["| 0.25", "| 1"]
-    assert lines[2] == "| 0.25 | SST-2 | 80.0 | head rate | +3.0 (+2.0 to +4.0) |"
+    assert lines[2] == "| 0.25 | SST-2 | 80.0 | head rate |  | +3.0 (+2.0 to +4.0) |"
+    (apart,) = summary_tables.by_budget(tmp_path, "short", report.KEPT_APART).splitlines()[2:]
+    assert apart.startswith("| 0.25 | Brown, word classes | 80.0 |")
+
+
+def test_the_rule_is_that_of_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = {
+        (task, budget): summary_tables.chosen_by_rule(task, budget)
+        for task in ("trec", "sst2")
+        for budget in (0.4, 1.0, 1.1)
+    }
+    new_head, standard = summary_tables.NEW_HEAD, summary_tables.STANDARD
+    assert chosen == {
+        ("trec", 0.4): new_head, ("trec", 1.0): new_head, ("trec", 1.1): standard,
+        ("sst2", 0.4): new_head, ("sst2", 1.0): standard, ("sst2", 1.1): standard,
+    }  # fmt: skip
+    assert {new_head, standard} <= CONTENDERS.keys()
+    assert {*TASKS} - LANGUAGE_MODELS <= summary_tables.LABELS_OF.keys()
+    monkeypatch.setattr(summary_tables, "NEW_HEAD", "good")
+    written(tmp_path, "sst2", budget=0.25)
+    written(tmp_path, "trec", budget=2.0)
+    short, long = summary_tables.by_budget(tmp_path, "short").splitlines()[2:]
+    assert "| top two blocks, +3.0 (+2.0 to +4.0) |" in short
+    assert "| standard, +0.0 (+0.0 to +0.0) |" in long
 
 
 def test_without_results_there_is_no_page(tmp_path: Path) -> None:

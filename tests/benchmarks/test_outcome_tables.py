@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from statistics import fmean
+
 import pytest
+from scipy import stats
 
 from benchmarks.accuracy import outcome_tables as tables
 from benchmarks.accuracy.baseline_interpolation import ahead, at, baseline_by_time, time_to
@@ -44,13 +47,13 @@ def test_the_table_over_all_tasks() -> None:
     assert tables.all_tasks({}, "short") == "Not run yet."
 
 
-def test_the_headline_has_the_tasks_where_the_ladder_or_a_frozen_prefix_was_run() -> None:
-    ladder = RUNS["multirate head k5 drift"]
-    runs = {name: RUNS[name] for name in ("baseline", "baseline 0.5")} | {"multirate ladder 1,2,4 freeze": ladder}
-    lines = tables.headline({("trec", "short"): RUNS, ("sst2", "long"): runs}).splitlines()
-    assert lines[0] == "| task | ladder, one epoch | ladder, three epochs | frozen, one epoch | frozen, three epochs |"
-    assert lines[2:] == ["| SST-2 |  | +3.5 ± 0.5 |  |  |"]
-    assert tables.headline({("trec", "short"): RUNS}) == "Not run yet."
+def test_at_equal_steps_a_method_is_compared_with_the_baseline_of_its_seed() -> None:
+    assert tables.at_equal_steps(RUNS, "missing") == ""
+    assert tables.at_equal_steps({}, "baseline") == ""
+    assert tables.at_equal_steps(RUNS, "baseline") == "+0.0 ± 0.0, 1.00x"
+    method = "multirate head k5 drift"
+    gaps = [100 * (run["test_metric"] - RUNS["baseline"][seed]["test_metric"]) for seed, run in RUNS[method].items()]
+    assert tables.at_equal_steps(RUNS, method) == f"{fmean(gaps):+.1f} ± {stats.sem(gaps):.1f}, 1.33x"
 
 
 def test_outcome_and_budgets() -> None:

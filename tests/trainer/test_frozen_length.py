@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from torch import nn
 from torch.utils.data import IterableDataset
+from transformers import BertConfig, BertForTokenClassification
 
 from hf_multirate import MultirateConfig
 from hf_multirate.trainer.frozen_length import LONGEST_WITH_FEW, LONGEST_WITH_MANY, MANY_LABELS, advice_on_length
@@ -31,6 +32,15 @@ def test_the_longest_run_depends_on_labels_and_is_counted_in_standard_training(l
     assert message is not None
     assert f"{2 * longest + 0.2:.1f} epochs, which take as long as {longest + 0.1:.1f} of standard" in message
     assert f"With {labels} labels that is advised for up to {longest:g}." in message
+
+
+def test_with_a_label_for_each_token_no_run_is_short_enough() -> None:
+    sizes = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8, "vocab_size": 9, "num_labels": 20}
+    model = BertForTokenClassification(BertConfig(num_hidden_layers=2, **sizes))
+    message = advice_on_length(NEW_HEAD, model, 0.1, 2.0)
+    assert message is not None
+    assert "for 0.1 epochs" in message
+    assert "Each token has a label." in message
 
 
 @pytest.mark.parametrize(
