@@ -128,12 +128,17 @@ def time_kinds(
 
 
 def suited(contenders: Sequence[Contender], task: Task) -> list[Contender]:
-    """The contenders that can train the network of ``task``: extras of a head are for networks with a new one."""
+    """The contenders that can train the network of ``task``: a head of its own, and extras, are those of a new head."""
     if task.name in LANGUAGE_MODELS:
-        return [c for c in contenders if not (c.head_rate or c.head_start)]
+        return [c for c in contenders if not (c.head_rate or c.head_start or _names_head(c))]
     return [
         c for c in contenders if c.name not in LANGUAGE_ONLY and not (c.setting.texts_only and task.optim == "sgd")
     ]
+
+
+def _names_head(contender: Contender) -> bool:
+    """Whether a rate group is the head, which is tied to the embedding in most language models."""
+    return any("head" in group.patterns for group in contender.config.groups)
 
 
 def chosen_tasks(options: argparse.Namespace) -> list[Task]:

@@ -122,7 +122,7 @@ def test_steps_of_kept_rows_are_planned_and_timed_for_themselves(*, head_start: 
 def language_rows(*_: Any) -> Data:
     rows = [[3 + (i * j) % 30 for j in range(8)] for i in range(20)]
     sizes = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 32}
-    config = LlamaConfig(vocab_size=40, **sizes)
+    config = LlamaConfig(vocab_size=40, tie_word_embeddings=True, **sizes)
     return language_data((rows[:12], rows[12:16], rows[16:]), lambda: LlamaForCausalLM(config))
 
 
@@ -131,10 +131,10 @@ def test_contenders_of_a_language_model_have_no_extras_of_a_head(
 ) -> None:
     monkeypatch.setattr(run_one, "load", language_rows)
     monkeypatch.setattr(suite, "LANGUAGE_MODELS", {"tiny"})
-    names = ["baseline", "baseline + head rate", "frozen below part:1/2", "LoRA", "LoRA, ladder 1,2,4"]
+    names = ["baseline", "baseline + head rate", "paper", "frozen below part:1/2", "LoRA", "LoRA, ladder 1,2,4"]
     suite.main(options(tmp_path, "--budgets", "1.0", "--seeds", "1", contenders=names))
     finals = {r["method"]: r for r in ResultsFile(tmp_path, "tiny", "short").runs if r["role"] == "final"}
-    assert list(finals) == [name for name in names if "head" not in name]
+    assert list(finals) == [name for name in names if "head" not in name and name != "paper"]
     assert len(KindsFile(tmp_path / "kinds", "tiny").kinds("LoRA, ladder 1,2,4")) == 3
     assert finals["LoRA, ladder 1,2,4"]["train_loss"] != finals["LoRA"]["train_loss"]
     assert all(0 < run["test_loss"] < 10 for run in finals.values())
