@@ -128,7 +128,7 @@ def time_kinds(
 
 
 def suited(contenders: Sequence[Contender], task: Task) -> list[Contender]:
-    """The contenders that can train the network of ``task``: a head of its own, and extras, are those of a new head."""
+    """The contenders that can train the network of ``task``: some are for networks with a new head only."""
     if task.name in LANGUAGE_MODELS:
         return [c for c in contenders if not (c.head_rate or c.head_start or _names_head(c))]
     return [
