@@ -228,7 +228,7 @@ def test_the_command_line(tmp_path: Path) -> None:
         ({"multirate": "auto", "multirate_config": "x.json"}, "multirate_config is given too"),
         ({"multirate_speedup": 2.0}, "multirate is 'on'. Set multirate='auto'"),
         ({"multirate": "auto", "multirate_speedup": 0.5}, "speedup must be at least 1, got 0.5"),
-        ({"multirate": "automatic"}, r"one of \('on', 'off', 'auto'\)"),
+        ({"multirate": "automatic"}, r"one of \('on', 'off', 'auto', 'new_head'\)"),
     ],
 )
 def test_flags_that_contradict_each_other(tmp_path: Path, words: dict[str, Any], message: str) -> None:
