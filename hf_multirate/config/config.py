@@ -34,6 +34,9 @@ DEFAULT_PERIODS = (1, 2, 4)
 NEW_HEAD_FAST = "depth:0.4"
 """Trained part with a new head and little time: two of six blocks, or two of four stages of a ResNet."""
 
+NEW_HEAD = {"head_lr_scale": 10.0, "head_start": 16}
+"""Settings of a new head and little time, besides its rate groups."""
+
 WITHOUT_GROUPS = ("head_lr_scale", "lr_decay", "head_start", "head_start_steps", "head_start_lr", "train_time")
 """Settings that standard training has too."""
 
@@ -274,7 +277,7 @@ class MultirateConfig:
             fast: Patterns or a preset for the trained parameters, see `RateGroup`.
             **settings: Further fields of `MultirateConfig`, which override those of this setting.
         """
-        return cls.two_rate(fast, NEVER, **{"head_lr_scale": 10.0, "head_start": 16, **settings})
+        return cls.two_rate(fast, NEVER, **{**NEW_HEAD, **settings})
 
     @classmethod
     def for_time(cls, time: str | float, new_head: bool = True, **settings: Any) -> MultirateConfig:

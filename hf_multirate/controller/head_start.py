@@ -163,20 +163,18 @@ def warn_of_old_head(model: nn.Module) -> None:
     inner = unwrap_peft(model)
     if not isinstance(inner, PreTrainedModel):
         return
+    embeddings: Any = inner.get_output_embeddings()  # type: ignore[no-untyped-call]
     # transformers 5 marks parameters that it has read from a checkpoint; 4.57 marks none of them.
     if all(LOADED in vars(parameter) for parameter in head_of(model).values()):
-        logger.warning(
-            "the head of %s was loaded from a checkpoint, so it may be trained already. A head start is for a new "
-            "head: on a few batches an old one can lose more than it gains. If the head is trained, set head_start=0 "
-            "and head_lr_scale=1.", type(inner).__name__,
-        )  # fmt: skip
+        reason = "was loaded from a checkpoint, so it may be trained already"
+    elif embeddings is not None:  # None for a model with a new head
+        reason = "is that of a language model, which was trained before"
+    else:
         return
-    embeddings: Any = inner.get_output_embeddings()  # type: ignore[no-untyped-call]
-    if embeddings is not None:  # None for a model with a new head
-        logger.warning(
-            "the head of %s is that of a language model, which was trained before. A head start is for a new head: on "
-            "a few batches an old one can lose more than it gains. Set head_start=0.", type(inner).__name__,
-        )  # fmt: skip
+    logger.warning(
+        "the head of %s %s. A head start is for a new head: on a few batches an old one can lose more than it gains. "
+        "If the head is trained, set head_start=0 and head_lr_scale=1.", type(inner).__name__, reason,
+    )  # fmt: skip
 
 
 def loss_of_output(model: nn.Module, batch: Any) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
-from hf_multirate.config.config import WITHOUT_GROUPS, MultirateConfig
+from hf_multirate.config.config import NEW_HEAD, WITHOUT_GROUPS, MultirateConfig
 from hf_multirate.config.rate_group import parse_ladder
 from hf_multirate.trainer.argument_fields import SWITCH, MultirateFields
 from hf_multirate.trainer.progress_schedule import PROVISIONAL_STEPS
@@ -111,8 +111,7 @@ class MultirateTrainingArguments(MultirateFields, TrainingArguments):
                 "multirate_speedup."
             )
         given = {name.removeprefix("multirate_"): value for name, value in fields.items() if value is not None}
-        if mode != "new_head":
-            _check_head_start(given)
+        _check_head_start(NEW_HEAD | given if mode == "new_head" else given)
         if mode == "off":
             return MultirateConfig.off(**{name: given[name] for name in WITHOUT_GROUPS if name in given})
         if mode == "auto":

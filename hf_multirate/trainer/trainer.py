@@ -98,6 +98,11 @@ class MultirateMixin(TimedTrainingMixin, FrozenGroupsMixin):
         # Trainer of transformers 4.57 creates the optimizer before it knows the number of steps.
         return self.multirate.attach(model, optimizer, self.state.max_steps or MANY_STEPS)
 
+    def _attach(self) -> None:
+        super()._attach()
+        if self.state.global_step == 0 and self._train_time is None:  # a timed run has no number of steps yet
+            self._advise_on_length(self.state.max_steps)
+
     def _read_arguments(self) -> None:
         if self._configured_by_arguments:
             self.multirate.config = self._switched(_from_arguments(self.args))
@@ -120,8 +125,6 @@ class MultirateMixin(TimedTrainingMixin, FrozenGroupsMixin):
     def _before_step(self) -> None:
         # Gradients are not averaged yet if training_step skipped the last micro-batch of the step.
         self.multirate.synchronize()
-        if self.state.global_step == 0 and self._train_time is None:
-            self._advise_on_length(self.state.max_steps)
         if self._run_metrics is not None:
             self._run_metrics.add_rates()
 

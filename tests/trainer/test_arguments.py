@@ -62,6 +62,10 @@ def test_arguments_build_the_config(tmp_path: Path) -> None:
         ({"multirate_drift_steps": 1, "multirate": "auto"}, "multirate_drift_steps is given too"),
         ({"multirate_period": 3, "multirate": "new_head"}, "freezes the lower blocks, and multirate_period is given"),
         ({"multirate_config": "none.json", "multirate": "new_head"}, "multirate_config is given too"),
+        (
+            {"multirate_head_start": 0, "multirate_head_start_steps": 9, "multirate": "new_head"},
+            "there is no head start",
+        ),
     ],
 )
 def test_bad_arguments_are_refused_before_a_model_is_there(
