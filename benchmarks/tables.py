@@ -32,8 +32,17 @@ def mean_percent(shares: Sequence[float]) -> str:
 
 def points(gap: tuple[float, float] | None) -> str:
     """A difference of shares and its standard error, in percentage points; empty for None."""
-    # Adding 0 to a rounded number makes -0.0 positive.
-    return "" if gap is None else f"{round(100 * gap[0], 1) + 0.0:+.1f} ± {100 * gap[1]:.1f}"
+    return "" if gap is None else f"{signed(gap[0])} ± {100 * gap[1]:.1f}"
+
+
+def signed(share: float) -> str:
+    """A difference of shares in percentage points; a rounded zero is positive."""
+    return f"{round(100 * share, 1) + 0.0:+.1f}"
+
+
+def with_interval(middle: float, low: float, high: float) -> str:
+    """A difference of shares and its interval, in percentage points."""
+    return f"{signed(middle)} ({signed(low)} to {signed(high)})"
 
 
 def with_quartiles(values: Sequence[float], digits: int = 2) -> str:

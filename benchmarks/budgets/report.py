@@ -15,7 +15,7 @@ from benchmarks.budgets.statistics import Interval, interval, over_tasks
 from benchmarks.budgets.tasks import HELD_OUT, LANGUAGE_MODELS
 from benchmarks.machine import in_words
 from benchmarks.plots import Curves, accuracy_at_budgets
-from benchmarks.tables import mean_percent, percent, table
+from benchmarks.tables import mean_percent, percent, table, with_interval
 
 
 LABELS = {**outcome_tables.LABELS, "brown": "Brown, word classes", "pairs": "Brown, pairs", "smollm2": "SmolLM2"}
@@ -88,14 +88,13 @@ def comparison(tasks: Mapping[str, Cells]) -> str:
     order = sorted(gaps, key=lambda name: -fmean(fmean(values) for values in gaps[name].values()))
     for name in order:
         if any(experts.get(task) != name for task in gaps[name]):
-            cells = [_gap(gaps[name].get(task), own=experts.get(task) == name) for task in tasks]
+            cells = ["expert baseline" if experts.get(t) == name else gap(gaps[name].get(t)) for t in tasks]
             rows.append([name, *cells, *_over_tasks(gaps[name], len(tasks))])
     return table(["contender", *(LABELS.get(t, t) for t in tasks), "mean", "worst task", "middle", "better"], rows)
 
 
-def _gap(values: list[float] | None, *, own: bool) -> str:
-    if own:
-        return "expert baseline"
+def gap(values: list[float] | None) -> str:
+    """Mean of differences and its interval, in percentage points; empty without differences."""
     return points(interval(values)) if values else ""
 
 
@@ -111,9 +110,7 @@ def _over_tasks(gaps: Mapping[str, list[float]], number: int) -> list[str]:
 
 def points(value: Interval) -> str:
     """A difference of shares and its interval, in percentage points."""
-    # Adding 0 to a rounded number makes -0.0 positive.
-    middle, low, high = (round(100 * share, 1) + 0.0 for share in (value.value, value.low, value.high))
-    return f"{middle:+.1f} ({low:+.1f} to {high:+.1f})"
+    return with_interval(value.value, value.low, value.high)
 
 
 def _of_task(

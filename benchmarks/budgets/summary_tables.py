@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from benchmarks.accuracy.machine_correction import Runs
 from benchmarks.accuracy.outcome_tables import at_equal_steps
 from benchmarks.budgets.cells import Cells, ahead, all_cells, expert, mean
-from benchmarks.budgets.report import LABELS, kind_of, points
-from benchmarks.budgets.statistics import interval
+from benchmarks.budgets.report import LABELS, gap, kind_of
 from benchmarks.tables import percent, table
 from hf_multirate.trainer.frozen_length import longest_advised
 
 
-BY_BUDGET = {
-    "frozen below last:2 + head rate + head start": "top two blocks only",
-    "ladder 1,2,4 + head rate + head start": "ladder 1, 2, 4",
-}
+Gaps = Mapping[str, Mapping[str, list[float]]]
+"""Contender -> task -> differences from the expert baseline, as `ahead` returns them."""
+
+NEW_HEAD, STANDARD = "frozen below last:2 + head rate + head start", "baseline + head rate"
+"""The two contenders between which the rule chooses."""
+
+BY_BUDGET = {NEW_HEAD: "top two blocks only", "ladder 1,2,4 + head rate + head start": "ladder 1, 2, 4"}
 """Contenders of the table with all budgets, and their names there."""
 
 DEFAULT = "multirate ladder 1,2,4 freeze"
@@ -29,9 +31,6 @@ LABELS_OF = {"cifar10": 10, "embedded": 2, "fashion": 10, "imdb": 2, "sst2": 2, 
 PER_TOKEN = {"brown"}
 """Tasks with a label for each token."""
 
-NEW_HEAD, STANDARD = "frozen below last:2 + head rate + head start", "baseline + head rate"
-"""The two contenders between which the rule chooses."""
-
 
 def headline(folder: Path, length: str, runs: Mapping[tuple[str, str], Runs], *, allow_dirty: bool = False) -> str:
     """The top blocks only at equal time, at all budgets, and the default configuration at equal steps.
@@ -42,14 +41,12 @@ def headline(folder: Path, length: str, runs: Mapping[tuple[str, str], Runs], *,
         runs: Runs of the suite at equal steps, by task and length.
         allow_dirty: Whether results of files that were not committed are shown too.
     """
-    every = _cells_at(folder, length, allow_dirty=allow_dirty)
+    every = {budget: ahead(tasks) for budget, tasks in _cells_at(folder, length, allow_dirty=allow_dirty).items()}
     budgets = sorted(every)
     rows = []
-    for task in sorted({task for tasks in every.values() for task in tasks}):
-        found = [ahead({task: every[b][task]}) if task in every[b] else {} for b in budgets]
-        gaps = [cells.get(NEW_HEAD, {}).get(task) for cells in found]
+    for task in sorted({task for gaps in every.values() for of_tasks in gaps.values() for task in of_tasks}):
         steps = at_equal_steps(runs.get((task, length), {}), DEFAULT)
-        rows.append([LABELS.get(task, task), *(points(interval(g)) if g else "" for g in gaps), steps])
+        rows.append([LABELS.get(task, task), *(_gap(every[budget], NEW_HEAD, task) for budget in budgets), steps])
     return table(["task", *(f"new head, {budget:g}" for budget in budgets), "default, same steps"], rows)
 
 
@@ -63,11 +60,15 @@ def by_budget(folder: Path, length: str, kind: str = "", *, allow_dirty: bool = 
         allow_dirty: As in `headline`.
     """
     every = _cells_at(folder, length, kind, allow_dirty=allow_dirty)
-    rows = [
-        [f"{budget:g}", LABELS.get(task, task), *row[:2], _by_rule(task, budget, every[budget]), *row[2:]]
-        for budget in sorted(every)
-        for task, row in _against_expert(every[budget], BY_BUDGET)
-    ]
+    rows = []
+    for budget, tasks in sorted(every.items()):
+        gaps = ahead(tasks)
+        for task, cells in tasks.items():
+            best = expert(cells)
+            if best is not None:
+                extras = best.removeprefix("baseline").removeprefix(" + ") or "no extra"
+                known = [f"{budget:g}", LABELS.get(task, task), percent(mean(cells[best])), extras]
+                rows.append([*known, _by_rule(gaps, task, budget), *(_gap(gaps, name, task) for name in BY_BUDGET)])
     return table(["budget", "task", "expert baseline, %", "its extras", "the rule", *BY_BUDGET.values()], rows)
 
 
@@ -77,11 +78,15 @@ def chosen_by_rule(task: str, budget: float) -> str:
     return NEW_HEAD if budget <= longest else STANDARD
 
 
-def _by_rule(task: str, budget: float, tasks: Mapping[str, Cells]) -> str:
+def _by_rule(gaps: Gaps, task: str, budget: float) -> str:
     name = chosen_by_rule(task, budget)
-    values = ahead({task: tasks[task]}).get(name, {}).get(task)
+    difference = _gap(gaps, name, task)
     words = "top two blocks" if name == NEW_HEAD else "standard"
-    return f"{words}, {points(interval(values))}" if values else ""
+    return f"{words}, {difference}" if difference else ""
+
+
+def _gap(gaps: Gaps, name: str, task: str) -> str:
+    return gap(gaps.get(name, {}).get(task))
 
 
 def _cells_at(folder: Path, length: str, kind: str = "", *, allow_dirty: bool) -> dict[float, dict[str, Cells]]:
@@ -92,15 +97,3 @@ def _cells_at(folder: Path, length: str, kind: str = "", *, allow_dirty: bool) -
             for budget, cells in budgets.items():
                 found.setdefault(budget, {})[task] = cells
     return found
-
-
-def _against_expert(tasks: Mapping[str, Cells], names: Mapping[str, str]) -> Iterator[tuple[str, list[str]]]:
-    """Task, and accuracy and extras of the expert baseline with differences of ``names`` from it."""
-    gaps = ahead(tasks)
-    for task, cells in tasks.items():
-        best = expert(cells)
-        if best is not None:
-            known = (gaps.get(name, {}).get(task) for name in names)
-            differences = [points(interval(values)) if values else "" for values in known]
-            extras = best.removeprefix("baseline").removeprefix(" + ") or "no extra"
-            yield task, [percent(mean(cells[best])), extras, *differences]

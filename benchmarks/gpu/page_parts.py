@@ -7,7 +7,7 @@ from statistics import fmean, median
 from typing import Any
 
 from benchmarks.gpu.results import GpuResults
-from benchmarks.tables import percent, table, with_quartiles
+from benchmarks.tables import percent, table, with_interval, with_quartiles
 
 
 Values = Mapping[str, Any]
@@ -207,7 +207,4 @@ def equal_time(file: GpuResults) -> Iterator[str]:
 
 
 def _points(gap: list[float] | None) -> str:
-    if gap is None:
-        return ""
-    middle, low, high = (round(100 * share, 1) + 0.0 for share in gap)
-    return f"{middle:+.1f} ({low:+.1f} to {high:+.1f})"
+    return "" if gap is None else with_interval(*gap)
