@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from concurrent.futures import as_completed
 from typing import Any
 
 from benchmarks.accuracy.results import Result, ResultsFile
 from benchmarks.accuracy.tasks import InputError
+from benchmarks.accuracy.worker_pool import results_of
 
 
 def check_settings(file: ResultsFile, settings: Iterable[tuple[str, dict[str, Any]]]) -> None:
@@ -72,14 +72,9 @@ class ResumableRuns(ABC):
         waiting = self.missing(specs)
         bar.update(len(specs) - len(waiting))
         plans = {spec: self.planned(spec) for spec in waiting}
-        if pool is None:
-            for spec, plan in plans.items():
-                function, *words = self.work(spec, plan)
-                self._keep(spec, plan, function(*words), bar)
-            return
-        futures = {pool.submit(*self.work(spec, plan)): spec for spec, plan in plans.items()}
-        for future in as_completed(futures):
-            self._keep(futures[future], plans[futures[future]], future.result(), bar)
+        calls = {spec: self.work(spec, plan) for spec, plan in plans.items()}
+        for spec, result in results_of(calls, pool):
+            self._keep(spec, plans[spec], result, bar)
 
     def _keep(self, spec: Any, plan: Any, result: Result, bar: Any) -> None:
         """Add a result. Only this process writes: workers return their results."""

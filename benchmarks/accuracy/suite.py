@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from concurrent.futures import as_completed
 from dataclasses import replace
 from typing import Any
 
@@ -29,7 +28,7 @@ from benchmarks.accuracy.resumable_runs import check_settings
 from benchmarks.accuracy.suite_command import add_suite_options, start
 from benchmarks.accuracy.tasks import TASKS, InputError, Task, missing
 from benchmarks.accuracy.train_one import Spec, run
-from benchmarks.accuracy.worker_pool import workers
+from benchmarks.accuracy.worker_pool import results_of, workers
 from benchmarks.commands import parser_of
 
 
@@ -101,22 +100,13 @@ class Suite:
         check_settings(self._file, ((spec.method, spec.settings()) for spec in specs))
         results = {spec: known for spec in specs if (known := self._known(spec)) is not None}
         bar.update(len(results))
-        waiting = [spec for spec in specs if spec not in results]
-
-        def keep(spec: Spec, result: Result) -> None:
+        calls = {spec: (run, spec, self._options.data_dir) for spec in specs if spec not in results}
+        for spec, result in results_of(calls, pool):
             result["machine"] |= self._options.measured
             results[spec] = result
             self._file.append(result)  # by this process only: workers return their results
             bar.set_postfix_str(f"{spec.method}, {spec.length}: {result['validation_metric']:.3f}")
             bar.update()
-
-        if pool is None:
-            for spec in waiting:
-                keep(spec, run(spec, self._options.data_dir))
-            return results
-        futures = {pool.submit(run, spec, self._options.data_dir): spec for spec in waiting}
-        for future in as_completed(futures):
-            keep(futures[future], future.result())
         return results
 
 

@@ -9,16 +9,18 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Hashable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import transformers
 
 
 SECONDS_BETWEEN_LOOKS = 1.0
+
+Key = TypeVar("Key", bound=Hashable)
 
 
 def _end_with(parent: int) -> None:
@@ -54,3 +56,19 @@ def workers(jobs: int) -> Iterator[Any]:
             yield pool
         finally:  # after an error the results of waiting runs would be lost
             pool.shutdown(cancel_futures=True)
+
+
+def results_of(calls: Mapping[Key, tuple[Any, ...]], pool: Any) -> Iterator[tuple[Key, Any]]:
+    """Make ``calls``, and yield their results as they come, each with its key.
+
+    Args:
+        calls: A function and its arguments for each key. They begin in this order.
+        pool: A pool of `workers`; None runs the calls here, one after the other.
+    """
+    if pool is None:
+        for key, (function, *arguments) in calls.items():
+            yield key, function(*arguments)
+        return
+    futures = {pool.submit(*call): key for key, call in calls.items()}
+    for future in as_completed(futures):
+        yield futures[future], future.result()

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import as_completed
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
@@ -25,7 +24,7 @@ from benchmarks.accuracy.results import RESULTS, Result, ResultsFile
 from benchmarks.accuracy.resumable_runs import check_settings
 from benchmarks.accuracy.suite_command import add_suite_options, start
 from benchmarks.accuracy.tasks import InputError, Task, missing
-from benchmarks.accuracy.worker_pool import workers
+from benchmarks.accuracy.worker_pool import results_of, workers
 from benchmarks.commands import parser_of
 from benchmarks.machine import hardware, versions
 from benchmarks.reproduction.from_scratch_experiments import EXPERIMENTS, Choice, Experiment, script
@@ -150,14 +149,9 @@ class Runs:
             InputError: the file was measured with another configuration.
         """
         check_settings(self.file, ((s.method, settings_of(self.experiment, s.method)) for s in specs))
-        waiting, folder = self.missing(specs), self._options.data_dir
-        with tqdm(total=len(waiting), desc=self.experiment.name, disable=self._options.quiet or not waiting) as bar:
-            if pool is None:
-                results = (train(self.experiment, spec, folder) for spec in waiting)
-            else:
-                futures = [pool.submit(train, self.experiment, spec, folder) for spec in waiting]
-                results = (future.result() for future in as_completed(futures))
-            for result in results:  # by this process only: workers return their results
+        calls = {spec: (train, self.experiment, spec, self._options.data_dir) for spec in self.missing(specs)}
+        with tqdm(total=len(calls), desc=self.experiment.name, disable=self._options.quiet or not calls) as bar:
+            for _, result in results_of(calls, pool):  # by this process only: workers return their results
                 result["machine"] |= self._options.measured
                 self.file.append({"task": self.experiment.name, "length": LENGTH, **result})
                 bar.update()

@@ -92,12 +92,23 @@ def test_a_page_with_results_has_a_picture(tmp_path: Path) -> None:
     ("seconds", "word"), [(50.0, verdict.CONFIRMED), (60.0, verdict.IN_PART), (80.0, verdict.NOT_CONFIRMED)]
 )
 def test_the_verdict_on_time(seconds: float, word: str, tmp_path: Path) -> None:
-    written(tmp_path, seconds=seconds)
+    for task, length in {"vision": "20", "language_adamw": "3", "language_sgd": "3"}.items():
+        written(tmp_path, seconds=seconds, task=task, length=length)
     found = outcomes(tmp_path / "benchmarks" / "results" / "reproduction")
     found_verdict = claims.half_the_time(found, tmp_path)
     assert found_verdict.word == word
     assert f"vision {100 / seconds:.2f} times as fast" in found_verdict.numbers
     assert claims.half_the_time([], tmp_path).word == verdict.MISSING
+
+
+def test_a_claim_about_every_task_is_confirmed_in_part_as_long_as_one_is_not_measured(tmp_path: Path) -> None:
+    written(tmp_path, seconds=50.0)
+    found = outcomes(tmp_path / "benchmarks" / "results" / "reproduction")
+    time = claims.half_the_time(found, tmp_path)
+    assert time.word == verdict.IN_PART
+    assert time.numbers.endswith("; language_adamw: not measured yet; language_sgd: not measured yet")
+    assert claims.no_loss("vision")(found, tmp_path).word == verdict.CONFIRMED
+    assert claims.no_loss("language")(found, tmp_path).word == verdict.MISSING
 
 
 def test_the_verdict_on_generalization(tmp_path: Path) -> None:
