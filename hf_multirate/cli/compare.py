@@ -13,7 +13,9 @@ from hf_multirate.reporting.run_record import FILE, RECORD_VARIABLE
 from hf_multirate.trainer.arguments import SWITCH_VARIABLE
 
 
-OUTPUT_SWITCH = "--output_dir"
+OUTPUT_SWITCHES = ("--output_dir", "--output-dir")
+"""Spellings of `HfArgumentParser`."""
+
 RUNS = {"baseline": "off", "multirate": "on"}
 """Name of the run -> value of the multirate switch. The baseline runs first."""
 
@@ -82,8 +84,11 @@ def _with_output_folder(arguments: Sequence[str], name: str) -> list[str]:
     """
     extended = list(arguments)
     for i, argument in enumerate(extended):
-        if argument == OUTPUT_SWITCH and i + 1 < len(extended):
+        switch, equals, folder = argument.partition("=")
+        if switch not in OUTPUT_SWITCHES:
+            continue
+        if equals:
+            extended[i] = f"{switch}={Path(folder, name)}"
+        elif i + 1 < len(extended):
             extended[i + 1] = str(Path(extended[i + 1], name))
-        elif argument.startswith(f"{OUTPUT_SWITCH}="):
-            extended[i] = f"{OUTPUT_SWITCH}={Path(argument.partition('=')[2], name)}"
     return extended

@@ -20,6 +20,7 @@ from hf_multirate.config.consistency import (
     check_groups,
     plain_settings,
 )
+from hf_multirate.config.durations import require_duration
 from hf_multirate.config.random_subset import RandomSubset
 from hf_multirate.config.rate_group import NEVER, RateGroup, depth_ladder
 from hf_multirate.config.schedule import Schedule
@@ -277,7 +278,8 @@ class MultirateConfig:
             fast: Patterns or a preset for the trained parameters, see `RateGroup`.
             **settings: Further fields of `MultirateConfig`, which override those of this setting.
         """
-        return cls.two_rate(fast, NEVER, **{**NEW_HEAD, **settings})
+        groups = (RateGroup("fast", fast, 1), RateGroup("slow", ".*", NEVER))
+        return cls(groups, **{**NEW_HEAD, **settings})
 
     @classmethod
     def for_time(cls, time: str | float, new_head: bool = True, **settings: Any) -> MultirateConfig:
@@ -293,7 +295,7 @@ class MultirateConfig:
             TypeError: a value has the wrong type.
         """
         make = cls.new_head if require_bool("new_head", new_head) else cls.ladder
-        return make(train_time=time, **settings)
+        return make(train_time=require_duration("time", time), **settings)
 
     @classmethod
     def off(cls, **settings: Any) -> MultirateConfig:

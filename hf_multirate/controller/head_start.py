@@ -138,7 +138,8 @@ def head_of(model: nn.Module) -> dict[str, nn.Parameter]:
     except ValueError as error:
         why = str(error).partition("; use")[0]
         raise ValueError(
-            f"a head start needs a head, but {why}. Set head_start=0, or new_head=False of MultirateConfig.for_time."
+            f"a head start needs a head, but {why}. A model without a new head needs neither a head start nor a head "
+            "rate. Set head_start=0 and head_lr_scale=1, or choose another setting than new_head."
         ) from error
 
 

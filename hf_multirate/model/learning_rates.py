@@ -47,7 +47,7 @@ def _head(config: MultirateConfig, model: nn.Module) -> set[nn.Parameter]:
         return set(head_parameters(model).values())
     except ValueError as error:
         raise ValueError(
-            f"head_lr_scale is {config.head_lr_scale:g}, but the head is unknown: {error}. Remove head_lr_scale, or "
+            f"head_lr_scale is {config.head_lr_scale:g}, but the head is unknown: {error}. Set head_lr_scale=1, or "
             "give the rate group of the new parameters an lr_scale."
         ) from error
 

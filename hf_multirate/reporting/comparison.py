@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hf_multirate.config.durations import shown_seconds
 from hf_multirate.config.text import one_line
 from hf_multirate.reporting.run_record import RunRecord, format_number
 
@@ -24,10 +25,17 @@ def differences(run: RunRecord, baseline: RunRecord) -> list[str]:
     pairs["model"] = (run.model, baseline.model)
     pairs["rows of training data"] = (run.data["rows"], baseline.data["rows"])
     pairs["checksums of the first batches"] = (run.data["checksums"], baseline.data["checksums"])
-    pairs["steps"] = (run.summary["steps"], baseline.summary["steps"])
+    if equal_time(run, baseline) is None:
+        pairs["steps"] = (run.summary["steps"], baseline.summary["steps"])
     pairs |= {name: (run.environment[name], baseline.environment[name]) for name in MACHINE_FIELDS}
     unequal = _unequal(pairs)
     return unequal if baseline.standard else [*unequal, "the baseline is not standard training"]
+
+
+def equal_time(run: RunRecord, baseline: RunRecord) -> float | None:
+    """Seconds for which both runs were to train; None if they have no such time, or different ones."""
+    given: float | None = run.summary.get("train_time")
+    return given if given == baseline.summary.get("train_time") else None
 
 
 def notes(run: RunRecord, baseline: RunRecord) -> list[str]:
@@ -92,6 +100,7 @@ def compare_records(run: RunRecord, baseline: RunRecord | None) -> dict[str, Any
         figures["baseline_seconds_full_step"] = baseline.summary["seconds_full_step"]
         figures["baseline_metrics"] = metrics(baseline)
         seconds = figures["seconds"]
+        figures["train_time"] = equal_time(run, baseline)
         figures["speedup_proved"] = figures["baseline_seconds"] / seconds if seconds > 0 else None
         figures["differences"] = differences(run, baseline)
         figures["notes"] = notes(run, baseline)
@@ -118,6 +127,11 @@ def summary_sentence(figures: dict[str, Any]) -> str:
         "the baseline."
         for key in preferred[:1]
     )
+    if figures["train_time"] is not None:
+        return (
+            f"Both runs trained for {shown_seconds(figures['train_time'])}: {figures['steps']} steps, and "
+            f"{figures['baseline_steps']} of the baseline.{scores}"
+        )
     if figures["speedup_proved"] is None:
         return f"No step was finished.{scores}"
     return (

@@ -93,6 +93,7 @@ def check_record(values: Mapping[str, Any]) -> None:
     """
     fields(RECORD)(values, "the record")
     STAGES(values["summary"].get("stages", []), "the record.summary.stages")
+    optional(number(0))(values["summary"].get("train_time"), "the record.summary.train_time")
     steps = values["steps"]
     if len(steps["seconds"]) != len(steps["full"]):
         raise ValueError(

@@ -179,7 +179,7 @@ class MultirateFields:
     )
     multirate_activation_cache_dir: str | None = field(
         default=None,
-        metadata={"help": "Folder of a cache on disk (default: the folder activation_cache in output_dir)."},
+        metadata={"help": "Folder of a cache on disk (default: the folder _activation_cache in output_dir)."},
     )
     multirate_log: str = field(
         default="brief",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,32 +105,55 @@ class MultirateTrainingArguments(MultirateFields, TrainingArguments):
         mode, speedup, path = (fields.pop(f"multirate{name}") for name in ("", "_speedup", "_config"))
         for name in OTHER_FIELDS:
             del fields[name]
-        if speedup is not None and mode != "auto":
+        if speedup is not None and mode not in ("auto", "off"):
             raise ValueError(
                 f"multirate_speedup is {speedup}, but multirate is {mode!r}. Set multirate='auto', or remove "
                 "multirate_speedup."
             )
         given = {name.removeprefix("multirate_"): value for name, value in fields.items() if value is not None}
+        if path is not None and mode in SWITCH:
+            config = _from_file(path, given)
+            return config.without_groups() if mode == "off" else config
         _check_head_start(NEW_HEAD | given if mode == "new_head" else given)
         if mode == "off":
             return MultirateConfig.off(**{name: given[name] for name in WITHOUT_GROUPS if name in given})
         if mode == "auto":
             return _auto(speedup, path, given)
-        if mode == "new_head":
-            return _new_head(path, given)
-        if path is None:
-            return _from_fields(given)
+        return _new_head(path, given) if mode == "new_head" else _from_fields(given)
+
+    def require_no_configuration(self) -> None:
+        """Check that no field belongs to a configuration, because the trainer got one.
+
+        Raises:
+            ValueError: there is such a field, which would be ignored.
+        """
+        fields = self._checked_fields()
+        defaults = {"multirate": "on"}
+        given = [
+            f"{name}={value!r}"
+            for name, value in fields.items()
+            if name not in OTHER_FIELDS and value != defaults.get(name)
+        ]
         if given:
             raise ValueError(
-                f"multirate_config is {path!r} and multirate_{', multirate_'.join(given)} is given too. Put the "
-                "values into the file, or remove multirate_config."
+                f"the trainer got multirate=, and its arguments have {', '.join(given)}, which would be ignored. Give "
+                "one of the two. For a baseline run of this script, set the environment variable "
+                f"{SWITCH_VARIABLE}=off."
             )
-        return MultirateConfig.from_json_file(path)
 
 
 @dataclass
 class MultirateSeq2SeqTrainingArguments(Seq2SeqTrainingArguments, MultirateTrainingArguments):
     """`transformers.Seq2SeqTrainingArguments` with the fields of `MultirateTrainingArguments`."""
+
+
+def _from_file(path: str, given: dict[str, Any]) -> MultirateConfig:
+    if given:
+        raise ValueError(
+            f"multirate_config is {path!r}, and multirate_{', multirate_'.join(given)} {_is(given)} given too. Put "
+            "the values into the file, or remove multirate_config."
+        )
+    return MultirateConfig.from_json_file(path)
 
 
 def _check_head_start(given: dict[str, Any]) -> None:
@@ -149,6 +172,11 @@ def _auto(speedup: float | None, path: str | None, given: dict[str, Any]) -> Mul
 
 def _new_head(path: str | None, given: dict[str, Any]) -> MultirateConfig:
     _check_mode("'new_head', which freezes the lower blocks", ("period", "idle", "drift_steps"), path, given)
+    if parse_ladder(given.get("fast", "")) is not None:
+        raise ValueError(
+            f"multirate is 'new_head', which trains one part, and multirate_fast is {given['fast']!r}. Give one part, "
+            "such as last:2, or remove multirate='new_head'."
+        )
     return MultirateConfig.new_head(**given)
 
 
@@ -157,8 +185,13 @@ def _check_mode(mode: str, fields: Sequence[str], path: str | None, given: dict[
     conflicts = [name for name in fields if name in given] + (["config"] if path is not None else [])
     if conflicts:
         raise ValueError(
-            f"multirate is {mode}, and multirate_{', multirate_'.join(conflicts)} is given too. Remove one of the two."
+            f"multirate is {mode}, and multirate_{', multirate_'.join(conflicts)} {_is(conflicts)} given too. Remove "
+            "one of the two."
         )
+
+
+def _is(names: Collection[str]) -> str:
+    return "is" if len(names) == 1 else "are"
 
 
 def _from_fields(given: dict[str, Any]) -> MultirateConfig:

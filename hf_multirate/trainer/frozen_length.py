@@ -28,6 +28,15 @@ MANY_LABELS = 10
 
 LONGEST_WITH_MANY, LONGEST_WITH_FEW = 1.0, 0.5
 
+BASELINES = {
+    False: "MultirateConfig.off(head_lr_scale=10), or --multirate off --multirate_head_lr_scale 10",
+    True: (
+        "MultirateConfig.off(head_lr_scale=10, head_start=16), or --multirate off --multirate_head_lr_scale 10 "
+        "--multirate_head_start 16"
+    ),
+}
+"""Whether each token has a label -> settings of standard training to compare with."""
+
 
 def longest_advised(labels: int, per_token: bool = False) -> float:
     """Longest run for which frozen blocks are advised, in epochs of standard training that take as many seconds.
@@ -64,11 +73,16 @@ def advice_on_length(config: MultirateConfig, model: nn.Module, epochs: float, s
     longest = longest_advised(labels, per_token)
     if standard <= longest:
         return None
-    advised = f"With {labels} labels that is advised for up to {longest:g}." if longest else "Each token has a label."
+    advised = f"With {labels} labels, frozen blocks are advised for up to {longest:g} epochs of standard training"
+    if per_token:
+        reason = "Each token has a label: standard training with a head rate and a head start was better at any length"
+    elif labels >= MANY_LABELS:
+        reason = f"{advised}, and longer runs were not compared with standard training with a head rate"
+    else:
+        reason = f"{advised}. In longer runs standard training with a head rate was as good or better"
     return (
-        f"the lower blocks are frozen for {epochs:.1f} epochs, which take as long as {standard:.1f} of standard "
-        f"training. {advised} In such runs standard training with a head rate was as good or better: compare with "
-        "MultirateConfig.off(head_lr_scale=10), or --multirate off --multirate_head_lr_scale 10."
+        f"the lower blocks are frozen for {epochs:.2f} epochs, which take as long as {standard:.2f} epochs of "
+        f"standard training. {reason}. Compare with {BASELINES[per_token]}."
     )
 
 

@@ -290,8 +290,8 @@ class TrainerLifecycleMixin(_Base):
                 raise
             raise ValueError(
                 f"the optimizer of checkpoint {checkpoint} has other parameter groups than the optimizer of this run "
-                f"({error}). Rate groups with learning rates of their own have parameter groups of their own: resume "
-                "with the configuration of the checkpoint."
+                f"({error}). Frozen groups are in no parameter group, and learning rates of the head or of depth have "
+                "groups of their own: resume with the configuration of the checkpoint."
             ) from error
         if checkpoint is None or not self._controller.changes_training:
             return

@@ -164,7 +164,11 @@ class RunLoggingMixin(TrainerLifecycleMixin):
         metrics = self._run_metrics
         if metrics is None or not metrics.begun or not self._writes_record():
             return None
-        return metrics.record(self.train_dataset)
+        return metrics.record(self.train_dataset, self._seconds_to_train())
+
+    def _seconds_to_train(self) -> float | None:
+        """Seconds for which the last run was to train; None if its length is a number of steps."""
+        return None
 
     def _write_record(self) -> None:
         with self._errors_as_warnings():

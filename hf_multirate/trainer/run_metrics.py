@@ -20,10 +20,8 @@ from hf_multirate.model.unwrap import canonical_parameters, unwrap_model
 from hf_multirate.reporting.record_check import ARGUMENTS, FROZEN
 from hf_multirate.reporting.run_record import CHECKED_STEPS, RunRecord, checksum, environment_of
 from hf_multirate.trainer.log_values import PREFIX, BlockEntries, default_values, with_valid_keys
+from hf_multirate.trainer.resumed_seconds import OUTSIDE, seconds_until
 
-
-OUTSIDE = "seconds_of_"
-"""Prefix, in log entries, of the seconds spent outside of steps."""
 
 CACHE = f"{PREFIX}activation_cache/"
 """Prefix of the log keys of an activation cache."""
@@ -82,10 +80,8 @@ class RunMetrics:
         self._checksums = (before.data["checksums"][:steps_before] + self._checksums)[:CHECKED_STEPS]
         self._steps_before = {key: values[:steps_before] for key, values in before.steps.items()}
         self._logs = [entry for entry in before.logs if entry["step"] <= step and "train_runtime" not in entry]
-        last: Mapping[str, float] = max(self._logs, key=lambda entry: entry["seconds"], default={})
-        self._seconds_before = last.get("seconds", 0.0)
-        self._outside_before = {key.removeprefix(OUTSIDE): last[key] for key in last if key.startswith(OUTSIDE)}
         self.head_start = before.summary.get("head_start")
+        self._seconds_before, self._outside_before = seconds_until(before, steps_before, self._logs)
 
     def add_head_start(self, values: Mapping[str, float]) -> None:
         """Add the values of a head start. Its seconds count for the run, although they precede the first step."""
@@ -209,8 +205,13 @@ class RunMetrics:
         """End the run: stop the clock."""
         self._multirate.timing.finish()
 
-    def record(self, rows: Any) -> RunRecord:
-        """The record of the run; ``rows`` is the training data set."""
+    def record(self, rows: Any, train_time: float | None = None) -> RunRecord:
+        """The record of the run.
+
+        Args:
+            rows: The training data set.
+            train_time: Seconds for which the run was to train, if it has such a time.
+        """
         timing, elapsed = self._multirate.timing, self.elapsed
         before = self._steps_before
         steps = {
@@ -220,6 +221,7 @@ class RunMetrics:
         summary = timing.summary() | {
             "seconds": round(self._seconds_before + elapsed, 4),
             "seconds_aside": self._outside_seconds(),
+            "train_time": train_time,
             "head_start": self.head_start,
             "activation_cache": self._cache_counts(),
             "speedup": timing.speedup_of_run(elapsed),

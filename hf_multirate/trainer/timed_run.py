@@ -163,7 +163,9 @@ class TimedRun:
         share, number = self.plan.measured[-1], self.estimate.number
         if number >= MEASURED_STEPS and self.estimate.complete and share >= LEAST_SHARE:
             return True
-        return (share >= LARGEST_SHARE and number >= FEW_STEPS) or share >= LAST_SHARE
+        if share >= LAST_SHARE:
+            return number > 1 or share >= 1.0  # the first step alone has the seconds of the start
+        return share >= LARGEST_SHARE and number >= FEW_STEPS
 
     def _settle_first(self, step: int, reading: Reading) -> int:
         if not self.estimate.number:  # resumed in the last step of a time that is too short
@@ -172,10 +174,11 @@ class TimedRun:
         steps = self._fitting(step, reading, seconds)
         if steps < MIN_STEPS:
             needed = shown_seconds(self._end(step, MIN_STEPS, reading, seconds) * 1.05)
+            taken = f"{step} step{'s' * (step > 1)} took {shown_seconds(reading.counted(self.plan.counts))}"
             raise ValueError(
-                f"multirate_train_time is {shown_seconds(self.plan.seconds)}, which is too short: {step} steps took "
-                f"{shown_seconds(reading.counted(self.plan.counts))}, so {steps} steps would fit, and at least "
-                f"{MIN_STEPS} are needed. Give {needed} or more, or make steps cheaper with a smaller batch."
+                f"multirate_train_time is {shown_seconds(self.plan.seconds)}, which is too short: {taken}, so {steps} "
+                f"steps would fit, and at least {MIN_STEPS} are needed. Give {needed} or more, or make steps "
+                "cheaper with a smaller batch."
             )
         self.plan.totals.append((step, steps))
         self._marks, self._expected, self.seconds_per_step = [Mark(step, reading.training, 0.0)], 0.0, seconds

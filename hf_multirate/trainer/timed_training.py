@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from time import perf_counter
@@ -34,6 +34,11 @@ from hf_multirate.trainer.train_time import TrainTime, TrainTimePlan, train_time
 logger = logging.getLogger(__name__)
 
 
+def given_arguments(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """The training arguments among the arguments of the constructor of a Trainer; None if there are none."""
+    return kwargs.get("args", args[1] if len(args) > 1 else None)
+
+
 class TimedTrainingMixin(FrozenLengthMixin):
     """Ends training after the time in `MultirateTrainingArguments`, together with the learning-rate schedule."""
 
@@ -47,8 +52,7 @@ class TimedTrainingMixin(FrozenLengthMixin):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # Trainer asks for max_steps in its constructor if the data set has no length.
-        given = kwargs.get("args", args[1] if len(args) > 1 else None)
-        with self._without_end(given):
+        with self._without_end(given_arguments(args, kwargs)):
             super().__init__(*args, **kwargs)
         if self._time_of(self.args) is not None and self.args.max_steps == PROVISIONAL_STEPS:
             self.args.max_steps = -1  # another trainer has copied the arguments
@@ -77,6 +81,9 @@ class TimedTrainingMixin(FrozenLengthMixin):
     def train_time_plan(self) -> TrainTimePlan | None:
         """The plan of the last timed run; None before the first one."""
         return self._plan
+
+    def _seconds_to_train(self) -> float | None:
+        return None if self._plan is None else self._plan.seconds
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """See `transformers.Trainer`. With a time in the arguments, training ends when the time does.

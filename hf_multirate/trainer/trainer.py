@@ -25,7 +25,7 @@ from hf_multirate.optim.parameter_groups import divide_parameter_groups
 from hf_multirate.trainer.argument_fields import require_log
 from hf_multirate.trainer.arguments import MultirateTrainingArguments, switched_off
 from hf_multirate.trainer.never import FrozenGroupsMixin
-from hf_multirate.trainer.timed_training import TimedTrainingMixin
+from hf_multirate.trainer.timed_training import TimedTrainingMixin, given_arguments
 
 
 logger = logging.getLogger(__name__)
@@ -52,8 +52,9 @@ class MultirateMixin(TimedTrainingMixin, FrozenGroupsMixin):
         **kwargs: Keyword arguments of the other class.
 
     Raises:
-        ValueError: ``multirate_log`` is unknown, or the rate groups do not fit the model. Errors because of frozen
-            parameters are raised when training begins, so that a frozen model can be evaluated.
+        ValueError: ``multirate_log`` is unknown, the rate groups do not fit the model, or both ``multirate`` and the
+            arguments have a configuration. Errors because of frozen parameters are raised when training begins, so
+            that a frozen model can be evaluated.
         NotImplementedError: the distributed set-up is unsupported or untested.
     """
 
@@ -71,10 +72,13 @@ class MultirateMixin(TimedTrainingMixin, FrozenGroupsMixin):
         self._configured_by_arguments, self._switched_off = multirate is None, switched_off()
         if multirate is not None and not isinstance(multirate, MultirateConfig):
             wrong_type("multirate", "a MultirateConfig, as MultirateConfig.from_dict() makes one", multirate)
-        # Created before super().__init__, which may evaluate or create an optimizer. The arguments are read later.
-        self.multirate = Multirate(self._switched(multirate or MultirateConfig()))
+        # Created before super().__init__, which may evaluate or create an optimizer, and which needs the time to train
+        # for. It may replace the arguments, so these are read again.
+        self.multirate = Multirate(self._switched(multirate or _from_arguments(given_arguments(args, kwargs))))
         self._control(self.multirate)
         super().__init__(*args, **kwargs)
+        if multirate is not None and isinstance(self.args, MultirateTrainingArguments):
+            self.args.require_no_configuration()
         self._read_arguments()
         try:
             self.multirate.assign(cast(nn.Module, self.model))
@@ -194,7 +198,7 @@ def _skipping_backward(accelerator: Accelerator, at_fast_step: Callable[[], bool
             attributes["backward"] = before
 
 
-def _from_arguments(args: TrainingArguments) -> MultirateConfig:
+def _from_arguments(args: TrainingArguments | None) -> MultirateConfig:
     return args.to_multirate_config() if isinstance(args, MultirateTrainingArguments) else MultirateConfig()
 
 

@@ -143,6 +143,10 @@ def test_for_a_given_time_a_new_head_is_assumed_unless_it_is_denied() -> None:
     assert MultirateConfig.for_time(9, new_head=False) == MultirateConfig(train_time="9")
     with pytest.raises(TypeError, match="new_head must be True or False, got 'no'"):
         MultirateConfig.for_time("9s", new_head="no")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="time must be"):
+        MultirateConfig.for_time(None)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="unexpected keyword argument 'period'"):
+        MultirateConfig.new_head(period=5)
 
 
 def test_the_published_setting_drifts_in_full_at_fixed_positions() -> None:

@@ -45,7 +45,7 @@ def test_heads_of_other_families(family: str, name: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"head_lr_scale": 10}, "head_lr_scale is 10, but the head is unknown: .*Remove head_lr_scale"),
+        ({"head_lr_scale": 10}, "head_lr_scale is 10, but the head is unknown: .*Set head_lr_scale=1"),
         ({"lr_decay": 0.8}, r"lr_decay is 0\.8, but the depth of the parameters is unknown: .*Remove lr_decay"),
     ],
 )

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from hf_multirate.cli import main
-from hf_multirate.cli.compare import compare
+from hf_multirate.cli.compare import _with_output_folder, compare
 from hf_multirate.reporting import report
 from hf_multirate.reporting.run_record import FILE, read_record
 from tests.support.runs import PERIOD, recorded_pair
@@ -88,6 +88,13 @@ def test_a_run_alone_proves_nothing_and_says_so(runs: Path) -> None:
     assert "speedup_proved" not in cells(page.read_text())
 
 
+@pytest.mark.parametrize("switch", ["--output_dir", "--output-dir"])
+def test_each_run_of_a_comparison_has_a_folder_of_its_own(switch: str) -> None:
+    assert _with_output_folder([switch, "out", "--seed=1"], "baseline") == [switch, "out/baseline", "--seed=1"]
+    assert _with_output_folder(["--x", f"{switch}=out"], "multirate") == ["--x", f"{switch}=out/multirate"]
+    assert _with_output_folder([switch], "multirate") == [switch]
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -109,6 +116,23 @@ def test_runs_that_differ_are_no_proof(
     page = report(runs / "multirate", other, tmp_path / "report", allow_differences=True).read_text()
     assert "not comparable" in page
     assert words in page
+
+
+def test_runs_of_the_same_time_may_differ_in_their_steps(runs: Path, tmp_path: Path) -> None:
+    def timed(steps: int, seconds: float) -> Callable[[dict[str, Any]], Any]:
+        return lambda r: r["summary"].update(steps=steps, train_time=seconds)
+
+    run = changed(runs / "multirate", tmp_path / "run", timed(20, 90.0))
+    baseline = changed(runs / "baseline", tmp_path / "baseline", timed(12, 90.0))
+    page = report(run, baseline).read_text()
+    assert "Both runs trained for 1 min 30 s: 20 steps, and 12 of the baseline. The final eval_loss is" in page
+    assert json.loads((run / "report" / "report.json").read_text())["train_time"] == 90.0
+    longer = changed(runs / "baseline", tmp_path / "longer", timed(12, 91.0))
+    with pytest.raises(ValueError, match=r"cannot be compared with .*steps: 20 and 12"):
+        report(run, longer)
+    damaged = changed(runs / "baseline", tmp_path / "damaged", lambda r: r["summary"].update(train_time="1min"))
+    with pytest.raises(ValueError, match="train_time"):
+        report(run, damaged)
 
 
 def test_other_settings_that_differ_are_told(runs: Path, tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+from torch.utils.data import IterableDataset
 
 from hf_multirate import MultirateTrainer, MultirateTrainingArguments
 from tests.support.clock import Clock
@@ -58,3 +60,14 @@ def timed(
     args = MultirateTrainingArguments(str(folder), multirate_train_time=time, **(SETTINGS | rest))
     kind = type("Timed", (kind,), {"train_time_clock": Clock(), "cost": staticmethod(cost)})
     return kind(args=args, **kwargs)
+
+
+class Stream(IterableDataset[Any]):
+    """Rows without a length."""
+
+    def __init__(self, repeats: int) -> None:
+        self.repeats = repeats
+
+    def __iter__(self) -> Iterator[Any]:
+        for _ in range(self.repeats):
+            yield from example("bert", ROWS)[1]

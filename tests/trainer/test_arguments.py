@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from hf_multirate import MultirateConfig, MultirateTrainingArguments
+from hf_multirate import MultirateConfig, MultirateTrainer, MultirateTrainingArguments
+from tests.support.runs import DEFAULTS, example
 
 
 def _arguments(folder: Path, **settings: object) -> MultirateConfig:
@@ -49,6 +51,38 @@ def test_arguments_build_the_config(tmp_path: Path) -> None:
     assert _arguments(tmp_path, multirate_config=str(path)) == MultirateConfig.two_rate("x", idle="drift")
 
 
+def test_a_baseline_ignores_rate_groups_and_keeps_the_rest(tmp_path: Path) -> None:
+    path = tmp_path / "c.json"
+    path.write_text(MultirateConfig.for_time("20min", lr_decay=0.9).to_json())
+    kept = {"head_lr_scale": 10.0, "head_start": 16, "train_time": "20min", "lr_decay": 0.9}
+    assert _arguments(tmp_path, multirate="off", multirate_config=str(path)) == MultirateConfig.off(**kept)
+    groups = {"multirate_fast": "head", "multirate_period": 3, "multirate_speedup": 1.5}
+    assert _arguments(tmp_path, multirate="off", multirate_lr_decay=0.9, **groups) == MultirateConfig.off(lr_decay=0.9)
+    with pytest.raises(ValueError, match="multirate_fast, multirate_lr_decay are given too"):
+        _arguments(
+            tmp_path, multirate="off", multirate_config=str(path), multirate_fast="head", multirate_lr_decay=0.9
+        )
+
+
+def test_a_configuration_in_two_places_is_refused(tmp_path: Path) -> None:
+    model, rows = example("bert")
+
+    def trainer(**given: Any) -> MultirateTrainer:
+        args = MultirateTrainingArguments(str(tmp_path), **{**DEFAULTS, **given})
+        return MultirateTrainer(model=model, args=args, train_dataset=rows, multirate=MultirateConfig())
+
+    path = tmp_path / "c.json"
+    path.write_text(MultirateConfig.off().to_json())
+    with pytest.raises(ValueError, match=r"multirate='off', which would be ignored.*HF_MULTIRATE=off"):
+        trainer(multirate="off")
+    with pytest.raises(ValueError, match="have multirate_fast='head', multirate_period=3, which would be ignored"):
+        trainer(multirate_fast="head", multirate_period=3)
+    with pytest.raises(ValueError, match=r"have multirate_config=.*which would be ignored"):
+        trainer(multirate_config=str(path))
+    beside: dict[str, Any] = {"multirate_record": False, "multirate_log": "all", "multirate_train_time": "1min"}
+    assert trainer(**beside, max_steps=-1).multirate.config == MultirateConfig()
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
@@ -62,6 +96,11 @@ def test_arguments_build_the_config(tmp_path: Path) -> None:
         ({"multirate_drift_steps": 1, "multirate": "auto"}, "multirate_drift_steps is given too"),
         ({"multirate_period": 3, "multirate": "new_head"}, "freezes the lower blocks, and multirate_period is given"),
         ({"multirate_config": "none.json", "multirate": "new_head"}, "multirate_config is given too"),
+        (
+            {"multirate_config": "none.json", "multirate_head_start_steps": 9},
+            "multirate_head_start_steps is given",
+        ),
+        ({"multirate_fast": "ladder:1,2", "multirate": "new_head"}, "trains one part, and multirate_fast is 'ladder:"),
         (
             {"multirate_head_start": 0, "multirate_head_start_steps": 9, "multirate": "new_head"},
             "there is no head start",

@@ -9,10 +9,11 @@ import pytest
 from transformers import TrainingArguments
 
 from hf_multirate import MultirateConfig, MultirateTrainingArguments
+from hf_multirate.reporting.run_record import read_record
 from hf_multirate.trainer.train_time import FILE
 from tests.support.clock import Clock
 from tests.support.runs import assert_same, differ, example, history, weights
-from tests.support.timed import ROWS, SETTINGS, Timed, by_kind, timed
+from tests.support.timed import ROWS, SETTINGS, Stream, Timed, by_kind, timed
 
 
 class Costed(Timed):
@@ -22,6 +23,7 @@ class Costed(Timed):
 def trained(folder: Path, config: MultirateConfig | None, kind: type = TrainingArguments, **more: Any) -> Any:
     model, rows = example("bert", ROWS)
     own = type("Costed", (Costed,), {"train_time_clock": Clock()})
+    rows = more.pop("train_dataset", rows)
     trainer = own(model=model, args=kind(str(folder), **(SETTINGS | more)), train_dataset=rows, multirate=config)
     trainer.train()
     return trainer
@@ -48,6 +50,14 @@ def test_it_may_be_in_a_file_and_have_a_plan(tmp_path: Path) -> None:
     for config in (MultirateConfig(turns_seed=3), MultirateConfig(turns_seed=3, train_time="60s")):
         again = trained(tmp_path / "again", config, MultirateTrainingArguments, **more)
         assert_same(weights(ours), weights(again))
+
+
+def test_it_may_be_in_a_file_with_data_without_a_length(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(MultirateConfig(train_time="60").to_json())
+    ours = trained(tmp_path, None, MultirateTrainingArguments, train_dataset=Stream(50), multirate_config=str(path))
+    assert ours.train_time_clock.now == pytest.approx(60.0, abs=3.0)
+    assert read_record(tmp_path).summary["train_time"] == 60.0
 
 
 def test_with_a_new_head_the_lower_blocks_stay_and_the_head_has_its_start(tmp_path: Path) -> None:

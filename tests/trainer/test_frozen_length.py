@@ -28,10 +28,13 @@ def test_the_longest_run_depends_on_labels_and_is_counted_in_standard_training(l
     model, _ = example("bert")
     model.config.num_labels = labels
     assert advice_on_length(NEW_HEAD, model, 2 * longest, 2.0) is None
-    message = advice_on_length(NEW_HEAD, model, 2 * longest + 0.2, 2.0)
+    message = advice_on_length(NEW_HEAD, model, 2 * longest + 0.06, 2.0)
     assert message is not None
-    assert f"{2 * longest + 0.2:.1f} epochs, which take as long as {longest + 0.1:.1f} of standard" in message
-    assert f"With {labels} labels that is advised for up to {longest:g}." in message
+    assert f"{2 * longest + 0.06:.2f} epochs, which take as long as {longest + 0.03:.2f} epochs of standard" in message
+    assert f"With {labels} labels, frozen blocks are advised for up to {longest:g} epochs of standard" in message
+    assert ("as good or better" in message) == (labels < MANY_LABELS)
+    assert ("were not compared" in message) == (labels == MANY_LABELS)
+    assert "Compare with MultirateConfig.off(head_lr_scale=10), or" in message
 
 
 def test_with_a_label_for_each_token_no_run_is_short_enough() -> None:
@@ -39,8 +42,9 @@ def test_with_a_label_for_each_token_no_run_is_short_enough() -> None:
     model = BertForTokenClassification(BertConfig(num_hidden_layers=2, **sizes))
     message = advice_on_length(NEW_HEAD, model, 0.1, 2.0)
     assert message is not None
-    assert "for 0.1 epochs" in message
-    assert "Each token has a label." in message
+    assert "for 0.10 epochs" in message
+    assert "Each token has a label:" in message
+    assert "MultirateConfig.off(head_lr_scale=10, head_start=16)" in message
 
 
 @pytest.mark.parametrize(
@@ -70,8 +74,8 @@ def test_a_run_says_it_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
         trainer = trainer_for(tmp_path, NEW_HEAD, max_steps=-1, num_train_epochs=3)
         trainer.train()
     (message,) = _messages(caplog)
-    assert f"{TEXT} 3.0 epochs" in message
-    assert f"as long as {3 / trainer.multirate.timing.speedup_predicted:.1f} of standard" in message
+    assert f"{TEXT} 3.00 epochs" in message
+    assert f"as long as {3 / trainer.multirate.timing.speedup_predicted:.2f} epochs of standard" in message
 
 
 def test_a_timed_run_says_it_when_its_length_is_settled(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -79,7 +83,7 @@ def test_a_timed_run_says_it_when_its_length_is_settled(tmp_path: Path, caplog: 
         trainer = timed(tmp_path, multirate="new_head", multirate_head_start=2, multirate_head_start_steps=2)
         trainer.train()
     (message,) = _messages(caplog)
-    assert f"{TEXT} {trainer.train_time_plan.totals[0][1] / trainer._steps_per_epoch:.1f} epochs" in message
+    assert f"{TEXT} {trainer.train_time_plan.totals[0][1] / trainer._steps_per_epoch:.2f} epochs" in message
 
 
 class Stream(IterableDataset[Any]):

@@ -175,7 +175,14 @@ def test_slow_steps_leave_little_to_measure() -> None:
     assert run.used == 600.0
 
 
-@pytest.mark.parametrize(("first", "later"), [(100.0, 100.0), (400.0, 10.0), (700.0, 700.0)])
+@pytest.mark.parametrize("first", [310.0, 500.0])
+def test_a_long_start_does_not_make_a_time_too_short(first: float) -> None:
+    run = Loop(lambda step, _: first if step == 0 else 5.0).run()
+    assert run.plan.totals[0] == (2, 2 + (600 - int(first) - 5) // 5)
+    assert run.used == 600.0
+
+
+@pytest.mark.parametrize(("first", "later"), [(100.0, 100.0), (400.0, 200.0), (700.0, 700.0)])
 def test_a_time_that_is_too_short(first: float, later: float) -> None:
     with pytest.raises(ValueError, match=r"is 10 min, which is too short: .* at least 10 are needed. Give .* or more"):
         Loop(lambda step, _: first if step == 0 else later).run()

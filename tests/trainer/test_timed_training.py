@@ -6,7 +6,6 @@ import json
 import logging
 import re
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import IterableDataset
 from transformers import EarlyStoppingCallback, ProgressCallback, SchedulerType, TrainerCallback
 
 from hf_multirate import MultirateConfig, MultirateSeq2SeqTrainer, MultirateTrainer, MultirateTrainingArguments
@@ -23,7 +21,7 @@ from hf_multirate.trainer.train_time import FILE
 from tests.support.clock import Clock
 from tests.support.launch import launch
 from tests.support.runs import DEFAULTS, FIVE, arguments, assert_same, example, history, weights
-from tests.support.timed import ROWS, SETTINGS, Timed, by_kind, timed
+from tests.support.timed import ROWS, SETTINGS, Stream, Timed, by_kind, timed
 
 
 WARMUP = "warmup_steps" if FIVE else "warmup_ratio"
@@ -279,17 +277,6 @@ def test_an_evaluation_at_the_start_is_the_first_measured_one(tmp_path: Path) ->
     trainer.train()
     assert trainer.train_time_clock.now == pytest.approx(120.0, rel=0.01 if FIVE else 0.05)
     assert planned(trainer)[0] == pytest.approx((120 - (25 if FIVE else 20)) / 0.55, rel=0.03)
-
-
-class Stream(IterableDataset[Any]):
-    """Rows without a length."""
-
-    def __init__(self, repeats: int) -> None:
-        self.repeats = repeats
-
-    def __iter__(self) -> Iterator[Any]:
-        for _ in range(self.repeats):
-            yield from example("bert", ROWS)[1]
 
 
 @pytest.mark.parametrize("repeats", [1, 50])
