@@ -21,7 +21,7 @@ from hf_multirate.reporting import report
 DEFAULT_FAST = ("head", "last:1", "last:2")
 DEFAULT_PERIODS = (2, 5, 10)
 SPEEDUP_PERIODS = (2, 3, 4, 5, 6, 8, 10, 12, 16)
-"""Default periods with ``--speedup``, which lists the smallest sufficient period first."""
+"""Default periods with ``--speedup``, which lists the smallest sufficient cycle first."""
 
 
 def configs_of(fast: Sequence[str], periods: Sequence[int | str]) -> dict[str, MultirateConfig]:
@@ -132,10 +132,10 @@ def _add_plan(command: argparse.ArgumentParser) -> None:
         "--period",
         nargs="+",
         type=_period,
-        help=f"periods, or never (default: {' '.join(map(str, DEFAULT_PERIODS))})",
+        help=f"periods, or never (default: {' '.join(map(str, DEFAULT_PERIODS))}; more with --speedup)",
     )
     command.add_argument(
-        "--speedup", type=float, help="list configurations with at least this speed-up, the smallest period first"
+        "--speedup", type=float, help="list configurations with at least this speed-up, the smallest cycle first"
     )
     command.add_argument("--measure", action="store_true", help="time the steps on this machine")
     command.add_argument("--details", action="store_true", help="also show steps and groups of each configuration")
