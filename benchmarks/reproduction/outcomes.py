@@ -91,13 +91,13 @@ def compared(found: list[Outcome]) -> list[Outcome]:
     return list({outcome.task: outcome for outcome in both}.values())
 
 
-def gains(folder: Path) -> dict[str, dict[str, float]]:
-    """Task -> length -> gain of all parameters in the last third of the steps."""
-    found: dict[str, dict[str, float]] = {}
+def ends(folder: Path) -> dict[str, dict[str, tuple[float, float]]]:
+    """Task -> length -> accuracy of all parameters on validation rows, and its gain in the last third of the steps."""
+    found: dict[str, dict[str, tuple[float, float]]] = {}
     for _, file in _files(folder):
         for run in file.runs:
             if run["role"] == "length":
-                found.setdefault(file.task, {})[file.length] = last_gain(run["curve"])
+                found.setdefault(file.task, {})[file.length] = run["curve"][-1]["metric"], last_gain(run["curve"])
     return found
 
 

@@ -13,7 +13,7 @@ from benchmarks.plots import Curves, accuracy_by_time
 from benchmarks.reproduction import paper
 from benchmarks.reproduction.claims import CLAIMS
 from benchmarks.reproduction.contenders import ALL, EXPERIMENTS, HEAD, label
-from benchmarks.reproduction.outcomes import LEVEL, Outcome, gains, outcomes
+from benchmarks.reproduction.outcomes import LEVEL, Outcome, ends, outcomes
 from benchmarks.reproduction.page_text import DIFFERENT, INTRODUCTION, READING
 from benchmarks.reproduction.verdict import MISSING
 from benchmarks.tables import table
@@ -52,12 +52,12 @@ def page(root: Path, *, allow_dirty: bool = False) -> str:
 
 def _of_task(task: str, found: Sequence[Outcome], folder: Path) -> Iterator[str]:
     yield f"## {TITLES.get(task, task)}"
-    gained = gains(folder).get(task, {})
-    if not found and not gained:
+    ended = ends(folder).get(task, {})
+    if not found and not ended:
         yield f"{MISSING.capitalize()}."
-    if gained:
-        words = (f"{length}: {100 * gain:+.1f}" for length, gain in gained.items())
-        yield f"Gain of all parameters in the last third, in points, by epochs: {', '.join(words)}."
+    if ended:
+        words = (f"{100 * end:.1f} % with {length} ({100 * gain:+.1f})" for length, (end, gain) in ended.items())
+        yield f"All parameters on validation rows, by epochs, with the gain in the last third: {', '.join(words)}."
     for outcome in found:
         yield f"### {outcome.length} epochs"
         yield rows_table(outcome)

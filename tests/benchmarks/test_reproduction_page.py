@@ -77,6 +77,14 @@ def test_a_page_without_results_says_so(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*.png"))
 
 
+def test_a_page_shows_where_all_parameters_end_with_each_length(tmp_path: Path) -> None:
+    for length, test in {"10": 0.75, "20": 0.76}.items():
+        file = ResultsFile(tmp_path / "benchmarks" / "results" / "reproduction", "vision", length)
+        file.append(result(ALL, 100, test, 1.0, role="length", length=length))
+    words = "by epochs, with the gain in the last third: 75.0 % with 10 (+0.0), 76.0 % with 20 (+0.0)."
+    assert words in page.page(tmp_path)
+
+
 def test_a_page_with_results_has_a_picture(tmp_path: Path) -> None:
     written(tmp_path)
     (tmp_path / "docs" / "results" / "images").mkdir(parents=True)
