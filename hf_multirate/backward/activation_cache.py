@@ -19,6 +19,7 @@ from transformers.utils import logging
 from hf_multirate.backward.activation_store import ActivationStore
 from hf_multirate.backward.cached_prefix import Prefix
 from hf_multirate.backward.gradient_checkpointing import checkpointing_modules, reentrant_modules
+from hf_multirate.backward.padding_trial import padding_matters
 from hf_multirate.backward.prefix_forward import PrefixForward, Recording
 from hf_multirate.backward.prefix_trial import check_boundary, check_inputs, try_prefix
 from hf_multirate.backward.row_keys import Place, Rows, named_inputs, rows_of
@@ -134,6 +135,10 @@ class ActivationCache(StepPart):
             return
         expected = None
         if kind not in self._tried:
+            if rows.places is not None and padding_matters(self._prefix, self._forward, inputs):
+                self._padded = False
+                rows = self._rows(inputs, kind)
+                assert rows is not None  # it was not None before
             recording = try_prefix(self._prefix, self._forward, args, kwargs, rows)
             expected = recording.output
             assert expected is not None  # otherwise the trial has raised an error

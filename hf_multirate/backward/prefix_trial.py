@@ -76,7 +76,7 @@ def try_prefix(
                 f"uses their outputs otherwise ({error}). {OFF}"
             ) from error
         for one, other in zip(tensors_in(_plain(expected)), tensors_in(_plain(found)), strict=True):
-            if not _close(one, other, rows if padded else None):
+            if not close(one, other, rows if padded else None):
                 raise NotImplementedError(
                     f"activation_cache cannot skip the modules below {prefix.name!r}: the output of "
                     f"{owner} depends on them in another way too. Hidden states and attentions "
@@ -93,7 +93,7 @@ def check_boundary(prefix: Prefix, expected: Tensor, found: Tensor, rows: Rows) 
         NotImplementedError: it is not.
     """
     padded = rows.places is not None and expected.shape[1:2] == (rows.width,)
-    if not _close(expected, found, rows if padded else None):
+    if not close(expected, found, rows if padded else None):
         raise NotImplementedError(
             f"activation_cache needs the same output of {prefix.name!r} at every pass, but in training it differs "
             "from that in evaluation mode. Switch off noise below it, such as dropout outside of modules, or set "
@@ -141,7 +141,7 @@ def _without_padding(output: Tensor, rows: Rows) -> Tensor:
     return kept
 
 
-def _close(one: Tensor, other: Tensor, rows: Rows | None) -> bool:
+def close(one: Tensor, other: Tensor, rows: Rows | None = None) -> bool:
     """Whether two results are equal to rounding, at the positions of tokens if ``rows`` says where they are."""
     if one.shape != other.shape:
         return False

@@ -40,7 +40,25 @@ def _deep_deberta() -> nn.Module:
     return FAMILIES["deberta-v3"]()[0]
 
 
-OTHERS = {"deberta": _deberta, "t5-encoder": _t5_encoder, "deberta-v3": _deep_deberta}
+def _convbert() -> nn.Module:
+    """Its convolutions over tokens read padded positions."""
+    sizes = {"embedding_size": 16, "classifier_dropout": 0.0, "initializer_range": 0.2}
+    return tf.ConvBertForSequenceClassification(tf.ConvBertConfig(**{**ENCODER, **sizes}))
+
+
+def _nystromformer() -> nn.Module:
+    """Its attention averages over segments, whose lengths depend on the width of the batch."""
+    sizes = {"segment_means_seq_len": WIDTH, "num_landmarks": WIDTH, "conv_kernel_size": 3, "initializer_range": 0.2}
+    return tf.NystromformerForSequenceClassification(tf.NystromformerConfig(**{**ENCODER, **sizes}))
+
+
+OTHERS = {
+    "deberta": _deberta,
+    "t5-encoder": _t5_encoder,
+    "deberta-v3": _deep_deberta,
+    "convbert": _convbert,
+    "nystromformer": _nystromformer,
+}
 TEXTS = [
     "bert",
     "roberta",
@@ -182,6 +200,20 @@ def test_other_padding_changes_rounding_only(family: str) -> None:
     found, multirate = train(cached, batches)
     assert counts(multirate) == (24, 12)
     assert found == pytest.approx(expected, abs=2e-5)
+
+
+@pytest.mark.parametrize("family", ["convbert", "nystromformer"])
+@pytest.mark.parametrize("levels", [1, 0], ids=["last block", "head"])
+@pytest.mark.parametrize("first", [[0, 6], [0, 5]], ids=["first batch without padding", "first batch with padding"])
+def test_rows_are_kept_whole_if_padding_matters(family: str, levels: int, first: list[int]) -> None:
+    model, rows = model_of(family, levels), rows_of(family)
+    batches = [batch_of([rows[i] for i in part]) for part in (first, [1, 4], [0, 4], [1, 5], first)]
+    plain, cached = copy.deepcopy(model), copy.deepcopy(model)
+    with as_in_inference(plain):
+        expected, _ = train(plain, batches, MultirateConfig.off())
+    found, multirate = train(cached, batches)
+    assert found == pytest.approx(expected, abs=2e-6)
+    assert counts(multirate)[0] >= 2  # the last batch is the first one
 
 
 @pytest.mark.parametrize("family", TEXTS + IMAGES)
