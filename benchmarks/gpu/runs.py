@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import count
 from statistics import median
 from typing import Any
 
@@ -86,9 +87,10 @@ def launches(name: str, batch: int, bench: Bench) -> dict[str, Any]:
     found = {"full": _occupied(trained, trained.step, timer.seconds["baseline"], bench)}
     with Multirate(SETTINGS[FAST]).attach(trained.called, trained.optimizer) as controller:
         fast = timer.seconds[f"{FAST}: {kind_of(controller, 1)}"]
+        fast_steps = (step for step in count(1) if not controller.schedule.full(step))
 
         def fast_step() -> None:
-            controller.begin_step(1)
+            controller.begin_step(next(fast_steps))
             trained.step()
 
         found["fast"] = _occupied(trained, fast_step, fast, bench)

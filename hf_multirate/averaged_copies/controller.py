@@ -25,6 +25,8 @@ from hf_multirate.controller.guards import (
     require_model,
     unwrap_optimizer,
 )
+from hf_multirate.distributed.unsupported import check_whole_parameters
+from hf_multirate.model.unwrap import unwrap_model
 from hf_multirate.optim.optimizer_check import check_optimizer, require_rates
 from hf_multirate.optim.skipped_step import Overflow
 from hf_multirate.optim.step_hooks import StepHooks
@@ -63,7 +65,10 @@ class AveragedCopies:
         self._hooks: list[Any] = []
         self._steps: StepHooks | None = None
         self._save_hooks: list[Any] = []
-        self._rates: list[Any] = []
+        self._rates: list[tuple[dict[str, Any], Any, Any]] = []
+        """Parameter groups, their learning rates, and those of the present step."""
+        self._taken: int | None = None
+        """Index of the last step that was taken since `attach` or `load_state_dict`."""
         self._overflow: Overflow | None = None
 
     def attach(self, model: nn.Module, optimizer: Optimizer) -> AveragedCopies:
@@ -75,9 +80,11 @@ class AveragedCopies:
         Raises:
             ValueError: a parameter has no values, no parameter is trainable, or the optimizer has no learning rate.
             RuntimeError: a controller is attached to the model or the optimizer already.
+            NotImplementedError: the model is sharded, or replicated in one process.
         """
         require_model("attach()", model)
-        optimizer = unwrap_optimizer(optimizer)
+        check_whole_parameters(model)
+        optimizer, model = unwrap_optimizer(optimizer), unwrap_model(model)
         if self.attached:
             raise RuntimeError("these copies are attached already. Call detach() first.")
         check_unattached(optimizer, model)
@@ -85,7 +92,7 @@ class AveragedCopies:
         check_optimizer(optimizer, idles=False, changes=True, exchanges=True)
         self._store = CopyStore(model, optimizer, len(self.config.periods))
         self._optimizer = optimizer
-        self.applied_steps, self.step, self._begun = 0, None, False
+        self.applied_steps, self.step, self._taken, self._begun = 0, None, None, False
         self._steps = StepHooks(optimizer, self._before_optimizer_step, self._after_optimizer_step)
         self._hooks = [self._steps]
         self._save_hooks = before_save_or_eval(model, self._show_fastest, self._show_begun)
@@ -165,18 +172,23 @@ class AveragedCopies:
 
         Raises:
             RuntimeError: the controller is not attached.
-            ValueError: ``step`` is negative.
+            ValueError: ``step`` is negative, or not above the last step that was taken.
             TypeError: ``step`` is not an integer.
         """
         store = self._attached_store("begin_step()")
-        step = require_step(step)
         self.set_step(step)
         store.show(self.config.turn(step)[0])
 
     def set_step(self, step: int) -> None:
-        """Set the copy of ``step``. Its values are put into the model within `micro_batch` only."""
+        """Set the copy of ``step``. Its values are put into the model within `micro_batch` only.
+
+        Raises:
+            RuntimeError: the controller is not attached.
+            ValueError: ``step`` is negative, or not above the last step that was taken.
+            TypeError: ``step`` is not an integer.
+        """
         self._attached_store("begin_step()")
-        self.step, self._begun = require_step(step), True
+        self.step, self._begun = require_step(step, self._taken), True
         if self._steps is not None:
             self._steps.reset()
         if not self._save_hooks:
@@ -210,6 +222,7 @@ class AveragedCopies:
 
     def _before_optimizer_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         del args, kwargs
+        self._restore_rates()  # of a step that raised an error
         self._overflow = Overflow(optimizer)
         if self.step is None or not self._begun:
             if all(parameter.grad is None for group in optimizer.param_groups for parameter in group["params"]):
@@ -220,9 +233,10 @@ class AveragedCopies:
             )
         copy, _ = self.config.turn(self.step)
         self._attached_store("step()").show(copy)
-        self._rates = [group["lr"] for group in optimizer.param_groups]
         for group in optimizer.param_groups:
-            group["lr"] = group["lr"] * self.config.periods[copy]
+            rate = group["lr"]
+            group["lr"] = rate * self.config.periods[copy]
+            self._rates.append((group, rate, group["lr"]))
 
     def _after_optimizer_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         del optimizer, args, kwargs
@@ -238,14 +252,14 @@ class AveragedCopies:
         if overflow is not None and overflow.found():
             return
         assert self.step is not None  # checked before the step
-        self.applied_steps += 1
+        self.applied_steps, self._taken = self.applied_steps + 1, self.step
         merged = self.config.turn(self.step)[1]
         if merged:
             store.average(merged, momenta=self.config.momenta, buffers=self.config.buffers)
 
     def _restore_rates(self) -> None:
-        if self._optimizer is not None and self._rates:
-            for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
+        for group, rate, changed in self._rates:
+            if group["lr"] is changed:
                 group["lr"] = rate
         self._rates = []
 
@@ -263,6 +277,7 @@ class AveragedCopies:
             ValueError: ``state`` has another number of copies, or belongs to another model.
         """
         self._attached_store("load_state_dict()").load_state_dict(state)
+        self._taken = None
 
     def _attached_store(self, caller: str) -> CopyStore:
         if self._store is None:

@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from hf_multirate.averaged_copies.state_check import check_copies, check_copy_states
+from hf_multirate.model.unwrap import canonical_name, canonical_parameters
 
 
 State = dict[str, Any]
@@ -31,8 +32,8 @@ class CopyStore:
     """
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, count: int) -> None:
-        self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self._buffers = dict(model.named_buffers())
+        self._parameters = {name: p for name, p in canonical_parameters(model).items() if p.requires_grad}
+        self._buffers = {canonical_name(name): buffer for name, buffer in model.named_buffers()}
         self._tensors: dict[str, Tensor] = {**self._parameters, **self._buffers}
         _check_copyable(self._parameters, self._buffers)
         self._optimizer = optimizer

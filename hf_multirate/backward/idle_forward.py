@@ -60,8 +60,8 @@ class InactiveForward(StepPart):
             )
 
     def begin(self, step: Step) -> None:
-        """At a full step, clear the cached modules and low-precision weights of the last cycle."""
-        if not step.full:
+        """Where all groups with a period are live, clear the cached modules and weights of the last cycle."""
+        if not step.complete:
             return
         self._noisy.clear()  # the parts of a module may change in training
         if self._precision is not None:

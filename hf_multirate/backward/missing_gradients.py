@@ -114,7 +114,7 @@ class MissingGradientCheck(StepPart):
             RuntimeError: one of the cases in the docstring of the class.
         """
         live = self._live(step)
-        if step.full:
+        if step.complete:
             self._warn_of_unfrozen()
         self._idled |= self._groups.keys() - live
         members = {name: self._trained(name) for name in self._groups}
@@ -128,7 +128,7 @@ class MissingGradientCheck(StepPart):
             for name in live:  # none of them drifts until it is live again
                 self.missed.update(members[name])
             return self._record_empty_step(step.index)
-        self._full_steps += step.full
+        self._full_steps += step.complete
         any_lost = False
         for name, present in with_gradient.items():
             self._live_steps[name] += 1
@@ -138,7 +138,7 @@ class MissingGradientCheck(StepPart):
             self._had_gradient.update(present.values())
         self._loses_gradients[step.live] = any_lost
         self._in_functions.clear()
-        if step.full:
+        if step.complete:
             self._check_groups_without_gradient(step.index)
         return True
 
@@ -217,7 +217,8 @@ class MissingGradientCheck(StepPart):
         if self._full_steps < MAX_FULL_STEPS or not self._idled:
             return
         for kind, names in (("slow", self._idled), ("fast", self._groups.keys() - self._idled)):
-            trained = {name for name in names if self._trained(name)}
+            # Groups that rest for a stage are live at no step.
+            trained = {name for name in names if self._live_steps[name] and self._trained(name)}
             if trained and trained <= self.groups_without_gradient:
                 raise RuntimeError(
                     f"the {kind} rate groups {sorted(trained)} never got a gradient in {self._full_steps} full steps "

@@ -29,11 +29,13 @@ class Step:
         index: Index of the step, counted from 0 and continued when a run resumes.
         live: Indices of the live rate groups, which get a gradient, in ascending order.
         full: Whether this is a full step, at which all groups are live.
+        complete: Whether all groups with a period are live. In a stage with resting groups no step is full.
     """
 
     index: int
     live: tuple[int, ...]
     full: bool
+    complete: bool
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class Schedule:
     def at(self, step: int) -> Step:
         """The step with index ``step``."""
         live = self.live(step)
-        return Step(step, live, len(live) == len(self.periods))
+        return Step(step, live, len(live) == len(self.periods), len(live) == sum(map(bool, self.periods)))
 
     def live(self, step: int) -> tuple[int, ...]:
         """Indices of the groups that get a gradient at ``step``, in the order of ``periods``."""

@@ -165,11 +165,21 @@ def require_path(name: str, value: Any) -> str:
     return str.__str__(path)
 
 
-def require_step(value: Any) -> int:
+def require_step(value: Any, taken: int | None = None) -> int:
     """Check the index of an optimizer step.
 
+    Args:
+        value: The index.
+        taken: Index of the last step that was taken; None if there is none.
+
     Raises:
-        ValueError: the value is negative.
+        ValueError: the value is negative, or not above ``taken``.
         TypeError: the value is not an integer.
     """
-    return require_int("a step index, which counts from 0,", value, least=0)
+    step = require_int("a step index, which counts from 0,", value, least=0)
+    if taken is not None and step <= taken:
+        raise ValueError(
+            f"step {step} was begun after step {taken} was taken, so slow groups would be live at the wrong steps. "
+            "Count optimizer steps over all epochs, and call load_state_dict() before you go back to a checkpoint."
+        )
+    return step

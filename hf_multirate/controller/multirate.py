@@ -70,6 +70,8 @@ class Multirate:
         """Folder of an activation cache on disk, unless the configuration names one."""
         self._run = RunStages(config)
         self._step: Step | None = None
+        self._taken: int | None = None
+        """Index of the last step that was taken since `attach` or `load_state_dict`."""
         self._warned: set[str] = set()
         self._frozen = FrozenGroups()
 
@@ -158,7 +160,7 @@ class Multirate:
         gpu = gpu_of(model)
         span = None if gpu is None else partial(DeviceSpan, gpu)
         self.timing = StepTimer(self._run.speedup, full_cost=costs.full, span=span)
-        self.applied_steps, self._step = 0, None
+        self.applied_steps, self._step, self._taken = 0, None, None
         return self
 
     def _warn(self, text: str | None) -> None:
@@ -213,8 +215,8 @@ class Multirate:
             step: Index of the optimizer step from 0. A resumed run continues the count.
 
         Raises:
-            RuntimeError: the controller is not attached.
-            ValueError: ``step`` is negative.
+            RuntimeError: the controller is not attached, or the model has no wrapper in one of several processes.
+            ValueError: ``step`` is negative, or not above the last step that was taken.
             TypeError: ``step`` is not an integer.
         """
         self._run.attached("begin_step()")
@@ -222,7 +224,7 @@ class Multirate:
             self._warn(NO_HEAD_START)
         if self.config.train_time is not None:
             self._warn(NO_TRAIN_TIME)
-        begun = self._run.at(require_step(step))
+        begun = self._run.at(require_step(step, self._taken))
         pipeline = self._run.attached("begin_step()")  # that of the stage
         if pipeline.step is None or pipeline.step.index != begun.index:
             self._step = begun
@@ -232,9 +234,15 @@ class Multirate:
         pipeline.open(begun)
 
     def set_step(self, step: int) -> None:
-        """Set the live groups of ``step``. Unlike with `begin_step`, backward is partial within `micro_batch` only."""
+        """Set the live groups of ``step``. Unlike with `begin_step`, backward is partial within `micro_batch` only.
+
+        Raises:
+            RuntimeError: see `begin_step`.
+            ValueError: see `begin_step`.
+            TypeError: ``step`` is not an integer.
+        """
         self._run.attached("begin_step()")
-        self._step = self._run.at(step)
+        self._step = self._run.at(require_step(step, self._taken))
         self._run.attached("begin_step()").begin(self._step)
         self.timing.start()
 
@@ -258,6 +266,7 @@ class Multirate:
 
     def _after_applied(self, step: Step) -> None:
         self.applied_steps += 1
+        self._taken = self._run.begin + step.index
         if self._run.correct_speedup():
             self.timing.speedup_predicted = self._run.speedup
         self.timing.stop(full=step.full, predicted_cost=self.relative_cost)
@@ -273,6 +282,7 @@ class Multirate:
             ValueError: ``state`` is damaged, or belongs to another model.
         """
         self._run.load_state_dict(state)
+        self._taken = None
 
     @property
     def changes_training(self) -> bool:

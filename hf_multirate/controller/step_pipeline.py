@@ -167,7 +167,12 @@ class StepPipeline:
         return self._hooks.inside
 
     def begin(self, step: Step) -> None:
-        """Begin ``step``. The model does not change before `micro_batch`."""
+        """Begin ``step``. The model does not change before `micro_batch`.
+
+        Raises:
+            RuntimeError: there are several processes and the model has no wrapper.
+        """
+        require_wrapper(self._config, self._sync)
         self._remove_save_hooks()  # no context is open outside of a micro-batch
         self.step = step
         for begin in self._begins:
@@ -176,7 +181,6 @@ class StepPipeline:
     def open(self, step: Step) -> None:
         """Begin ``step`` and open its micro-batch context, which the step of the optimizer closes."""
         if self.step is None or step.index != self.step.index:
-            require_wrapper(self._config, self._sync)
             self._open.close()
             self.begin(step)
         if not self._save_hooks:

@@ -54,6 +54,7 @@ class GradientAllReduce:
         handles = [
             parameter.register_post_accumulate_grad_hook(reached)  # type: ignore[no-untyped-call]
             for parameter in self._place
+            if parameter.requires_grad  # others were frozen during training; their buckets are sent in the end
         ]
         try:
             yield

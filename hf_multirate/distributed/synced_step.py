@@ -222,7 +222,9 @@ def check_weights(parameters: Mapping[str, Tensor], group: dist.ProcessGroup, st
 def _hash(parameter: Tensor) -> Tensor:
     """Sum of the bit patterns of all elements, each multiplied by its position, modulo 2**64."""
     integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    bits = parameter.detach().contiguous().view(integers[parameter.element_size()]).view(-1)
+    value = parameter.detach().resolve_conj().contiguous()
+    value = torch.view_as_real(value) if value.is_complex() else value
+    bits = value.view(integers[value.element_size()]).view(-1)
     result = torch.zeros((), dtype=torch.int64, device=parameter.device)
     for start in range(0, bits.numel(), CHUNK):
         part = bits[start : start + CHUNK].to(torch.int64)

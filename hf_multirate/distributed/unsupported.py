@@ -98,11 +98,33 @@ def check_activation_cache_of_model(model: nn.Module) -> None:
     """
     if is_compiled(model):
         _refuse_cache(COMPILED)
+    wrapper = _splitting_wrapper(model)
+    if wrapper is not None:
+        _refuse_cache(f"FSDP, {SHARDED_PREFIX}" if wrapper == "FSDP" else f"{wrapper}. {DDP_ONLY}")
+
+
+def check_whole_parameters(model: nn.Module) -> None:
+    """Check that no wrapper of ``model`` shards or replicates its parameters, which averaged copies exchange.
+
+    Raises:
+        NotImplementedError: there is such a wrapper.
+    """
+    wrapper = _splitting_wrapper(model)
+    if wrapper is not None:
+        raise NotImplementedError(
+            f"averaged copies do not work with {wrapper}: they need unsharded parameters and one device per process. "
+            f"{DDP_ONLY}"
+        )
+
+
+def _splitting_wrapper(model: nn.Module) -> str | None:
+    """The kind of wrapper that shards the parameters of ``model`` or replicates them; None without one."""
     for module in model.modules():
         if isinstance(module, (FSDPModule, FullyShardedDataParallel)):
-            _refuse_cache(f"FSDP, {SHARDED_PREFIX}")
+            return "FSDP"
         if isinstance(module, nn.DataParallel):
-            _refuse_cache(f"DataParallel. {DDP_ONLY}")
+            return "DataParallel"
+    return None
 
 
 def _refuse_cache(reason: str) -> NoReturn:

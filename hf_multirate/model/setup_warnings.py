@@ -74,7 +74,7 @@ def _is_encoder_of(path: str, decoder_path: str) -> bool:
 def warn_of_lost_steps(
     config: MultirateConfig, partition: Mapping[str, Sequence[str]], parameters: Mapping[str, nn.Parameter]
 ) -> None:
-    """Warn if the step of a low-precision parameter is scaled after the optimizer may have rounded it to zero."""
+    """Warn if steps of low-precision parameters are scaled or repeated when they may have been rounded to zero."""
     for group in config.groups:
         names = [name for name in partition[group.name] if parameters[name].dtype in (torch.bfloat16, torch.float16)]
         if group.random_subset is not None and names:
@@ -83,6 +83,12 @@ def warn_of_lost_steps(
                 "parameters are %s, e.g. %r. Steps below the precision of a weight are lost before they are "
                 "scaled. Keep such parameters in float32, and use bf16=True for mixed precision.",
                 group.name, len(names), parameters[names[0]].dtype, names[0],
+            )  # fmt: skip
+        elif group.idle == "drift" and names:
+            logger.warning(
+                "rate group %r drifts, and %d of its parameters are %s, e.g. %r. Drift steps below the precision of a "
+                "weight are lost. Keep such parameters in float32, and use bf16=True for mixed precision, or use "
+                "idle='freeze'.", group.name, len(names), parameters[names[0]].dtype, names[0],
             )  # fmt: skip
 
 

@@ -159,8 +159,11 @@ def _drift_along(
 def _dot(parameter: Tensor, update: Tensor | None, sign: float) -> Tensor | None:
     if update is None or parameter.grad is None:
         return None
-    columns = width(parameter)
-    product = real(sample(local(parameter.grad), columns)) * real(sample(update, columns))
+    columns, gradient = width(parameter), local(parameter.grad)
+    if gradient.is_sparse:  # of an embedding: its entries are rows, and momentum is sparse too
+        gradient, dense = gradient.coalesce(), update.to_dense() if update.is_sparse else update
+        update, gradient = dense[gradient.indices().unbind()], gradient.values()
+    product = real(sample(gradient, columns)) * real(sample(update, columns))
     return sign * extrapolation(parameter) * product.sum(dtype=torch.float32)
 
 

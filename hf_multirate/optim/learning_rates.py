@@ -56,7 +56,8 @@ class LearningRates(StepPart):
     def before_step(self, step: Step) -> bool:
         """Multiply the learning rates of the parameter groups with live parameters."""
         self.end()
-        for index, (settings, factor) in enumerate(zip(self._optimizer.param_groups, self._steps, strict=True)):
+        # Parameter groups that were added since are in no rate group.
+        for index, (settings, factor) in enumerate(zip(self._optimizer.param_groups, self._steps, strict=False)):
             if factor != 1.0 and self._groups[index] & set(step.live):
                 rate = settings["lr"]
                 settings["lr"] = rate * factor

@@ -13,7 +13,7 @@ from transformers.trainer_pt_utils import get_parameter_names
 from hf_multirate.config.config import MultirateConfig
 from hf_multirate.config.validation import require_number
 from hf_multirate.model.stages import factors_of_run, settle_stages
-from hf_multirate.model.unwrap import canonical_parameters, unwrap_model
+from hf_multirate.model.unwrap import canonical_name, canonical_parameters, unwrap_model
 
 
 FACTOR = "multirate_lr_factor"
@@ -60,7 +60,7 @@ def multirate_parameter_groups(
     rate = None if lr is None else require_number("lr", lr)
     if groups is None:
         groups = _by_decay(model, None if weight_decay is None else require_number("weight_decay", weight_decay))
-    given = [{**({} if rate is None else {"lr": rate}), **group} for group in groups]
+    given = [{**({} if rate is None else {"lr": rate}), **_without_names(group)} for group in groups]
     if any(group.get("lr") is None for group in given):
         raise ValueError(
             "multirate_parameter_groups needs lr, the learning rate of a parameter with factor 1, got none."
@@ -68,6 +68,15 @@ def multirate_parameter_groups(
     keys, names, never = _keys(model, config)
     moving = [{**group, "params": [p for p in group["params"] if p not in never]} for group in given]
     return _divided([group for group in moving if group["params"]] if never else given, keys, names)
+
+
+def _without_names(group: Mapping[str, Any]) -> Settings:
+    """A parameter group with its parameters in a list, and their names beside them if torch got pairs."""
+    given = group["params"]
+    entries = [given] if isinstance(given, Tensor) else list(given)
+    if not any(isinstance(entry, tuple) for entry in entries):
+        return {**group, "params": entries}
+    return {**group, "params": [p for _, p in entries], "param_names": [name for name, _ in entries]}
 
 
 def divide_parameter_groups(optimizer: Optimizer, model: nn.Module, config: MultirateConfig) -> None:
@@ -133,7 +142,8 @@ def _by_decay(model: nn.Module, weight_decay: float | None) -> list[Settings]:
     trainable = {name: p for name, p in canonical_parameters(model).items() if p.requires_grad}
     if weight_decay is None:
         return [{"params": list(trainable.values())}]
-    decayed = set(get_parameter_names(model, [nn.LayerNorm], list(NO_DECAY)))  # type: ignore[no-untyped-call]
+    named = get_parameter_names(model, [nn.LayerNorm], list(NO_DECAY))  # type: ignore[no-untyped-call]
+    decayed = {canonical_name(name) for name in named}
     groups = [
         {"params": [p for name, p in trainable.items() if name in decayed], "weight_decay": weight_decay},
         {"params": [p for name, p in trainable.items() if name not in decayed], "weight_decay": 0.0},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,9 @@ from hf_multirate.model.hooks import OwnHook
 
 
 StepHook = Callable[[Optimizer, Any, Any], None]
+
+_WRAPPER = Optimizer.profile_hook_step(lambda optimizer: None).__code__
+"""Code of the function that torch puts around each ``step``, and that calls the hooks."""
 
 
 class StepHooks:
@@ -33,6 +37,8 @@ class StepHooks:
         ]
 
     def _enter(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if self._depth and _running(optimizer) == 1:
+            self._depth = 0  # the last step raised an error, and is tried again
         if self._depth == 0:
             self._before(optimizer, args, kwargs)
         self._depth += 1
@@ -55,3 +61,12 @@ class StepHooks:
         """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
+
+
+def _running(optimizer: Optimizer) -> int:
+    """Number of nested calls of ``step`` of an optimizer that are running."""
+    number, frame = 0, sys._getframe()
+    while (caller := frame.f_back) is not None:
+        frame = caller
+        number += frame.f_code is _WRAPPER and frame.f_locals["args"][0] is optimizer
+    return number

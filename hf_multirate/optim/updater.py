@@ -122,7 +122,7 @@ class ParameterUpdater(StepPart):
 
     def _tracks(self, step: Step) -> bool:
         """Whether the loss decrease is tracked: at every second full step, or at all if drift factors adapt."""
-        return step.full and (self._adapts or step.index // self._schedule.cycle % 2 == 0)
+        return step.complete and (self._adapts or step.index // self._schedule.cycle % 2 == 0)
 
     @torch.no_grad()
     def before_step(self, step: Step) -> bool:

@@ -6,6 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import count
 from statistics import median
 from typing import Any
 
@@ -144,16 +145,17 @@ def seconds_of(
     Returns:
         Live groups -> seconds. The empty tuple stands for a step of standard training.
     """
-    kinds = {live: schedule.example(live) for live in kinds_of(schedule)}
+    kinds = kinds_of(schedule)
     times: dict[Live, list[float]] = defaultdict(list)
     with random_state_restored(model.parameters()):
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.0)
         for turn in range(ROUNDS + 1):
             seconds: dict[Live, float] = {(): _time_step(model, batch, optimizer)}
             with Multirate(config).attach(model, optimizer) as controller:
-                for live, step in kinds.items():
+                steps = count()
+                for live in kinds:
                     for _ in range(2):  # in training, most steps follow a step of the same kind
-                        controller.begin_step(step)
+                        controller.begin_step(next(step for step in steps if schedule.live(step) == live))
                         seconds[live] = _time_step(model, batch, optimizer)
             for live, value in seconds.items():
                 if turn:

@@ -145,7 +145,8 @@ def _counts(
         backward = PartialBackward(model, groups, inactive)
         frozen = FrozenForward(model, never, groups, inactive)
         for live in {*kinds_of(config.schedule), *_prefixes(config)}:
-            step = Step(0, live, len(live) == len(config.groups))
+            full = len(live) == len(config.groups)
+            step = Step(0, live, full, complete=full)
             with frozen.micro_batch(step) if never else nullcontext(), backward.micro_batch(step):
                 costs[live] = count_step(model, rows, factor)
     return standard or costs[_all_groups(config)], costs

@@ -398,3 +398,19 @@ def test_moments_of_a_scalar_go_to_the_device_of_the_scalar() -> None:
     parameter = nn.Parameter(torch.empty((), device="meta"))
     state = on_device({"step": torch.tensor(3.0), "exp_avg": torch.zeros(())}, parameter, {})
     assert {key: value.device.type for key, value in state.items()} == {"step": "cpu", "exp_avg": "meta"}
+
+
+def test_a_wrapped_model_has_the_copies_of_the_inner_one() -> None:
+    inner = network()
+    model = torch.compile(inner, backend="eager")
+    optimizer = SGD(inner.parameters(), lr=0.1)
+    with AveragedCopies(COPIES).attach(model, optimizer) as copies:
+        assert not any("_orig_mod" in name for one in copies.state_dict()["values"] for name in one)
+        with pytest.raises(RuntimeError, match="the model is attached already"):
+            AveragedCopies(COPIES).attach(inner, SGD(inner.parameters(), lr=0.1))
+
+
+def test_replicas_of_one_process_are_refused() -> None:
+    model = nn.DataParallel(network())
+    with pytest.raises(NotImplementedError, match=r"averaged copies do not work with DataParallel.*DistributedData"):
+        AveragedCopies(COPIES).attach(model, SGD(model.parameters(), lr=0.1))

@@ -388,7 +388,7 @@ def test_a_parameter_of_a_resumed_run_has_had_a_gradient() -> None:
     with pytest.raises(
         RuntimeError, match=r"1 of 2 parameters of rate group 'slow' got no gradient at step 7.*'bias'"
     ):
-        resumed.before_step(Step(7, (0,), full=True))
+        resumed.before_step(Step(7, (0,), full=True, complete=True))
 
 
 def _check(strict: bool = False) -> tuple[MissingGradientCheck, dict[str, nn.Parameter]]:
@@ -403,11 +403,11 @@ def _give(members: dict[str, nn.Parameter], names: str) -> None:
 
 
 def full(index: int) -> Step:
-    return Step(index, live=(0, 1), full=True)
+    return Step(index, live=(0, 1), full=True, complete=True)
 
 
 def fast(index: int) -> Step:
-    return Step(index, live=(0,), full=False)
+    return Step(index, live=(0,), full=False, complete=False)
 
 
 def test_idle_gradient_and_with_strict_a_silent_group_are_errors() -> None:

@@ -122,7 +122,7 @@ def test_steps_to_the_next_refresh_and_since_the_last() -> None:
 
 def test_a_step_has_its_index_its_live_groups_and_whether_these_are_all() -> None:
     schedule = Schedule((1, 3))
-    assert [schedule.at(step) for step in (0, 1)] == [Step(0, (0, 1), True), Step(1, (0,), False)]
+    assert [schedule.at(step) for step in (0, 1)] == [Step(0, (0, 1), True, True), Step(1, (0,), False, False)]
 
 
 def test_the_default_is_a_ladder_that_freezes() -> None:

@@ -219,3 +219,12 @@ def test_drift_follows_a_state_that_is_loaded_in_the_middle_of_a_cycle() -> None
         momentum = optimizer.state[model[0].weight]["momentum_buffer"].clone()
         _train(multirate, model, optimizer, range(2, 3))
         torch.testing.assert_close(model[0].weight.detach(), before - 0.1 * momentum)
+
+
+def test_drift_of_short_floats_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "hf_multirate"):
+        Multirate(MultirateConfig.two_rate("^2", 2)).assign(_model().to(torch.bfloat16))
+        Multirate(CONFIG).assign(_model())
+        assert caplog.text == ""
+        Multirate(CONFIG).assign(_model().to(torch.bfloat16))
+    assert "Drift steps below the precision of a weight are lost" in caplog.text

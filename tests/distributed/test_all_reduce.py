@@ -109,3 +109,20 @@ def test_which_gradients_there_are_is_sent_without_a_copy_from_the_host(
         bucket = _BucketInFlight(parameters, group, None)
     assert not waits.number
     assert bucket._flat[-3:].tolist() == [float(i not in missing) for i in range(3)]
+
+
+def test_parameters_that_were_frozen_since_are_passed_over(group: dist.ProcessGroup) -> None:
+    model = layers(2)
+    model[0].requires_grad_(False)
+    average = GradientAllReduce(list(model.parameters()), group)
+    with average.watching(sends=True):
+        model(torch.randn(2, 4)).sum().backward()
+    wanted = model[1].weight.grad.clone()
+    average.finish()
+    assert torch.equal(model[1].weight.grad, wanted)
+    assert model[0].weight.grad is None
+
+
+def test_complex_weights_are_compared(group: dist.ProcessGroup) -> None:
+    for dtype in (torch.complex64, torch.complex128):
+        check_weights({"weight": nn.Parameter(torch.ones(3, dtype=dtype))}, group, 3)

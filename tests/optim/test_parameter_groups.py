@@ -9,6 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from peft.optimizers import create_loraplus_optimizer
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.optim import SGD, AdamW
 from transformers import Trainer
 
@@ -117,3 +118,24 @@ def test_groups_of_an_optimizer_of_optimizers_cannot_be_divided() -> None:
     model = network()
     with pytest.raises(ValueError, match="the parameter groups of optimizer Several cannot have learning rates"):
         divide_parameter_groups(Several(model.parameters()), model, CONFIG)
+
+
+def test_wrapped_blocks_keep_their_weight_decay() -> None:
+    model = nn.Sequential(*[nn.Sequential(nn.Linear(4, 4), nn.ReLU()) for _ in range(3)], nn.Linear(4, 2))
+    for i in range(3):
+        model[i] = checkpoint_wrapper(model[i])
+    groups = multirate_parameter_groups(model, MultirateConfig.two_rate(r"^3\.", 2), lr=0.1, weight_decay=0.01)
+    decay = {p: group["weight_decay"] for group in groups for p in group["params"]}
+    assert all(decay[p] == (0.01 if p.dim() > 1 else 0.0) for p in model.parameters())
+
+
+def test_groups_may_name_their_parameters() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    config = MultirateConfig([RateGroup("top", r"^1\.", lr_scale=3.0), RateGroup("rest", ".*", 2)])
+    plain = multirate_parameter_groups(model, config, lr=0.1, groups=[{"params": model.parameters()}])
+    named = multirate_parameter_groups(model, config, lr=0.1, groups=[{"params": list(model.named_parameters())}])
+    assert [group["lr"] for group in named] == [group["lr"] for group in plain] == [0.1, pytest.approx(0.3)]
+    assert [group["param_names"] for group in SGD(named).param_groups] == [
+        ["0.weight", "0.bias"],
+        ["1.weight", "1.bias"],
+    ]
