@@ -114,6 +114,8 @@ def test_training_reads_the_same_as_without(name: str, prepared: bool) -> None:
 
 def test_accelerate_has_no_loader_that_is_read() -> None:
     accelerator = Accelerator(cpu=True)
+    # All objects share the state, and the loader of an earlier test may not be read to its end.
+    accelerator.gradient_state.__dict__["_dataloader_references_ref"] = [None]
     loader = accelerator.prepare(DataLoader(Rows(), 4))
     first_batches(loader, 2)
     assert not accelerator.gradient_state.in_dataloader
