@@ -85,9 +85,20 @@ def outcomes(folder: Path, *, allow_dirty: bool = False) -> list[Outcome]:
     return found
 
 
+LEAST_SEEDS = 3
+"""Number of seeds that a verdict needs."""
+
+
 def compared(found: list[Outcome]) -> list[Outcome]:
-    """Of each task the outcome of the longest training that has multirate training and all parameters."""
-    both = [outcome for outcome in found if HEAD in outcome.rows and ALL in outcome.rows]
+    """Of each task the outcome of the longest training that has multirate training and all parameters.
+
+    Both need `LEAST_SEEDS` common seeds.
+    """
+    both = [
+        outcome
+        for outcome in found
+        if len(outcome.rows.get(HEAD, {}).keys() & outcome.rows.get(ALL, {}).keys()) >= LEAST_SEEDS
+    ]
     return list({outcome.task: outcome for outcome in both}.values())
 
 

@@ -13,7 +13,7 @@ from benchmarks.plots import Curves, accuracy_by_time
 from benchmarks.reproduction import paper
 from benchmarks.reproduction.claims import CLAIMS
 from benchmarks.reproduction.contenders import ALL, EXPERIMENTS, HEAD, label
-from benchmarks.reproduction.outcomes import LEVEL, Outcome, ends, outcomes
+from benchmarks.reproduction.outcomes import LEAST_SEEDS, LEVEL, Outcome, ends, outcomes
 from benchmarks.reproduction.page_text import DIFFERENT, INTRODUCTION, READING
 from benchmarks.reproduction.verdict import MISSING
 from benchmarks.tables import table
@@ -109,6 +109,9 @@ def _rate(outcome: Outcome, name: str) -> str:
 
 
 def _gap(gaps: list[float]) -> str:
+    """Mean difference and its interval; a single difference has none."""
+    if len(gaps) == 1:
+        return f"{100 * gaps[0]:+.1f}"
     return points(interval(gaps)) if gaps else ""
 
 
@@ -164,7 +167,8 @@ def _claims(found: Sequence[Outcome], root: Path) -> Iterator[str]:
         rows.append([str(number), claim.text, verdict.word, verdict.numbers, commands])
     yield table(["", "claim", "verdict", "numbers", "command"], rows)
     yield (
-        "Verdicts follow from the results by a rule, for the longest training of each task. As long as a task is not "
-        "measured, a claim about every task is confirmed in part at most. A claim is confirmed if there is:"
+        "Verdicts follow from the results by a rule, for the longest training of each task. A task counts as measured "
+        f"with {LEAST_SEEDS} seeds. As long as a task is not measured, a claim about every task is confirmed in part "
+        "at most. A claim is confirmed if there is:"
     )
     yield "\n".join(f"{number}. {claim.rule}." for number, claim in enumerate(CLAIMS, 1))

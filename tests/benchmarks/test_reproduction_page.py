@@ -119,6 +119,17 @@ def test_a_claim_about_every_task_is_confirmed_in_part_as_long_as_one_is_not_mea
     assert claims.no_loss("language")(found, tmp_path).word == verdict.MISSING
 
 
+def test_fewer_than_three_seeds_are_shown_without_a_verdict(tmp_path: Path) -> None:
+    file = ResultsFile(tmp_path / "benchmarks" / "results" / "reproduction", "vision", "20")
+    for name, test in {ALL: 0.80, HEAD: 0.79}.items():
+        file.append(result(name, 100, 0.0, 1.0, role="trial"))
+        file.append(result(name, 0, test, 50.0))
+    text = page.page(tmp_path)
+    assert f"| {HEAD} | 79.0 | 50 | 1.00 | 1, 0.1\\* | -1.0 |" in text
+    rows = [line for line in text.splitlines() if line.startswith("| ") and "`reproduce vision`" in line]
+    assert all("| not measured yet |" in row for row in rows)
+
+
 def test_the_verdict_on_generalization(tmp_path: Path) -> None:
     written(tmp_path, ahead=-0.004)
     written(tmp_path, ahead=0.01, task="language_sgd", length="3")
