@@ -16,7 +16,7 @@ from benchmarks.reproduction.contenders import ALL, EXPERIMENTS, HEAD, label
 from benchmarks.reproduction.outcomes import LEAST_SEEDS, LEVEL, Outcome, ends, outcomes
 from benchmarks.reproduction.page_text import DIFFERENT, INTRODUCTION, READING
 from benchmarks.reproduction.verdict import MISSING
-from benchmarks.tables import table
+from benchmarks.tables import signed, table
 
 
 PAGE = "reproduction.md"
@@ -56,7 +56,7 @@ def _of_task(task: str, found: Sequence[Outcome], folder: Path) -> Iterator[str]
     if not found and not ended:
         yield f"{MISSING.capitalize()}."
     if ended:
-        words = (f"{100 * end:.1f} % with {length} ({100 * gain:+.1f})" for length, (end, gain) in ended.items())
+        words = (f"{100 * end:.1f} % with {length} ({signed(gain)})" for length, (end, gain) in ended.items())
         yield f"All parameters on validation rows, by epochs, with the gain in the last third: {', '.join(words)}."
     for outcome in found:
         yield f"### {outcome.length} epochs"
@@ -111,7 +111,7 @@ def _rate(outcome: Outcome, name: str) -> str:
 def _gap(gaps: list[float]) -> str:
     """Mean difference and its interval; a single difference has none."""
     if len(gaps) == 1:
-        return f"{100 * gaps[0]:+.1f}"
+        return signed(gaps[0])
     return points(interval(gaps)) if gaps else ""
 
 

@@ -28,6 +28,7 @@ from hf_multirate.controller.guards import (
 from hf_multirate.distributed.unsupported import check_whole_parameters
 from hf_multirate.model.unwrap import unwrap_model
 from hf_multirate.optim.optimizer_check import check_optimizer, require_rates
+from hf_multirate.optim.scaled_rates import ScaledRates
 from hf_multirate.optim.skipped_step import Overflow
 from hf_multirate.optim.step_hooks import StepHooks
 
@@ -65,8 +66,7 @@ class AveragedCopies:
         self._hooks: list[Any] = []
         self._steps: StepHooks | None = None
         self._save_hooks: list[Any] = []
-        self._rates: list[tuple[dict[str, Any], Any, Any]] = []
-        """Parameter groups, their learning rates, and those of the present step."""
+        self._rates: ScaledRates | None = None
         self._taken: int | None = None
         """Index of the last step that was taken since `attach` or `load_state_dict`."""
         self._overflow: Overflow | None = None
@@ -91,7 +91,7 @@ class AveragedCopies:
         require_rates(optimizer, "slow copies cannot take longer steps")
         check_optimizer(optimizer, idles=False, changes=True, exchanges=True)
         self._store = CopyStore(model, optimizer, len(self.config.periods))
-        self._optimizer = optimizer
+        self._optimizer, self._rates = optimizer, ScaledRates(optimizer)
         self.applied_steps, self.step, self._taken, self._begun = 0, None, None, False
         self._steps = StepHooks(optimizer, self._before_optimizer_step, self._after_optimizer_step)
         self._hooks = [self._steps]
@@ -123,7 +123,7 @@ class AveragedCopies:
             "_hooks": [],
             "_save_hooks": [],
             "_steps": None,
-            "_rates": [],
+            "_rates": None,
             "_overflow": None,
         }
         return attributes | detached | {"_begun": False, "_inside": False}
@@ -233,10 +233,9 @@ class AveragedCopies:
             )
         copy, _ = self.config.turn(self.step)
         self._attached_store("step()").show(copy)
-        for group in optimizer.param_groups:
-            rate = group["lr"]
-            group["lr"] = rate * self.config.periods[copy]
-            self._rates.append((group, rate, group["lr"]))
+        if self._rates is not None:
+            for index in range(len(optimizer.param_groups)):
+                self._rates.scale(index, self.config.periods[copy])
 
     def _after_optimizer_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         del optimizer, args, kwargs
@@ -258,10 +257,8 @@ class AveragedCopies:
             store.average(merged, momenta=self.config.momenta, buffers=self.config.buffers)
 
     def _restore_rates(self) -> None:
-        for group, rate, changed in self._rates:
-            if group["lr"] is changed:
-                group["lr"] = rate
-        self._rates = []
+        if self._rates is not None:
+            self._rates.restore()
 
     def state_dict(self) -> dict[str, Any]:
         """State for a checkpoint: values and optimizer states of all copies except the fastest one.

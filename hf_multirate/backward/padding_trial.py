@@ -14,8 +14,8 @@ from torch import Tensor
 
 from hf_multirate.backward.cached_prefix import Prefix
 from hf_multirate.backward.prefix_forward import PrefixForward
-from hf_multirate.backward.prefix_trial import close
-from hf_multirate.backward.row_keys import MASK, MASK_DIM
+from hf_multirate.backward.prefix_trial import close, plain
+from hf_multirate.backward.row_keys import MASK
 from hf_multirate.model.evaluation_mode import evaluating
 from hf_multirate.model.hooks import tensors_in
 from hf_multirate.model.random_state import random_state_restored
@@ -36,7 +36,7 @@ def padding_matters(prefix: Prefix, forward: PrefixForward, inputs: Mapping[str,
     mask: Tensor = inputs[MASK]
     row = int((mask != 0).sum(dim=1).argmax())
     width = int((mask[row] != 0).nonzero()[-1:].sum()) + 1
-    if width < MASK_DIM:
+    if width == 1:
         return False  # no row has two tokens, so no row is padded by another
     masked = _cut(inputs, mask.shape, row, width)
     masked[MASK][:, -1] = 0
@@ -82,6 +82,5 @@ def _cut(inputs: Mapping[str, Any], shape: torch.Size, row: int, width: int) -> 
 
 def _at_tokens(output: Any, width: int) -> list[Tensor]:
     """Tensors of an output, without the last of ``width`` positions."""
-    plain = dict(output) if isinstance(output, Mapping) else output
-    found = tensors_in(plain)
+    found = tensors_in(plain(output))
     return [tensor[:, :-1] if tensor.dim() > 1 and tensor.shape[1] == width else tensor for tensor in found]

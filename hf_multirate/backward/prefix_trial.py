@@ -75,7 +75,7 @@ def try_prefix(
                 f"activation_cache cannot skip the modules below {prefix.name!r}, because {owner} "
                 f"uses their outputs otherwise ({error}). {OFF}"
             ) from error
-        for one, other in zip(tensors_in(_plain(expected)), tensors_in(_plain(found)), strict=True):
+        for one, other in zip(tensors_in(plain(expected)), tensors_in(plain(found)), strict=True):
             if not close(one, other, rows if padded else None):
                 raise NotImplementedError(
                     f"activation_cache cannot skip the modules below {prefix.name!r}: the output of "
@@ -129,7 +129,8 @@ def _check_state(prefix: Prefix, output: Any) -> None:
         )
 
 
-def _plain(output: Any) -> Any:
+def plain(output: Any) -> Any:
+    """An output of transformers as a dictionary; any other output as it is."""
     return dict(output) if isinstance(output, Mapping) else output
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
@@ -12,6 +11,7 @@ from hf_multirate.config.rate_group import RateGroup
 from hf_multirate.config.schedule import Step
 from hf_multirate.model.step_part import StepPart
 from hf_multirate.optim.parameter_groups import FACTOR
+from hf_multirate.optim.scaled_rates import ScaledRates
 
 
 class LearningRates(StepPart):
@@ -37,7 +37,6 @@ class LearningRates(StepPart):
         members: Mapping[str, Mapping[str, nn.Parameter]],
         factors: Mapping[nn.Parameter, float],
     ) -> None:
-        self._optimizer = optimizer
         self._names = [group.name for group in rate_groups]
         owner = {p: (i, name) for i, group in enumerate(rate_groups) for name, p in members[group.name].items()}
         self._missing: list[float] = []
@@ -51,25 +50,19 @@ class LearningRates(StepPart):
             self._missing.append(owned[0][2] if owned else 1.0)
             self._groups.append({i for i, _, _ in owned})
             self._steps.append(_common(index, [(name, f * _length(rate_groups[i])) for i, name, f in owned]))
-        self._changed: dict[int, tuple[Any, Any]] = {}
+        self._scaled = ScaledRates(optimizer)
 
     def before_step(self, step: Step) -> bool:
         """Multiply the learning rates of the parameter groups with live parameters."""
         self.end()
-        # Parameter groups that were added since are in no rate group.
-        for index, (settings, factor) in enumerate(zip(self._optimizer.param_groups, self._steps, strict=False)):
+        for index, factor in enumerate(self._steps):
             if factor != 1.0 and self._groups[index] & set(step.live):
-                rate = settings["lr"]
-                settings["lr"] = rate * factor
-                self._changed[index] = rate, settings["lr"]
+                self._scaled.scale(index, factor)
         return True
 
     def end(self) -> None:
         """Restore the learning rates."""
-        for index, (rate, changed) in self._changed.items():
-            if self._optimizer.param_groups[index]["lr"] is changed:
-                self._optimizer.param_groups[index]["lr"] = rate
-        self._changed.clear()
+        self._scaled.restore()
 
     def close(self) -> None:
         """Restore the learning rates, after a step that raised an error."""
@@ -77,8 +70,7 @@ class LearningRates(StepPart):
 
     def rate(self, index: int) -> float:
         """Learning rate of parameter group ``index`` with its factor, without the period of a long step."""
-        rate = self._changed[index][0] if index in self._changed else self._optimizer.param_groups[index]["lr"]
-        return float(rate) * self._missing[index]
+        return float(self._scaled.given(index)) * self._missing[index]
 
     def by_rate_group(self) -> dict[str, tuple[float, float]]:
         """Rate group name -> its lowest and its highest learning rate."""

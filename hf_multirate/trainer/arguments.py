@@ -101,10 +101,8 @@ class MultirateTrainingArguments(MultirateFields, TrainingArguments):
             ValueError: a value is out of range, or fields contradict each other.
             TypeError: a value has the wrong type.
         """
-        fields = self._checked_fields()
+        fields = self._configuration_fields()
         mode, speedup, path = (fields.pop(f"multirate{name}") for name in ("", "_speedup", "_config"))
-        for name in OTHER_FIELDS:
-            del fields[name]
         if speedup is not None and mode not in ("auto", "off"):
             raise ValueError(
                 f"multirate_speedup is {speedup}, but multirate is {mode!r}. Set multirate='auto', or remove "
@@ -121,19 +119,18 @@ class MultirateTrainingArguments(MultirateFields, TrainingArguments):
             return _auto(speedup, path, given)
         return _new_head(path, given) if mode == "new_head" else _from_fields(given)
 
+    def _configuration_fields(self) -> dict[str, Any]:
+        return {name: value for name, value in self._checked_fields().items() if name not in OTHER_FIELDS}
+
     def require_no_configuration(self) -> None:
         """Check that no field belongs to a configuration, because the trainer got one.
 
         Raises:
             ValueError: there is such a field, which would be ignored.
         """
-        fields = self._checked_fields()
-        defaults = {"multirate": "on"}
-        given = [
-            f"{name}={value!r}"
-            for name, value in fields.items()
-            if name not in OTHER_FIELDS and value != defaults.get(name)
-        ]
+        unset = {"multirate": "on"}
+        fields = self._configuration_fields()
+        given = [f"{name}={value!r}" for name, value in fields.items() if value != unset.get(name)]
         if given:
             raise ValueError(
                 f"the trainer got multirate=, and its arguments have {', '.join(given)}, which would be ignored. Give "
