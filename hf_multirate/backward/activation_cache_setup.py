@@ -12,7 +12,7 @@ from hf_multirate.backward.activation_store_disk import DiskStore
 from hf_multirate.backward.cached_prefix import Prefix, find_prefix
 from hf_multirate.config.config import MultirateConfig
 from hf_multirate.distributed.unsupported import check_activation_cache_of_model
-from hf_multirate.model.unwrap import is_ddp, unwrap_model
+from hf_multirate.model.unwrap import ddp_wrappers, unwrap_model
 
 
 def activation_cache_for(
@@ -34,7 +34,7 @@ def activation_cache_for(
         return None
     check_activation_cache_of_model(model)
     prefix = find_prefix(unwrap_model(model), trained)
-    if is_ddp(model) and any(tensor.requires_grad for tensor in prefix.tensors.values()):
+    if ddp_wrappers(model) and any(tensor.requires_grad for tensor in prefix.tensors.values()):
         raise NotImplementedError(
             "activation_cache does not work in a stage with several processes: DistributedDataParallel waits for the "
             "gradients of groups that rest for a stage. Set activation_cache=None in the stages, or train in one "

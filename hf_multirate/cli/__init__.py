@@ -14,7 +14,7 @@ from hf_multirate.config.auto_periods import require_speedup
 from hf_multirate.config.config import MultirateConfig
 from hf_multirate.config.rate_group import NEVER, parse_ladder, require_period
 from hf_multirate.config.validation import reason, require_int
-from hf_multirate.planning import plan, plans_reaching
+from hf_multirate.planning import Plan, plan, plans_reaching
 from hf_multirate.reporting import report
 
 
@@ -40,29 +40,52 @@ def configs_of(fast: Sequence[str], periods: Sequence[int | str]) -> dict[str, M
     return configs
 
 
+def configs_in(paths: Sequence[str]) -> dict[str, MultirateConfig]:
+    """Configurations in JSON files by path.
+
+    Raises:
+        ValueError: a file does not exist, or contains no valid configuration.
+        TypeError: a value in a file has the wrong type.
+    """
+    return {path: MultirateConfig.from_json_file(path) for path in paths}
+
+
+def _configs(options: argparse.Namespace) -> dict[str, MultirateConfig]:
+    """Configurations of ``--config``, and of ``--fast`` and ``--period`` if given or if there is no ``--config``."""
+    found = configs_in(options.config or ())
+    if found and not (options.fast or options.period):
+        return found
+    periods = options.period or (SPEEDUP_PERIODS if options.speedup else DEFAULT_PERIODS)
+    return found | configs_of(options.fast or DEFAULT_FAST, periods)
+
+
 def _plan(options: argparse.Namespace) -> None:
     from rich.console import Console
 
     from hf_multirate.cli.plan_tables import print_plans
 
     _check_plan(options)
-    periods = options.period or (SPEEDUP_PERIODS if options.speedup else DEFAULT_PERIODS)
-    configs = configs_of(options.fast, periods)
+    configs = _configs(options)
     with contextlib.redirect_stdout(sys.stderr):  # the user's code may print, which must not mix with --json
         model, batch = load(options.model, options.task, BatchSize(options.batch, options.seq))
         plans = plan(model, batch, configs, measure=options.measure)
     if options.speedup is not None:
-        bound = max(p.bound_measured or p.bound for p in plans)
+        largest = max(plans, key=_bound)
         plans = plans_reaching(options.speedup, plans)
         if not plans:
             raise ValueError(
-                f"no configuration reaches a speed-up of {options.speedup}: the bound for {', '.join(options.fast)} "
-                f"is {bound:.2f}. Use a smaller --speedup, a smaller part for --fast, or a longer --period."
+                f"no configuration reaches a speed-up of {options.speedup}: the largest bound is "
+                f"{_bound(largest):.2f}, of {largest.label}. Use a smaller --speedup, a "
+                "smaller part for --fast, or a longer --period."
             )
     if options.json:
         sys.stdout.write(json.dumps([p.to_dict() for p in plans], indent=2) + "\n")
     else:
         print_plans(plans, Console(), details=options.details or len(plans) == 1)
+
+
+def _bound(plan: Plan) -> float:
+    return plan.bound_measured or plan.bound
 
 
 def _check_plan(options: argparse.Namespace) -> None:
@@ -126,8 +149,11 @@ def _add_plan(command: argparse.ArgumentParser) -> None:
     command.add_argument("--batch", type=int, default=32, help="rows of the batch (default: 32)")
     command.add_argument("--seq", type=int, default=128, help="tokens of each text (default: 128)")
     command.add_argument(
-        "--fast", nargs="+", default=list(DEFAULT_FAST), help="fast parts: presets, patterns or ladder:1,2,4"
+        "--fast",
+        nargs="+",
+        help=f"fast parts: presets, patterns or ladder:1,2,4 (default: {' '.join(DEFAULT_FAST)}; none with --config)",
     )
+    command.add_argument("--config", nargs="+", help="JSON files with a MultirateConfig each, such as one with stages")
     command.add_argument(
         "--period",
         nargs="+",

@@ -15,19 +15,18 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
-from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
 from hf_multirate.backward.kept_activations import KeptOutputs
 from hf_multirate.config.validation import require_int, require_items, require_positive
 from hf_multirate.controller.guards import require_model
 from hf_multirate.distributed.all_reduce import average
+from hf_multirate.distributed.unsupported import check_head_start_of_model
 from hf_multirate.model.evaluation_mode import evaluating
 from hf_multirate.model.levels import base_of, unwrap_peft
 from hf_multirate.model.presets import head_parameters
 from hf_multirate.model.random_state import random_state_restored
-from hf_multirate.model.unwrap import unwrap_model
+from hf_multirate.model.unwrap import ddp_wrappers, unwrap_model
 
 
 logger = logging.getLogger(__name__)
@@ -100,7 +99,9 @@ def head_start(
     """
     require_model("head_start()", model)
     batches = require_items("batches of head_start()", batches, "a list of batches")
-    group = _group_of(model)
+    check_head_start_of_model(model)
+    wrappers = ddp_wrappers(model)
+    group = wrappers[0].process_group if wrappers else None
     return take_head_start(unwrap_model(model), batches, loss or loss_of_output, steps, learning_rate, group)
 
 
@@ -287,16 +288,3 @@ class _Head:
         for parameter, first in zip(self._head, self._first, strict=True):
             parameter.copy_(first)
         torch.clear_autocast_cache()
-
-
-def _group_of(model: nn.Module) -> dist.ProcessGroup | None:
-    """The processes that train a model together; None for one process."""
-    for module in model.modules():
-        if isinstance(module, DistributedDataParallel):
-            return module.process_group
-        if isinstance(module, (FSDPModule, FullyShardedDataParallel, nn.DataParallel)):
-            raise NotImplementedError(
-                f"head_start does not work with a model in {type(module).__name__}. Call it before the model is "
-                "wrapped, or use DistributedDataParallel."
-            )
-    return None

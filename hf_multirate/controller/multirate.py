@@ -25,7 +25,7 @@ from hf_multirate.controller.step_span import DeviceSpan, gpu_of
 from hf_multirate.controller.step_timer import StepTimer
 from hf_multirate.model.partition import Partition
 from hf_multirate.model.stages import SettledStage
-from hf_multirate.model.unwrap import is_ddp, unwrap_model
+from hf_multirate.model.unwrap import ddp_wrappers, unwrap_model
 from hf_multirate.optim.loss_decrease import LossDecreaseAverages
 
 
@@ -151,7 +151,7 @@ class Multirate:
         if not frozen_before:
             self._frozen.until_detach = self._frozen.model is not None
         try:
-            if switched and not frozen_before and is_ddp(model):
+            if switched and not frozen_before and ddp_wrappers(model):
                 raise ValueError(WRAPPED_TOO_EARLY.format(groups=list(self.partition.never)))
             costs = self._run.attach(Attachment(model, optimizer, self._after_applied, self.cache_folder), self._warn)
         except BaseException:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
-from torch.nn.parallel import DistributedDataParallel
 
 from hf_multirate.distributed.ddp import DDPSync
 from hf_multirate.distributed.fsdp2 import FSDP2Sync
 from hf_multirate.distributed.grad_sync import GradSync
 from hf_multirate.distributed.unsupported import FSDP1, REPLICAS, UNTESTED, raise_unsupported
+from hf_multirate.model.unwrap import ddp_wrappers
 
 
 __all__ = ["GradSync", "sync_for"]
@@ -27,14 +27,14 @@ def sync_for(model: nn.Module) -> GradSync:
     devices = sorted({str(parameter.device) for parameter in model.parameters() if parameter.requires_grad})
     if len(devices) > 1:
         raise_unsupported(f"trainable parameters on several devices ({', '.join(devices)}), {UNTESTED}")
-    wrappers = [module for module in model.modules() if isinstance(module, DistributedDataParallel)]
+    wrappers = ddp_wrappers(model)
     if len(wrappers) > 1:
         raise_unsupported(
             f"{len(wrappers)} modules wrapped in DistributedDataParallel within one model. Wrap only the outer model."
         )
+    if wrappers:
+        return DDPSync(wrappers[0])
     for module in model.modules():
-        if isinstance(module, DistributedDataParallel):
-            return DDPSync(module)
         if isinstance(module, FSDPModule):
             return FSDP2Sync(model)
         if isinstance(module, FullyShardedDataParallel):

@@ -103,6 +103,20 @@ def check_activation_cache_of_model(model: nn.Module) -> None:
         _refuse_cache(f"FSDP, {SHARDED_PREFIX}" if wrapper == "FSDP" else f"{wrapper}. {DDP_ONLY}")
 
 
+def check_head_start_of_model(model: nn.Module) -> None:
+    """Check that the wrappers of ``model`` allow a head start.
+
+    Raises:
+        NotImplementedError: the model is sharded, or replicated in one process.
+    """
+    wrapper = _splitting_wrapper(model)
+    if wrapper is not None:
+        raise NotImplementedError(
+            f"head_start does not work with a model in {wrapper}. Call it before the model is wrapped, or use "
+            "DistributedDataParallel."
+        )
+
+
 def check_whole_parameters(model: nn.Module) -> None:
     """Check that no wrapper of ``model`` shards or replicates its parameters, which averaged copies exchange.
 

@@ -34,9 +34,9 @@ def unwrap_model(model: nn.Module) -> nn.Module:
     return inner
 
 
-def is_ddp(model: nn.Module) -> bool:
-    """Whether ``model`` or one of its modules is wrapped by DistributedDataParallel."""
-    return any(isinstance(module, DistributedDataParallel) for module in model.modules())
+def ddp_wrappers(model: nn.Module) -> list[DistributedDataParallel]:
+    """``model`` and those of its modules that are wrappers of DistributedDataParallel."""
+    return [module for module in model.modules() if isinstance(module, DistributedDataParallel)]
 
 
 def is_compiled(model: nn.Module) -> bool:

@@ -12,7 +12,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import parse_flag_from_env
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from transformers import Seq2SeqTrainer, Trainer, TrainingArguments
 
 from hf_multirate.config.config import MultirateConfig
@@ -21,6 +20,7 @@ from hf_multirate.controller.multirate import Multirate
 from hf_multirate.controller.step_timer import StepTimer
 from hf_multirate.distributed.unsupported import check_activation_cache, check_supported
 from hf_multirate.model.partition import FrozenError
+from hf_multirate.model.unwrap import ddp_wrappers
 from hf_multirate.optim.parameter_groups import divide_parameter_groups
 from hf_multirate.trainer.argument_fields import require_log
 from hf_multirate.trainer.arguments import MultirateTrainingArguments, switched_off
@@ -158,7 +158,7 @@ class MultirateMixin(TimedTrainingMixin, FrozenGroupsMixin):
     def _model_to_control(self) -> nn.Module:
         """The model with its wrapper, which determines the synchronisation of gradients."""
         model: nn.Module = self.model_wrapped
-        wrapped = any(isinstance(module, DistributedDataParallel) for module in model.modules())
+        wrapped = bool(ddp_wrappers(model))
         fsdp_requested = bool(self.args.fsdp) or parse_flag_from_env("ACCELERATE_USE_FSDP")
         if self.multirate.changes_training and fsdp_requested and wrapped:
             logger.warning(

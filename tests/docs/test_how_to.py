@@ -87,7 +87,7 @@ def test_commands_are_understood() -> None:
         for block in fences(f"docs/how-to/{page}", "bash")
         for line in block.splitlines()
     ]
-    assert len(commands) == 5
+    assert len(commands) == 6
     for command in commands:
         options = parser.parse_args(command)
         assert options.command == command[0]

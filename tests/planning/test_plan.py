@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_multirate import Multirate, MultirateConfig, Plan, RateGroup, plan
-from hf_multirate.cli import configs_of, main
+from hf_multirate.cli import DEFAULT_FAST, configs_of, main
 from hf_multirate.cli.load_model import BatchSize, load
 from hf_multirate.model.auto_periods import choose_periods
 from hf_multirate.planning import plans_reaching
@@ -197,6 +197,23 @@ def test_the_command_prints_a_table_and_json(tmp_path: Path, capsys: pytest.Capt
     assert values[0]["speedup_measured"] is None
 
 
+def test_configurations_in_files_are_planned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    top_first = [(0.25, MultirateConfig.two_rate("head", "never")), (1.0, MultirateConfig.off())]
+    config = MultirateConfig.stages(top_first)
+    path = str(tmp_path / "stages.json")
+    Path(path).write_text(config.to_json())
+    words = [folder_of("bert", tmp_path), "--batch", "4", "--seq", "8", "--json"]
+    (value,) = json.loads(printed(capsys, *words, "--config", path))
+    expected = only(*load(words[0], None, BatchSize(4, 8)), config)
+    assert value["label"] == path
+    assert value["speedup"] == pytest.approx(expected.speedup)
+    assert [stage["share"] for stage in value["stages"]] == [0.25, 0.75]
+    both = json.loads(printed(capsys, *words, "--config", path, "--fast", "head", "--period", "3"))
+    assert [value["label"] for value in both] == [path, "head, period 3"]
+    both = json.loads(printed(capsys, *words, "--config", path, "--period", "3"))
+    assert [value["label"] for value in both] == [path, *(f"{fast}, period 3" for fast in DEFAULT_FAST)]
+
+
 @pytest.mark.parametrize("family", ["bert", "gpt2-lm", "t5", "vit", "resnet", "llama-lm"])
 def test_a_folder_with_a_configuration_is_enough(family: str, tmp_path: Path) -> None:
     model, batch = load(folder_of(family, tmp_path), None, BatchSize(3, 6))
@@ -222,6 +239,7 @@ def test_a_function_gives_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (["nothing_there:model"], "could not be called"),
         (["FOLDER", "--seq", "9999"], "the forward pass of"),
         (["FOLDER", "--seq", "8", "--speedup", "50"], "no configuration reaches a speed-up of 50"),
+        (["FOLDER", "--config", "nowhere.json"], "nowhere.json"),
         (["FOLDER", "--seq", "8", "--fast", "ladder:a"], "a ladder must be a list of integers"),
         (["FOLDER", "--seq", "8", "--fast", "no_such_part"], "no_such_part"),
     ],
