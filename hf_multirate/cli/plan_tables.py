@@ -33,11 +33,11 @@ def print_plans(plans: Sequence[Plan], console: Console, *, details: bool) -> No
     """
     console.print(_speedups(plans))
     for plan in plans:
-        if details:
-            console.print(_steps(plan))
-            console.print(_groups(plan))
         if plan.stages:
             console.print(_stages(plan))
+        for part in plan.parts if details else ():
+            console.print(_steps(part.plan))
+            console.print(_groups(part.plan))
         for blocker in plan.blockers:
             console.print(Text.assemble((f"{one_line(plan.label)}:", "yellow"), " ", one_line(blocker)))
 
@@ -54,12 +54,9 @@ def _speedups(plans: Sequence[Plan]) -> Table:
     columns = ("measured", "bound measured") if measured else ()
     table = _table("Speed-up", "setting", "predicted", "bound", *columns, "memory full", "fast", "sent per step")
     for plan in plans:
-        steps = sum(step.per_cycle for step in plan.steps)
-        sent = sum(step.per_cycle * step.communicated for step in plan.steps) / steps
         seconds = [f"{value:.2f}x" for value in (plan.speedup_measured, plan.bound_measured) if value]
-        memory = [f"{with_unit(step.memory)}B" for step in (plan.steps[0], plan.steps[-1])]
-        setting = Text(one_line(plan.label))
-        table.add_row(setting, f"{plan.speedup:.2f}x", f"{plan.bound:.2f}x", *seconds, *memory, f"{with_unit(sent)}B")
+        sizes = [f"{with_unit(size)}B" for size in (*plan.memory, plan.communicated)]
+        table.add_row(Text(one_line(plan.label)), f"{plan.speedup:.2f}x", f"{plan.bound:.2f}x", *seconds, *sizes)
     return table
 
 

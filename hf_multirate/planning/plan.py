@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -73,9 +72,10 @@ def _plan_stages(
     ]
     measured = [plan.speedup_measured for plan in plans if plan.speedup_measured]
     bounds = [plan.bound_measured for plan in plans if plan.bound_measured]
-    return replace(
-        plans[0],
-        label=label,
+    return Plan(
+        label,
+        groups=(),
+        steps=(),
         speedup=speedup_of_stages(stages, [plan.speedup for plan in plans]),
         bound=speedup_of_stages(stages, [plan.bound for plan in plans]),
         blockers=tuple(f"stage {i}: {text}" for i, plan in enumerate(plans, 1) for text in plan.blockers),

@@ -67,7 +67,7 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """Predicted speed-up of a configuration. With stages, its groups and steps are those of the first stage.
+    """Predicted speed-up of a configuration. With stages, groups and steps are empty: each stage has its own.
 
     Attributes:
         label: Label of the configuration in tables.
@@ -95,8 +95,33 @@ class Plan:
         """Convert to a dictionary of plain values."""
         return asdict(self)
 
+    @property
+    def parts(self) -> tuple[StagePlan, ...]:
+        """The stages; without stages, the whole run as one."""
+        return self.stages or (StagePlan(1.0, self),)
+
+    @property
+    def cycle(self) -> int:
+        """Steps of a cycle, the longest one of the stages."""
+        return max(sum(step.per_cycle for step in part.plan.steps) for part in self.parts)
+
+    @property
+    def memory(self) -> tuple[float, float]:
+        """Bytes at a full step and at the cheapest step, each the largest of the stages."""
+        full, fast = zip(
+            *((part.plan.steps[0].memory, part.plan.steps[-1].memory) for part in self.parts), strict=True
+        )
+        return max(full), max(fast)
+
+    @property
+    def communicated(self) -> float:
+        """Mean bytes of gradients that each process sends at a step in data-parallel training."""
+        if self.stages:
+            return sum(part.share * part.plan.communicated for part in self.stages)
+        return sum(step.per_cycle * step.communicated for step in self.steps) / self.cycle
+
 
 def plans_reaching(target: float, plans: Sequence[Plan]) -> list[Plan]:
     """Plans whose speed-up (measured, if available) is at least ``target``, the smallest cycle first."""
     fast_enough = [p for p in plans if (p.speedup_measured or p.speedup) >= target]
-    return sorted(fast_enough, key=lambda p: (sum(s.per_cycle for s in p.steps), -(p.speedup_measured or p.speedup)))
+    return sorted(fast_enough, key=lambda p: (p.cycle, -(p.speedup_measured or p.speedup)))

@@ -208,10 +208,27 @@ def test_configurations_in_files_are_planned(tmp_path: Path, capsys: pytest.Capt
     assert value["label"] == path
     assert value["speedup"] == pytest.approx(expected.speedup)
     assert [stage["share"] for stage in value["stages"]] == [0.25, 0.75]
+    table = printed(capsys, *words[:-1], "--config", path)
+    assert "stage 1: steps of a cycle" in table
+    assert "stage 2: steps of a cycle" in table
     both = json.loads(printed(capsys, *words, "--config", path, "--fast", "head", "--period", "3"))
     assert [value["label"] for value in both] == [path, "head, period 3"]
     both = json.loads(printed(capsys, *words, "--config", path, "--period", "3"))
     assert [value["label"] for value in both] == [path, *(f"{fast}, period 3" for fast in DEFAULT_FAST)]
+
+
+def test_memory_and_messages_of_stages() -> None:
+    model, batch = stack()
+    top, every = MultirateConfig.two_rate("^head", period="never"), MultirateConfig.off()
+    config = MultirateConfig.stages([(0.25, top), (1.0, every)])
+    staged, first, second = plan(model, batch, {"stages": config, "top": top, "all": every})
+    assert staged.steps == staged.groups == ()
+    assert staged.memory == second.memory
+    assert staged.memory[0] > first.memory[0]
+    assert staged.communicated == pytest.approx(0.25 * first.communicated + 0.75 * second.communicated)
+    ladder = only(model, batch, MultirateConfig.stages([(0.5, top), (1.0, MultirateConfig.two_rate("^head", 4))]))
+    assert (ladder.cycle, first.cycle) == (4, 1)
+    assert [p.label for p in plans_reaching(1.0, [ladder, staged])] == ["stages", ladder.label]
 
 
 @pytest.mark.parametrize("family", ["bert", "gpt2-lm", "t5", "vit", "resnet", "llama-lm"])
