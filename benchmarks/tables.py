@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from math import isinf
 from statistics import fmean, median, quantiles, stdev
 
 
@@ -41,8 +42,14 @@ def signed(share: float) -> str:
 
 
 def with_interval(middle: float, low: float, high: float) -> str:
-    """A difference of shares and its interval, in percentage points."""
-    return f"{signed(middle)} ({signed(low)} to {signed(high)})"
+    """A difference of shares and its interval, in percentage points; without brackets if the interval is infinite.
+
+    A difference whose interval does not contain 0 is bold.
+    """
+    if isinf(low):
+        return signed(middle)
+    text = f"{signed(middle)} ({signed(low)} to {signed(high)})"
+    return f"**{text}**" if low > 0 or high < 0 else text
 
 
 def with_quartiles(values: Sequence[float], digits: int = 2) -> str:

@@ -21,9 +21,11 @@ def add_suite_options(parser: argparse.ArgumentParser, out: Path) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
-def start(options: argparse.Namespace, run: Callable[[argparse.Namespace], None]) -> None:
+def start(options: argparse.Namespace, run: Callable[[argparse.Namespace], None], *, needs_hub: bool = False) -> None:
     """Run suites on one thread a process, with the commit in ``options.measured``. Exits if an input is missing."""
-    os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    if not needs_hub:
+        os.environ["HF_HUB_OFFLINE"] = "1"
     try:
         options.measured = machine.commit(options.out, allow_dirty=options.allow_dirty)
         run(options)

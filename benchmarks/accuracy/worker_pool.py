@@ -42,9 +42,14 @@ def _begin(cores: Any, parent: int) -> None:
 
 @contextmanager
 def workers(jobs: int) -> Iterator[Any]:
-    """A pool of ``jobs`` pinned processes; None for 0, to run here."""
+    """A pool of ``jobs`` pinned processes; None for 0, to run here on one thread."""
     if jobs == 0:
-        yield None
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            yield None
+        finally:
+            torch.set_num_threads(threads)
         return
     context = multiprocessing.get_context("spawn")
     cores = context.Queue()

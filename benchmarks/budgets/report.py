@@ -9,13 +9,14 @@ from statistics import fmean
 
 from benchmarks.accuracy import outcome_tables
 from benchmarks.accuracy.chosen_runs import Grids, all_grids
+from benchmarks.accuracy.results import Result
 from benchmarks.budgets.cells import Budgets, Cell, Cells, ahead, all_cells, expert, family, mean
 from benchmarks.budgets.kinds import KINDS, KindsFile
 from benchmarks.budgets.statistics import Interval, interval, over_tasks
 from benchmarks.budgets.tasks import HELD_OUT, LANGUAGE_MODELS
 from benchmarks.machine import in_words
 from benchmarks.plots import Curves, accuracy_at_budgets
-from benchmarks.tables import mean_percent, percent, table, with_interval
+from benchmarks.tables import mean_percent, percent, signed, table, with_interval
 
 
 LABELS = {**outcome_tables.LABELS, "brown": "Brown, word classes", "pairs": "Brown, pairs", "smollm2": "SmolLM2"}
@@ -35,12 +36,15 @@ READING = """\
 - Reference seconds are the sum over kinds of steps of their number times the seconds of one, on one thread.
 - **Expert baseline** is the baseline with the best accuracy on validation rows, for each task, length and budget:
   standard training, with or without a head rate, decay with depth and a head start.
-- Differences are in points of accuracy on test rows, of runs paired by seed, with 95 % intervals of a bootstrap over
-  seeds. *Mean*, *worst task*, *middle* (interquartile mean) and *better* (probability of being better than the expert
-  baseline) are over the tasks of the table. They are empty for a contender that lacks a task.
+- Differences are in points of accuracy on test rows, of runs paired by seed, with 95 % t-intervals over seeds.
+  Differences whose interval does not contain 0 are bold. *Mean*, *worst task*, *middle* (interquartile mean) and
+  *better* (share of runs that are better than the expert baseline, a mean over tasks) are over the tasks of the table.
+  They are empty for a contender that lacks a task.
 - Rows are in the order of the mean difference, so what is behind the baseline stands below what is ahead.
 - A star at an accuracy marks a mean charge that is off its budget by more than 3 %. A star at a learning rate marks
-  the highest or lowest rate that was tried: such a contender may do better beyond it."""
+  the highest or lowest rate that was tried: such a contender may do better beyond it.
+- *Used / charged* has the seconds that runs took, as a share of their charge, divided by that of the expert baseline
+  on the same machine, for each budget. Above 1 a contender was charged too little. A dash means other machines."""
 
 
 def page(folder: Path, *, allow_dirty: bool = False) -> str | None:
@@ -103,9 +107,8 @@ def _over_tasks(gaps: Mapping[str, list[float]], number: int) -> list[str]:
         return [""] * 4
     found = over_tasks(gaps)
     worst, least = found.worst
-    better = found.better
-    chance = f"{better.value:.2f} ({better.low:.2f} to {better.high:.2f})"
-    return [points(found.mean), f"{100 * least:+.1f} {LABELS.get(worst, worst)}", points(found.middle), chance]
+    least_of_all = f"{signed(least)} {LABELS.get(worst, worst)}"
+    return [points(found.mean), least_of_all, signed(found.middle), f"{found.better:.2f}"]
 
 
 def points(value: Interval) -> str:
@@ -172,8 +175,27 @@ def accuracies(budgets: Budgets, trials: Grids) -> str:
         rate = next(run["rate"] for cell in cells if cell for run in cell.values())
         steps = [f"{fmean(run['steps'] for run in cell.values()):.0f}" if cell else "" for cell in cells]
         edge = r" \*" if rate in (min(trials[name]), max(trials[name])) else ""
-        rows.append([name, *(_accuracy(cell) for cell in cells), f"{rate:g}{edge}", ", ".join(steps)])
-    return table(["contender", *(f"{budget:g}" for budget in budgets), "rate", "steps"], rows)
+        used = ", ".join(_used(of_budget, name) for of_budget in budgets.values())
+        rows.append([name, *(_accuracy(cell) for cell in cells), f"{rate:g}{edge}", ", ".join(steps), used])
+    return table(["contender", *(f"{budget:g}" for budget in budgets), "rate", "steps", "used / charged"], rows)
+
+
+def _used(cells: Cells, name: str) -> str:
+    """Process seconds by reference seconds, divided by that of the expert baseline on the same machine."""
+    best = expert(cells)
+    if best is None or name not in cells:
+        return ""
+    pairs = [(cells[name][seed], cells[best][seed]) for seed in cells[name].keys() & cells[best].keys()]
+    ratios = [_seconds_by_charge(ours) / _seconds_by_charge(theirs) for ours, theirs in pairs if _same(ours, theirs)]
+    return f"{fmean(ratios):.2f}" if ratios else "-"
+
+
+def _seconds_by_charge(run: Result) -> float:
+    return float(run["process_seconds"] / run["reference_seconds"])
+
+
+def _same(one: Result, other: Result) -> bool:
+    return bool(one["machine"] == other["machine"])
 
 
 def perplexities(budgets: Budgets) -> str:

@@ -33,7 +33,7 @@ class Setting:
     Attributes:
         name: Name in results and tables.
         family: One of `FAMILIES`.
-        kind: A key of `CONFIGS` or of `benchmarks.budgets.build.BUILDERS`.
+        kind: A key of `CONFIGS` or of those that `benchmarks.budgets.build.build` knows.
         options: Arguments of what builds its configuration.
         build: Arguments of what changes the model before training.
         rate_scale: Factor on the learning rates of the task, for settings that are used with larger ones.

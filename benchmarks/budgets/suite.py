@@ -169,7 +169,8 @@ def chosen_tasks(options: argparse.Namespace) -> list[Task]:
 
 def run_suites(options: argparse.Namespace) -> None:
     """All runs that are asked for: short before long, budget by budget, and all tasks at each."""
-    tasks, contenders = chosen_tasks(options), named(options.contenders)
+    chosen = options.contenders or (["all"] if options.again else DEFAULT)
+    tasks, contenders = chosen_tasks(options), named(chosen)
     of_task = {task.name: suited(contenders, task) for task in tasks}
     each = 3 + options.seeds * len(options.budgets)
     total = sum(map(len, of_task.values())) * each * len(options.lengths)
@@ -218,8 +219,9 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     add("--budgets", "--budget", nargs="+", type=float, default=list(BUDGETS), help="shares of the baseline's seconds")
     add("--lengths", nargs="+", choices=["short", "long"], default=["short", "long"], help="one epoch, or three")
     add(
-        "--contenders", nargs="+", choices=[*CONTENDERS, *families, "all"], default=list(DEFAULT), metavar="NAME",
-        help=f"names in quotes, as in the tables; {', '.join(families)}; or all",
+        "--contenders", nargs="+", choices=[*CONTENDERS, *families, "all"], metavar="NAME",
+        help=f"names in quotes, as in the tables; {', '.join(families)}; or all (default: one for each property, or, "
+        "with --again, all that are kept)",
     )  # fmt: skip
     add("--seeds", type=int, default=5, help="number of seeds (default: 5)")
     add("--passes", type=int, default=PASSES, help=f"times that each kind of step is timed (default: {PASSES})")

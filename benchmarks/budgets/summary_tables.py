@@ -10,14 +10,15 @@ from benchmarks.accuracy.outcome_tables import at_equal_steps
 from benchmarks.budgets.cells import Cells, ahead, all_cells, expert, mean
 from benchmarks.budgets.report import LABELS, gap, kind_of
 from benchmarks.tables import percent, table
-from hf_multirate.trainer.frozen_length import longest_advised
+from hf_multirate.trainer.frozen_length import longest_advised, needs_head_start
 
 
 Gaps = Mapping[str, Mapping[str, list[float]]]
 """Contender -> task -> differences from the expert baseline, as `ahead` returns them."""
 
-NEW_HEAD, STANDARD = "frozen below last:2 + head rate + head start", "baseline + head rate"
-"""The two contenders between which the rule chooses."""
+NEW_HEAD = "frozen below last:2 + head rate + head start"
+STANDARD = {False: "baseline + head rate", True: "baseline + head rate + head start"}
+"""The contenders between which the rule chooses; for standard training, whether it has a head start."""
 
 BY_BUDGET = {NEW_HEAD: "top two blocks only", "ladder 1,2,4 + head rate + head start": "ladder 1, 2, 4"}
 """Contenders of the table with all budgets, and their names there."""
@@ -68,20 +69,26 @@ def by_budget(folder: Path, length: str, kind: str = "", *, allow_dirty: bool = 
             if best is not None:
                 extras = best.removeprefix("baseline").removeprefix(" + ") or "no extra"
                 known = [f"{budget:g}", LABELS.get(task, task), percent(mean(cells[best])), extras]
-                rows.append([*known, _by_rule(gaps, task, budget), *(_gap(gaps, name, task) for name in BY_BUDGET)])
+                rows.append(
+                    [*known, _by_rule(gaps, task, budget, best), *(_gap(gaps, name, task) for name in BY_BUDGET)]
+                )
     return table(["budget", "task", "expert baseline, %", "its extras", "the rule", *BY_BUDGET.values()], rows)
 
 
 def chosen_by_rule(task: str, budget: float) -> str:
     """The contender that the rule of the package takes: `hf_multirate.trainer.frozen_length`."""
-    longest = longest_advised(LABELS_OF.get(task, 0), per_token=task in PER_TOKEN)
-    return NEW_HEAD if budget <= longest else STANDARD
+    labels, per_token = LABELS_OF.get(task, 0), task in PER_TOKEN
+    if budget <= longest_advised(labels, per_token):
+        return NEW_HEAD
+    return STANDARD[needs_head_start(labels, per_token)]
 
 
-def _by_rule(gaps: Gaps, task: str, budget: float) -> str:
+def _by_rule(gaps: Gaps, task: str, budget: float, best: str) -> str:
     name = chosen_by_rule(task, budget)
+    if name == best:
+        return "the expert baseline"
     difference = _gap(gaps, name, task)
-    words = "top two blocks" if name == NEW_HEAD else "standard"
+    words = "top two blocks" if name == NEW_HEAD else name.replace(" + head rate", "").replace("baseline", "standard")
     return f"{words}, {difference}" if difference else ""
 
 

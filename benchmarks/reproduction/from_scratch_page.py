@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from math import isfinite
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -84,7 +85,7 @@ def spread(values: list[float], digits: int) -> str:
 
 
 def differences(experiment: Experiment, finals: Finals) -> str:
-    """Mean differences with their 95 % intervals, of a bootstrap over seeds."""
+    """Mean differences with their 95 % t-intervals over seeds."""
     ours, rows = finals.get("multirate", {}), []
     for name, runs in finals.items():
         seeds = sorted(ours.keys() & runs.keys())
@@ -92,7 +93,8 @@ def differences(experiment: Experiment, finals: Finals) -> str:
             cells = []
             for figure in experiment.figures:
                 gap = interval([ours[seed]["figures"][figure] - runs[seed]["figures"][figure] for seed in seeds])
-                cells.append(" ".join((number(gap.value, experiment), bracket(gap.low, gap.high, experiment))))
+                brackets = [bracket(gap.low, gap.high, experiment)] if isfinite(gap.low) else []
+                cells.append(" ".join((number(gap.value, experiment), *brackets)))
             rows.append([name, *cells])
     return table(["multirate minus", *experiment.figures], rows)
 

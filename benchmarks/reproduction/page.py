@@ -109,15 +109,17 @@ def _rate(outcome: Outcome, name: str) -> str:
 
 
 def _gap(gaps: list[float]) -> str:
-    """Mean difference and its interval; a single difference has none."""
-    if len(gaps) == 1:
-        return signed(gaps[0])
+    """Mean difference and its interval, which a single difference lacks."""
     return points(interval(gaps)) if gaps else ""
 
 
 def _in_time(outcome: Outcome, name: str) -> list[str]:
-    cell = outcome.in_time.get(name)
-    return [_accuracy(cell), _gap(outcome.gaps_in_time(name))] if cell else ["", ""]
+    """Accuracy of all parameters in the seconds of a row, and the difference; the number of pairs if some lack."""
+    cell, gaps = outcome.in_time.get(name), outcome.gaps_in_time(name)
+    if not cell:
+        return ["", ""]
+    pairs = "" if len(gaps) == len(outcome.rows[name]) else f", {len(gaps)} of {len(outcome.rows[name])} seeds"
+    return [_accuracy(cell), _gap(gaps) + pairs]
 
 
 def _curves(outcome: Outcome) -> Iterator[str]:

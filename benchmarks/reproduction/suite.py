@@ -217,4 +217,5 @@ def parsed(experiment: Experiment, description: str | None, argv: Sequence[str])
 
 def main(experiment: Experiment, description: str | None, argv: Sequence[str]) -> None:
     """Run the suite of an experiment."""
-    start(parsed(experiment, description, argv), lambda options: run_suite(experiment, options))
+    given = parsed(experiment, description, argv)
+    start(given, lambda options: run_suite(experiment, options), needs_hub=given.full_scale)

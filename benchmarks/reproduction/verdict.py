@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 
-CONFIRMED, IN_PART, NOT_CONFIRMED, MISSING = "confirmed", "confirmed in part", "not confirmed", "not measured yet"
+CONFIRMED, IN_PART, NOT_CONFIRMED = "confirmed", "confirmed in part", "not confirmed"
+UNDECIDED, MISSING = "undecided", "not measured yet"
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One of `CONFIRMED`, `IN_PART`, `NOT_CONFIRMED` and `MISSING`, and the numbers."""
+    """One of the words above, and the numbers."""
 
     word: str
     numbers: str = ""

@@ -1,21 +1,22 @@
-"""Verdicts on the claims beside fine-tuning, from the results of the bounds and of training from scratch.
-
-Training from scratch counts with the results of `python -m benchmarks reproduce scratch`, or else with those of the
-examples, which are smaller.
-"""
+"""Verdicts on the claims beside fine-tuning, from the results of the bounds and of training from scratch."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean, stdev
 
-from scipy import stats
-
-from benchmarks.accuracy.results import Result, ResultsFile
+from benchmarks.budgets.statistics import Interval, interval
+from benchmarks.reproduction.bounds_page import read_points
+from benchmarks.reproduction.from_scratch_page import Finals, read_finals
 from benchmarks.reproduction.outcomes import Outcome
-from benchmarks.reproduction.verdict import CONFIRMED, IN_PART, MISSING, NOT_CONFIRMED, Verdict, graded
+from benchmarks.reproduction.verdict import (
+    CONFIRMED,
+    IN_PART,
+    MISSING,
+    NOT_CONFIRMED,
+    UNDECIDED,
+    Verdict,
+)
 
 
 OURS, SHORT, LONG = "multirate", "h = 0.004", "h = 0.1"
@@ -27,20 +28,17 @@ SIGMAS = 3
 PATCHES_BEHIND = 2.0
 """Points by which averaged copies may be behind on patches."""
 
-SUBGROUPS: Mapping[str, tuple[str, str, int, int]] = {
-    "perceptron": ("mnist_subgroups", "test accuracy, %", 1, 2),
-    "text": ("lm_subgroups", "best validation loss", -1, 3),
+SUBGROUPS: Mapping[str, tuple[str, int, int]] = {
+    "perceptron": ("test accuracy, %", 1, 2),
+    "text": ("best validation loss", -1, 3),
 }
-"""Table -> its example, its figure, the sign of an improvement, and digits."""
-
-Finals = dict[str, dict[int, dict[str, float]]]
-"""Method -> seed -> figures."""
+"""Table -> its figure, the sign of an improvement, and digits."""
 
 
 def bounds(found: Sequence[Outcome], root: Path) -> Verdict:
     """Measured means against the bound as it is printed, and against the corrected one."""
     del found
-    points = list(_points(root))
+    points = [run for runs in read_points(_folder(root)).values() for run in runs]
     if not points:
         return Verdict(MISSING)
     numbers, violations = [], {}
@@ -54,62 +52,55 @@ def bounds(found: Sequence[Outcome], root: Path) -> Verdict:
 def regularises(found: Sequence[Outcome], root: Path) -> Verdict:
     """Random subsets against standard training and against other masks."""
     del found
-    holds, numbers = [], []
-    for name, (example, figure, sign, digits) in SUBGROUPS.items():
-        finals, source = _finals(root, name, example)
-        for other in (method for method in finals if method != OURS and OURS in finals):
-            gap, error = gap_of(finals, OURS, other, figure)
-            holds.append(sign * gap > error)
-            numbers.append(f"{figure}, against {other}{source}: {gap:+.{digits}f} ± {error:.{digits}f}")
-    return graded(holds, numbers)
+    tables, holds, worse, numbers = read_finals(_folder(root)), [], [], []
+    for name, (figure, sign, digits) in SUBGROUPS.items():
+        finals = tables.get(name, {})
+        others = [method for method in finals if method != OURS and OURS in finals]
+        if not others:
+            numbers.append(f"{name}: {MISSING}")
+        gaps = {other: gap_of(finals, OURS, other, figure) for other in others}
+        numbers += [_words(f"{figure}, against {other}", gap, digits) for other, gap in gaps.items()]
+        clear = {sign if gap.low > 0 else -sign if gap.high < 0 else 0 for gap in gaps.values()}
+        holds += [clear == {1}] if others else []
+        worse.append(-1 in clear)
+    if not holds:
+        return Verdict(MISSING)
+    word = CONFIRMED if all(holds) and len(holds) == len(SUBGROUPS) else IN_PART if any(holds) else UNDECIDED
+    return Verdict(NOT_CONFIRMED if word == UNDECIDED and any(worse) else word, "; ".join(numbers))
 
 
 def time_scales(found: Sequence[Outcome], root: Path) -> Verdict:
     """Averaged copies against single step sizes, on clean images and on patches."""
     del found
-    finals, source = _finals(root, "patches", "patches")
+    finals = read_finals(_folder(root)).get("patches", {})
     if not {OURS, SHORT, LONG} <= finals.keys():
         return Verdict(MISSING)
     others = [method for method in finals if method != OURS]
     apart = {
-        f"clean images, {LONG} against {SHORT}{source}": gap_of(finals, LONG, SHORT, "clean"),
+        f"clean images, {LONG} against {SHORT}": gap_of(finals, LONG, SHORT, "clean"),
         f"patches alone, {SHORT} against {LONG}": gap_of(finals, SHORT, LONG, "patch only"),
     }
     clean = {f"clean images, copies against {other}": gap_of(finals, OURS, other, "clean") for other in others}
-    patches = min(gap_of(finals, OURS, other, "patch only")[0] for other in others)
-    numbers = [f"{words}: {gap:+.1f} ± {error:.1f}" for words, (gap, error) in (apart | clean).items()]
+    patches = min(gap_of(finals, OURS, other, "patch only").value for other in others)
+    numbers = [_words(words, gap, 1) for words, gap in (apart | clean).items()]
     numbers.append(f"patches alone, copies against the best: {patches:+.1f}")
-    ahead = all(gap > error for gap, error in (apart | clean).values())
-    by_mean = all(gap > 0 for gap, _ in clean.values())
-    word = CONFIRMED if ahead and patches >= -PATCHES_BEHIND else IN_PART if by_mean else NOT_CONFIRMED
-    return Verdict(word, "; ".join(numbers))
+    ahead = all(gap.low > 0 for gap in (apart | clean).values())
+    by_mean = all(gap.value > 0 for gap in clean.values())
+    word = CONFIRMED if ahead and patches >= -PATCHES_BEHIND else IN_PART if by_mean else UNDECIDED
+    worse = any(gap.high < 0 for gap in clean.values())
+    return Verdict(NOT_CONFIRMED if word == UNDECIDED and worse else word, "; ".join(numbers))
 
 
-def _points(root: Path) -> Iterator[Result]:
-    """Measured points of all problems."""
-    folder = root / "benchmarks" / "results" / "reproduction"
-    for path in sorted(folder.glob("*_bounds.jsonl")):
-        yield from ResultsFile(folder, path.stem.removesuffix("_bounds"), "bounds").runs
+def gap_of(finals: Finals, method: str, other: str, figure: str) -> Interval:
+    """Mean of a figure less that of another method, paired by seed, and its 95 % t-interval."""
+    seeds = sorted(finals[method].keys() & finals[other].keys())
+    return interval([finals[method][s]["figures"][figure] - finals[other][s]["figures"][figure] for s in seeds])
 
 
-def _finals(root: Path, name: str, example: str) -> tuple[Finals, str]:
-    """Results of a table, or else of its example, and words for the latter; empty if there are none."""
-    found: Finals = {}
-    for run in ResultsFile(root / "benchmarks" / "results" / "reproduction", name, "scratch").runs:
-        if run["role"] == "final":
-            found.setdefault(run["method"], {})[run["seed"]] = run["figures"]
-    path = root / "examples" / "results" / f"{example}.json"
-    if found or not path.exists():
-        return found, ""
-    for run in json.loads(path.read_text(encoding="utf-8"))["runs"]:
-        found.setdefault(run["method"], {})[run["seed"]] = run["final"]
-    return found, " (example)"
+def _words(what: str, gap: Interval, digits: int) -> str:
+    """A difference and half of its interval."""
+    return f"{what}: {gap.value:+.{digits}f} ± {gap.high - gap.value:.{digits}f}"
 
 
-def gap_of(finals: Finals, method: str, other: str, figure: str) -> tuple[float, float]:
-    """Mean of a figure less that of another method, paired by seed, and half of its 95 % t-interval."""
-    pairs = sorted(finals[method].keys() & finals[other].keys())
-    gaps = [finals[method][seed][figure] - finals[other][seed][figure] for seed in pairs]
-    if len(gaps) < 2:
-        return fmean(gaps), float("inf")
-    return fmean(gaps), float(stats.t.ppf(0.975, len(gaps) - 1) * stdev(gaps) / len(gaps) ** 0.5)
+def _folder(root: Path) -> Path:
+    return root / "benchmarks" / "results" / "reproduction"

@@ -35,7 +35,10 @@ BASELINES = {
         "--multirate_head_start 16"
     ),
 }
-"""Whether each token has a label -> settings of standard training to compare with."""
+"""Whether a head start is needed -> settings of standard training to compare with."""
+
+MEASURED_STEPS = 250
+"""Largest number of steps of standard training that was measured."""
 
 
 def longest_advised(labels: int, per_token: bool = False) -> float:
@@ -51,6 +54,16 @@ def longest_advised(labels: int, per_token: bool = False) -> float:
     if per_token:
         return 0.0
     return LONGEST_WITH_MANY if labels >= MANY_LABELS else LONGEST_WITH_FEW
+
+
+def needs_head_start(labels: int, per_token: bool = False) -> bool:
+    """Whether standard training was better with a head start than with a head rate alone.
+
+    Args:
+        labels: Number of labels.
+        per_token: Whether each token has a label of its own.
+    """
+    return per_token or labels >= MANY_LABELS
 
 
 def advice_on_length(config: MultirateConfig, model: nn.Module, epochs: float, speedup: float) -> str | None:
@@ -73,7 +86,10 @@ def advice_on_length(config: MultirateConfig, model: nn.Module, epochs: float, s
     longest = longest_advised(labels, per_token)
     if standard <= longest:
         return None
-    advised = f"With {labels} labels, frozen blocks are advised for up to {longest:g} epochs of standard training"
+    advised = (
+        f"With {labels} labels, frozen blocks are advised for up to {longest:g} epochs of standard training "
+        f"(measured: up to {MEASURED_STEPS} steps of it)"
+    )
     if per_token:
         reason = "Each token has a label: standard training with a head rate and a head start was better at any length"
     elif labels >= MANY_LABELS:
@@ -82,7 +98,7 @@ def advice_on_length(config: MultirateConfig, model: nn.Module, epochs: float, s
         reason = f"{advised}. In longer runs standard training with a head rate was as good or better"
     return (
         f"the lower blocks are frozen for {epochs:.2f} epochs, which take as long as {standard:.2f} epochs of "
-        f"standard training. {reason}. Compare with {BASELINES[per_token]}."
+        f"standard training. {reason}. Compare with {BASELINES[needs_head_start(labels, per_token)]}."
     )
 
 

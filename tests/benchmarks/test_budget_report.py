@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ FAMILIES = {"baseline": "baseline", "baseline + head rate": "baseline", "good": 
 def result(method: str, seed: int, test: float, validation: float = 0.5, **more: Any) -> dict[str, Any]:
     settings = {"task": {"epochs": 1}, "method": {"family": FAMILIES[method]}}
     run = {"task": "t", "length": "short", "method": method, "budget": 0.4, "rate": 0.1, "seed": seed, "role": "final"}
-    seconds = {"reference_seconds": 40.0, "budget_seconds": 40.0, "steps": 30}
+    seconds = {"reference_seconds": 40.0, "budget_seconds": 40.0, "process_seconds": 40.0, "steps": 30}
     scores = {"validation_metric": validation, "test_metric": test}
     return {**run, **seconds, **scores, "settings": settings, "machine": MACHINE, **more}
 
@@ -47,13 +48,14 @@ def written(folder: Path, task: str = "t", shift: float = 0.0, **more: Any) -> N
 
 def test_intervals_and_aggregates_of_known_differences() -> None:
     assert vars(interval([0.2, 0.2, 0.2])) == pytest.approx({"value": 0.2, "low": 0.2, "high": 0.2})
-    found = interval([0.0, 1.0])
-    assert (found.value, found.low, found.high) == (0.5, 0.0, 1.0)
+    assert vars(interval([0.2])) == {"value": 0.2, "low": -inf, "high": inf}
+    known = stats.ttest_1samp([0.0, 1.0, 0.3], 0.0).confidence_interval(0.95)
+    found = interval([0.0, 1.0, 0.3])
+    assert (found.value, found.low, found.high) == pytest.approx((1.3 / 3, known.low, known.high))
     summary = over_tasks({"a": [0.1, 0.1], "b": [-0.3, -0.1], "c": [0.0, 0.2]})
     assert summary.mean.value == pytest.approx(0.0)
     assert summary.worst == ("b", pytest.approx(-0.2))
-    assert summary.better.value == pytest.approx((1 + 0 + 0.75) / 3)
-    assert summary.mean.low == pytest.approx((0.1 - 0.3 + 0.0) / 3)
+    assert summary.better == pytest.approx((1 + 0 + 0.75) / 3)
     with pytest.raises(ValueError, match="at least one difference"):
         over_tasks({"a": []})
 
@@ -61,14 +63,20 @@ def test_intervals_and_aggregates_of_known_differences() -> None:
 def test_the_interquartile_mean_is_the_trimmed_mean_of_scipy() -> None:
     values = np.random.default_rng(0).normal(size=(6, 5))
     found = over_tasks({str(i): list(row) for i, row in enumerate(values)}).middle
-    assert found.value == pytest.approx(stats.trim_mean(values.ravel(), 0.25))
-    assert found.low < found.value < found.high
+    assert found == pytest.approx(stats.trim_mean(values.ravel(), 0.25))
+
+
+def test_the_interval_of_a_mean_over_tasks_is_that_of_welch() -> None:
+    one, other = [0.3, 0.5, 0.1, 0.2], [-0.2, 0.4, 0.9]
+    known = stats.ttest_ind(one, [-value for value in other], equal_var=False).confidence_interval(0.95)
+    found = over_tasks({"a": one, "b": other}).mean
+    assert (found.low, found.high) == pytest.approx((known.low / 2, known.high / 2))
 
 
 def test_intervals_hold_the_true_mean_about_as_often_as_they_say() -> None:
     random = np.random.default_rng(1)
-    held = [i.low <= 0 <= i.high for i in (interval(list(random.normal(size=20)), 1000) for _ in range(100))]
-    assert 85 <= sum(held) <= 100
+    held = [i.low <= 0 <= i.high for i in (interval(list(random.normal(size=3))) for _ in range(1000))]
+    assert 930 <= sum(held) <= 970
 
 
 def test_seeds_are_paired(tmp_path: Path) -> None:
@@ -100,16 +108,20 @@ def test_the_page_shows_losses_beside_gains(tmp_path: Path) -> None:
     kinds.append({"setting": "baseline", "groups": [["all", 1]], "rows": 9, "times": times}, 1, MACHINE)
     text = report.page(folder)
     assert text is not None
-    first = text.index("| good | +3.0 (+2.0 to +4.0) |")
+    first = text.index("| good | **+3.0 (+0.5 to +5.5)** |")
     assert text.index("| expert baseline | 80.0: baseline + head rate |") < first
-    assert first < text.index("| bad | -5.0 (-5.0 to -5.0) |") < text.index("| baseline | -10.0 (-10.0 to -10.0) |")
+    behind = [
+        text.index(f"| {name} | **{gap} ({gap} to {gap})** |")
+        for name, gap in (("bad", "-5.0"), ("baseline", "-10.0"))
+    ]
+    assert [first, *behind] == sorted([first, *behind])
     assert "## Budget 0.4 of one epoch, tasks that were kept apart" in text
     assert "| baseline | all | 1.5000 (1.5000 to 1.5000) | 2.0000 | 1 |" in text
     assert "Machine: x, 1 thread of 2 cores, torch 2.13, commit aaaaaaa." in text
     marked = text[text.index("## Brown") :]
-    assert r"| bad | 75.0 ± 0.0 \* | 0.1 \* | 30 |" in marked
+    assert r"| bad | 75.0 ± 0.0 \* | 0.1 \* | 30 | 1.00 |" in marked
     assert r"± 0.0 \*" not in text[: text.index("## Brown")]
-    assert r"| baseline | 70.0 ± 0.0 | 0.1 | 30 |" in report.accuracies(
+    assert r"| baseline | 70.0 ± 0.0 | 0.1 | 30 | 1.00 |" in report.accuracies(
         cells.all_cells(folder, allow_dirty=False)["t", "short"],
         {name: {0.05: 0.1, 0.1: 0.5, 0.2: 0.2} for name in FAMILIES},
     )
@@ -129,14 +141,36 @@ def test_a_figure_needs_two_budgets(tmp_path: Path) -> None:
     assert "](images/equal_time_t_short.png)" in str(report.page(folder))
 
 
+def test_charges_are_compared_on_one_machine(tmp_path: Path) -> None:
+    written(tmp_path)
+    file = ResultsFile(tmp_path, "t", "short")
+    for seed in (3, 4):
+        elsewhere = {"machine": {**MACHINE, "processor": "y"}, "process_seconds": 400.0}
+        file.append(result("bad", seed, 0.75, process_seconds=44.0))
+        file.append(result("good", seed, 0.8, **(elsewhere if seed == 3 else {})))
+        file.append(result("baseline + head rate", seed, 0.8, 0.76))
+    found = cells.all_cells(tmp_path, allow_dirty=False)["t", "short"]
+    lines = report.accuracies(found, {name: {0.05: 0.1, 0.1: 0.5, 0.2: 0.2} for name in FAMILIES}).splitlines()
+    used = {line.split(" | ")[0]: line.split(" | ")[-1] for line in lines}
+    assert (used["| bad"], used["| good"], used["| baseline + head rate"]) == ("1.04 |", "1.00 |", "1.00 |")
+    (tmp_path / "t_short.jsonl").unlink()
+    file = ResultsFile(tmp_path, "t", "short")
+    file.append(result("bad", 100, 0.0, role="trial"))
+    file.append(result("baseline", 100, 0.0, role="trial"))
+    file.append(result("bad", 0, 0.75, **elsewhere))
+    file.append(result("baseline", 0, 0.75))
+    found = cells.all_cells(tmp_path, allow_dirty=False)["t", "short"]
+    assert report.accuracies(found, {name: {0.1: 0.5} for name in FAMILIES}).splitlines()[2].endswith("| - |")
+
+
 def test_a_contender_is_compared_over_tasks(tmp_path: Path) -> None:
     for task, shift in (("t", 0.0), ("u", 0.12)):
         written(tmp_path, task, shift)
     found = cells.all_cells(tmp_path, allow_dirty=False)
     table = report.comparison({task: budgets[0.4] for (task, _), budgets in found.items()})
     bad = next(line for line in table.splitlines() if line.startswith("| bad"))
-    assert "| +1.0 (+1.0 to +1.0) | -5.0 t |" in bad
-    assert bad.endswith("| 0.50 (0.50 to 0.50) |")
+    assert "| **+1.0 (+1.0 to +1.0)** | -5.0 t | +1.0 |" in bad
+    assert bad.endswith("| 0.50 |")
 
 
 def test_the_table_of_the_readme_has_equal_time_and_equal_steps(
@@ -150,8 +184,8 @@ def test_the_table_of_the_readme_has_equal_time_and_equal_steps(
     lines = summary_tables.headline(tmp_path, "short", steps).splitlines()
     assert lines[0] == "| task | new head, 0.4 | new head, 1 | default, same steps |"
     assert lines[2:] == [
-        "| SST-2 |  | +3.0 (+2.0 to +4.0) | +10.0 ± nan, 2.00x |",
-        "| t | +3.0 (+2.0 to +4.0) |  |  |",
+        "| SST-2 |  | **+3.0 (+0.5 to +5.5)** | +10.0 ± nan, 2.00x |",
+        "| t | **+3.0 (+0.5 to +5.5)** |  |  |",
     ]
 
 
@@ -163,7 +197,7 @@ def test_a_table_has_all_budgets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     lines = summary_tables.by_budget(tmp_path, "short").splitlines()
     assert lines[0] == "| budget | task | expert baseline, % | its extras | the rule | ours |"
     assert [line.split(" | ")[0] for line in lines[2:]] == ["| 0.25", "| 1"]
-    assert lines[2] == "| 0.25 | SST-2 | 80.0 | head rate |  | +3.0 (+2.0 to +4.0) |"
+    assert lines[2] == "| 0.25 | SST-2 | 80.0 | head rate |  | **+3.0 (+0.5 to +5.5)** |"
     (apart,) = summary_tables.by_budget(tmp_path, "short", report.KEPT_APART).splitlines()[2:]
     assert apart.startswith("| 0.25 | Brown, word classes | 80.0 |")
 
@@ -171,22 +205,23 @@ def test_a_table_has_all_budgets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_the_rule_is_that_of_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = {
         (task, budget): summary_tables.chosen_by_rule(task, budget)
-        for task in ("trec", "sst2")
+        for task in ("trec", "sst2", "brown")
         for budget in (0.4, 1.0, 1.1)
     }
-    new_head, standard = summary_tables.NEW_HEAD, summary_tables.STANDARD
+    new_head, standard, start = summary_tables.NEW_HEAD, "baseline + head rate", "baseline + head rate + head start"
     assert chosen == {
-        ("trec", 0.4): new_head, ("trec", 1.0): new_head, ("trec", 1.1): standard,
+        ("trec", 0.4): new_head, ("trec", 1.0): new_head, ("trec", 1.1): start,
         ("sst2", 0.4): new_head, ("sst2", 1.0): standard, ("sst2", 1.1): standard,
+        ("brown", 0.4): start, ("brown", 1.0): start, ("brown", 1.1): start,
     }  # fmt: skip
-    assert {new_head, standard} <= CONTENDERS.keys()
+    assert {new_head, standard, start} <= CONTENDERS.keys()
     assert {*TASKS} - LANGUAGE_MODELS <= summary_tables.LABELS_OF.keys()
     monkeypatch.setattr(summary_tables, "NEW_HEAD", "good")
     written(tmp_path, "sst2", budget=0.25)
-    written(tmp_path, "trec", budget=2.0)
+    written(tmp_path, "imdb", budget=2.0)
     short, long = summary_tables.by_budget(tmp_path, "short").splitlines()[2:]
-    assert "| top two blocks, +3.0 (+2.0 to +4.0) |" in short
-    assert "| standard, +0.0 (+0.0 to +0.0) |" in long
+    assert "| top two blocks, **+3.0 (+0.5 to +5.5)** |" in short
+    assert "| the expert baseline |" in long
 
 
 def test_without_results_there_is_no_page(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +49,11 @@ def test_tables_have_our_figures_beside_those_of_the_paper(tmp_path: Path) -> No
         "| all parameters | 81.0 (80.0 to 82.0) | 100 | 1.00 | 3, 0.1\\* |  |  |  | 83.24 (83.19 to 83.34) | 1.00 |"
     )
     assert lines[3].startswith(
-        f"| {HEAD} | 82.0 (81.0 to 83.0) | 50 | 2.00 | 3, 0.1\\* | +1.0 (+1.0 to +1.0) | 78.0 (78.0 to 78.0) | +4.0 "
+        f"| {HEAD} | 82.0 (81.0 to 83.0) | 50 | 2.00 | 3, 0.1\\* | **+1.0 (+1.0 to +1.0)** | 78.0 (78.0 to 78.0) "
+        "| **+4.0 (+1.5 to +6.5)** |"
     )
     assert lines[3].endswith("| 83.41 (83.25 to 83.62) | 1.99 |")
-    assert "| period 10 | 75.0 (75.0 to 75.0) | 2.50 | 3, 0.1\\* | -7.0 " in page.ablations(outcome)
+    assert "| period 10 | 75.0 (75.0 to 75.0) | 2.50 | 3, 0.1\\* | **-7.0 " in page.ablations(outcome)
 
 
 def test_a_curve_is_level_from_where_it_stays_level(tmp_path: Path) -> None:
@@ -146,32 +146,60 @@ def test_the_verdict_on_generalization(tmp_path: Path) -> None:
     assert claims.no_loss("language")([], tmp_path).word == verdict.MISSING
 
 
-def examples(root: Path, name: str, finals: dict[str, list[dict[str, float]]]) -> None:
-    folder = root / "examples" / "results"
-    folder.mkdir(parents=True, exist_ok=True)
-    runs = [{"method": m, "seed": i, "final": final} for m, some in finals.items() for i, final in enumerate(some)]
-    (folder / f"{name}.json").write_text(json.dumps({"runs": runs}))
+def test_a_row_with_fewer_pairs_says_so(tmp_path: Path) -> None:
+    written(tmp_path)
+    file = ResultsFile(tmp_path / "benchmarks" / "results" / "reproduction", "vision", "20")
+    file.append(result(HEAD, 3, 0.84, 50.0))
+    (outcome,) = outcomes(tmp_path / "benchmarks" / "results" / "reproduction")
+    assert "| **+4.0 (+1.5 to +6.5)**, 3 of 4 seeds |" in page.rows_table(outcome)
 
 
-def test_the_verdict_on_random_subgroups(tmp_path: Path) -> None:
+def scratch(root: Path, name: str, finals: dict[str, list[dict[str, float]]]) -> None:
+    file = ResultsFile(root / "benchmarks" / "results" / "reproduction", name, "scratch")
+    shared = {"settings": {"task": {}, "method": {}}, "machine": MACHINE}
+    for method, figures_of in finals.items():
+        for seed, figures in enumerate(figures_of):
+            words = {"method": method, "seed": seed, "role": "final", "figures": figures}
+            file.append({"task": name, "length": "scratch", **words, **shared})
+
+
+def losses(*values: float) -> list[dict[str, float]]:
+    return [{"best validation loss": value} for value in values]
+
+
+def accuracies(*values: float) -> list[dict[str, float]]:
+    return [{"test accuracy, %": value} for value in values]
+
+
+OURS = losses(4.0, 4.02)
+BETTER, CLOSE, WORSE = losses(4.5, 4.51), losses(4.0, 4.03), losses(3.5, 3.51)
+"""Baselines that ours is better than, is close to, and is worse than."""
+
+
+@pytest.mark.parametrize(
+    ("baselines", "accuracy", "word"),
+    [
+        ((BETTER, BETTER), (98.0, 98.1), verdict.CONFIRMED),
+        ((BETTER, BETTER), (), verdict.IN_PART),  # a table is not measured
+        ((BETTER, BETTER), (90.0, 90.1), verdict.IN_PART),
+        ((BETTER, CLOSE), (), verdict.UNDECIDED),
+        ((CLOSE, CLOSE), (), verdict.UNDECIDED),
+        ((BETTER, WORSE), (), verdict.NOT_CONFIRMED),
+    ],
+)
+def test_the_verdict_on_random_subgroups(
+    baselines: tuple[Any, Any], accuracy: tuple[float, ...], word: str, tmp_path: Path
+) -> None:
     assert elsewhere.regularises([], tmp_path).word == verdict.MISSING
-    figure = "best validation loss"
-    ours = [{figure: 4.0}, {figure: 4.02}]
-    examples(tmp_path, "lm_subgroups", {"multirate": ours, "SGD": [{figure: 4.5}, {figure: 4.51}]})
-    assert elsewhere.regularises([], tmp_path).word == verdict.CONFIRMED
-    both = {"multirate": ours, "SGD": [{figure: 4.5}, {figure: 4.51}], "SGD + dropout": [{figure: 3.9}, {figure: 3.9}]}
-    examples(tmp_path, "lm_subgroups", both)
+    scratch(tmp_path, "text", {"multirate": OURS, "SGD": baselines[0], "SGD + dropout": baselines[1]})
+    if accuracy:
+        ours, standard = accuracies(*accuracy), accuracies(95.0, 95.2)
+        scratch(tmp_path, "perceptron", {"multirate": ours, "standard": standard})
     found = elsewhere.regularises([], tmp_path)
-    assert found.word == verdict.IN_PART
-    assert "against SGD + dropout (example): +0.110 ± 0.127" in found.numbers
-    file = ResultsFile(tmp_path / "benchmarks" / "results" / "reproduction", "text", "scratch")
-    for method, loss in (("multirate", 3.5), ("SGD", 3.9), ("dropout", 3.8)):
-        for seed in range(2):
-            words = {"method": method, "seed": seed, "role": "final", "figures": {figure: loss}}
-            shared = {"settings": {"task": {}, "method": {}}, "machine": MACHINE}
-            file.append({"task": "text", "length": "scratch", **words, **shared})
-    found = elsewhere.regularises([], tmp_path)
-    assert (found.word, "SGD + dropout" in found.numbers) == (verdict.CONFIRMED, False)
+    assert found.word == word
+    assert ("perceptron: not measured yet" in found.numbers) == (not accuracy)
+    if baselines[0] is BETTER:
+        assert "best validation loss, against SGD: -0.495 ± 0.064" in found.numbers
 
 
 @pytest.mark.parametrize(
@@ -182,6 +210,7 @@ def test_the_verdict_on_random_subgroups(tmp_path: Path) -> None:
         ((46.0, 46.1), 99.0, 39.0, verdict.IN_PART),  # the long step is not better on clean images
         ((40.1, 49.0), 99.0, 41.0, verdict.IN_PART),
         ((39.0, 39.1), 99.0, 41.0, verdict.NOT_CONFIRMED),
+        ((35.0, 44.0), 99.0, 41.0, verdict.UNDECIDED),
     ],
 )
 def test_the_verdict_on_time_scales(
@@ -191,7 +220,7 @@ def test_the_verdict_on_time_scales(
     small = [{"clean": 40.0, "patch only": 99.5}, {"clean": 40.0, "patch only": 99.5}]
     large = [{"clean": long, "patch only": 30.0}, {"clean": long, "patch only": 30.0}]
     ours = [{"clean": value, "patch only": patches} for value in clean]
-    examples(tmp_path, "patches", {"h = 0.004": small, "h = 0.1": large, "multirate": ours})
+    scratch(tmp_path, "patches", {"h = 0.004": small, "h = 0.1": large, "multirate": ours})
     assert elsewhere.time_scales([], tmp_path).word == word
 
 
@@ -208,7 +237,15 @@ def test_the_verdict_on_the_bounds(printed: float, corrected: float, word: str, 
     file = ResultsFile(tmp_path / "benchmarks" / "results" / "reproduction", "huber", "bounds")
     shared = {"settings": {"task": {}, "method": {}}, "machine": MACHINE}
     for name, value in (("2 groups", printed), ("4 groups", 2.0)):
-        point = {"method": name, "mean": 1.0, "error": 0.1, "printed": value, "corrected": max(value, corrected)}
+        point = {
+            "method": name,
+            "h": 0.1,
+            "k": 1,
+            "mean": 1.0,
+            "error": 0.1,
+            "printed": value,
+            "corrected": max(value, corrected),
+        }
         file.append({"task": "huber", "length": "bounds", **point, **shared})
     found = elsewhere.bounds([], tmp_path)
     assert found.word == word

@@ -171,7 +171,9 @@ def test_the_section_has_means_ranges_and_paired_differences(tmp_path: Path) -> 
         "| SGD | 4.600 ± 0.141 (4.500 to 4.700) | 4.800 ± 0.141 (4.700 to 4.900) | 4.856 | learning_rate 1 | 2 | 60 |"
     )
     assert row in text
-    assert "| SGD | -0.150 (-0.200 to -0.100) | -0.150 (-0.200 to -0.100) |" in text
+    assert "| SGD | -0.150 (-0.785 to +0.485) | -0.150 (-0.785 to +0.485) |" in text
+    one = {"text": {name: {0: runs[0]} for name, runs in found["text"].items()}}
+    assert "| SGD | -0.100 | -0.100 |" in from_scratch_page.tables(one)["scratch text"]()
     assert from_scratch_page.tables(found)["scratch patches"]() == from_scratch_page.NOT_YET
 
 

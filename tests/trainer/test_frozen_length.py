@@ -34,7 +34,9 @@ def test_the_longest_run_depends_on_labels_and_is_counted_in_standard_training(l
     assert f"With {labels} labels, frozen blocks are advised for up to {longest:g} epochs of standard" in message
     assert ("as good or better" in message) == (labels < MANY_LABELS)
     assert ("were not compared" in message) == (labels == MANY_LABELS)
-    assert "Compare with MultirateConfig.off(head_lr_scale=10), or" in message
+    assert "(measured: up to 250 steps of it)" in message
+    settings = "head_lr_scale=10" if labels < MANY_LABELS else "head_lr_scale=10, head_start=16"
+    assert f"Compare with MultirateConfig.off({settings}), or" in message
 
 
 def test_with_a_label_for_each_token_no_run_is_short_enough() -> None:
