@@ -36,9 +36,9 @@ READING = f"""\
 - Seconds are reference seconds of one thread: the number of steps of each kind times the seconds of one. At full scale
   they are wall seconds.
 - **Epochs:** the fewest of three lengths at which all parameters gain less than {100 * GAIN:.1f} points on validation
-  rows in the last third of the steps, or else the longest. As the schedule decays to 0, the last third always gains, so
-  the rule tends to take the longest, which is nearest to the paper. The paper has 50 epochs for images; for texts the
-  number is not known here.
+  rows in the last third of the steps, or else the longest. As the schedule decays to 0, the last third always gains,
+  so the rule tends to take the longest, which is nearest to the paper. The paper has 50 epochs for images; for texts
+  the number is not known here.
 - **Learning rates** of every row are chosen alike: three rates, one trial each with 0.4 of the steps and a separate
   seed, and one more beyond an edge; the best on validation rows. The grid of the head alone is ten times as high. A
   star marks a rate at an edge of all that were tried. All parameters in less time keep their rate. Rates, period and

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from hf_multirate.averaged_copies.state_check import check_copies, check_copy_states
 from hf_multirate.model.unwrap import canonical_name, canonical_parameters
+from hf_multirate.optim.optimizer_check import require_real_state
 
 
 State = dict[str, Any]
@@ -67,6 +68,9 @@ class CopyStore:
             merged: Indices of the copies. The first is the one that the model contains.
             momenta: See `hf_multirate.CopiesConfig`.
             buffers: See `hf_multirate.CopiesConfig`.
+
+        Raises:
+            ValueError: momenta have integers, which have no mean.
         """
         averaged = {
             name: tensor
@@ -84,7 +88,7 @@ class CopyStore:
         for parameter in self._parameters.values():
             states = [self._state(copy, parameter) for copy in merged]
             if momenta == "average":
-                _average_states(states, parameter)
+                _average_states(states, parameter, self._optimizer)
             elif momenta == "reset":
                 for state in states:
                     state.clear()
@@ -157,11 +161,13 @@ def _is_continuous(tensor: Tensor) -> bool:
     return tensor.is_floating_point() or tensor.is_complex()
 
 
-def _average_states(states: Sequence[State], parameter: Tensor) -> None:
+def _average_states(states: Sequence[State], parameter: Tensor, optimizer: Optimizer) -> None:
     for key, value in states[0].items():
-        # A step count has the same shape as a scalar parameter, so it is excluded by its name.
-        is_moment = key != "step" and isinstance(value, Tensor) and value.shape == parameter.shape
-        if is_moment and _is_continuous(value) and all(key in state for state in states):
+        # A step count has the same shape as a scalar parameter, so it is excluded by its name. Other numbers that
+        # depend on the step, such as the products of NAdam, have no dimension.
+        is_moment = key != "step" and isinstance(value, Tensor) and (value.dim() or value.shape == parameter.shape)
+        if is_moment and all(key in state and state[key].shape == value.shape for state in states):
+            require_real_state({key: value}, optimizer, "momenta='average' of copies needs its mean")
             mean = torch.stack([state[key] for state in states]).mean(0)
             for state in states:
                 state[key].copy_(mean)

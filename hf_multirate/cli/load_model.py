@@ -138,6 +138,8 @@ def _random_batch(model: PreTrainedModel, size: BatchSize) -> dict[str, Tensor]:
         inputs = {"pixel_values": torch.randn(size.rows, channels, *sides, generator=generator)}
     elif model.main_input_name == "input_ids":
         tokens = torch.randint(3, config.vocab_size, (size.rows, size.tokens), generator=generator)
+        if config.pad_token_id is None:  # a classifier on a decoder looks for the last token that is no padding
+            config.pad_token_id = 0
         inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
     else:
         raise ValueError(
@@ -156,4 +158,6 @@ def _labels(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> dict[str, T
         return {"labels": tokens}
     if "TokenClassification" in kind:
         return {"labels": torch.zeros_like(tokens)}
+    if model.config.problem_type == "multi_label_classification":
+        return {"labels": torch.zeros(len(tokens), model.config.num_labels or 1)}
     return {"labels": zeros}

@@ -27,6 +27,7 @@ from hf_multirate.model.partition import Partition
 from hf_multirate.model.stages import SettledStage
 from hf_multirate.model.unwrap import ddp_wrappers, unwrap_model
 from hf_multirate.optim.loss_decrease import LossDecreaseAverages
+from hf_multirate.optim.parameter_groups import check_state_of_groups
 
 
 logger = logging.getLogger(__name__)
@@ -135,7 +136,7 @@ class Multirate:
 
         Raises:
             ValueError: the groups do not fit the model, the optimizer lacks a parameter, it moves parameters without a
-                gradient, or ``total_steps`` is missing.
+                gradient, it has loaded the state of other parameter groups, or ``total_steps`` is missing.
             RuntimeError: a controller is attached to the model or the optimizer already, or the processes of the run
                 have different configurations or models.
             NotImplementedError: the wrapper or an adapter of the model is not supported.
@@ -145,6 +146,7 @@ class Multirate:
         if self.attached:
             raise RuntimeError("this controller is attached already. Call detach() first.")
         check_unattached(optimizer, unwrap_model(model))
+        check_state_of_groups(optimizer, model)
         self._run.ends = ends_of_run(self.config.stage_list, total_steps, self._warn)
         frozen_before = self._frozen.model is unwrap_model(model)
         switched = self._freeze_never(unwrap_model(model))

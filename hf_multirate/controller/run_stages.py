@@ -19,6 +19,7 @@ from hf_multirate.config.config import MultirateConfig
 from hf_multirate.config.schedule import Step
 from hf_multirate.controller.guards import mark_attached, mark_detached
 from hf_multirate.controller.step_pipeline import Members, StepPipeline
+from hf_multirate.model.auto_periods import shortened
 from hf_multirate.model.cost_model import StepCosts
 from hf_multirate.model.describe import describe, describe_stages
 from hf_multirate.model.partition import Partition, left_out
@@ -131,7 +132,7 @@ class RunStages:
             NotImplementedError: the wrapper or an adapter of the model is not supported.
         """
         for stage in self.settled:
-            warn(left_out(stage.given, stage.config))
+            warn(left_out(shortened(stage.given, unwrap_model(attachment.model)), stage.config))
         warn(drops_layers(unwrap_model(attachment.model)) if self.skips_backward else None)
         warn(too_many_graphs(attachment.model, sum(len(stage.config.schedule.kinds) for stage in self.settled)))
         first, *later = self.settled

@@ -55,7 +55,7 @@ def choose_periods(
         ValueError: the groups do not fit the model.
     """
     if config.auto_periods is None:
-        return _shortened(config, model, warn)
+        return shortened(config, model, warn)
     # Without a trainable parameter there is no block; the group of all parameters then raises the error.
     groups = config.groups or block_groups(model) or (RateGroup("all", ".*"),)
     settled, members = settle(replace(config, groups=groups, auto_periods=None), model)
@@ -70,7 +70,9 @@ def choose_periods(
     return replace(settled, groups=chosen)
 
 
-def _shortened(config: MultirateConfig, model: nn.Module, warn: Callable[[str], None]) -> MultirateConfig:
+def shortened(
+    config: MultirateConfig, model: nn.Module, warn: Callable[[str], None] = lambda text: None
+) -> MultirateConfig:
     """``config``, or the first parts of the default ladder if ``model`` has too few blocks for all of them."""
     if list(config.groups) != depth_ladder(DEFAULT_PERIODS):
         return config

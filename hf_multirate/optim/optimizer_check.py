@@ -7,6 +7,8 @@ not made itself, because idle parameters drift and some live parameters take lon
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
@@ -91,6 +93,25 @@ def require_rates(optimizer: Optimizer, otherwise: str) -> None:
             )
 
 
+def require_real_state(state: Mapping[str | None, Tensor], optimizer: Optimizer, reason: str) -> None:
+    """Check that state tensors of a parameter have real or complex numbers.
+
+    Args:
+        state: The tensors.
+        optimizer: Their optimizer.
+        reason: What is done with them, for the error.
+
+    Raises:
+        ValueError: a tensor has integers, which stand for other numbers, as those of an 8-bit optimizer.
+    """
+    for key, tensor in state.items():
+        if not (tensor.is_floating_point() or tensor.is_complex()):
+            raise ValueError(
+                f"optimizer {type(optimizer).__name__} keeps its state {key!r} as {tensor.dtype} codes of other "
+                f"numbers, but {reason}. Use an optimizer with floating-point state, such as AdamW or SGD."
+            )
+
+
 def _first_step(optimizer: Optimizer, name: str) -> Trial:
     try:
         trial = run_trial(optimizer)
@@ -167,6 +188,7 @@ def _check_changes(trial: Trial, name: str) -> None:
     if any(float((p.detach() - changed[p]).abs().max()) > CHANGE / 8 for p in live):
         raise ValueError(
             f"optimizer {name} undoes a change of the weights that it has not made, because it keeps its own copies "
-            "of them (master weights, slow weights). Drift, idle='long_step', random subsets, lr_scale and averaged "
-            "copies change the weights. Use idle='freeze', or AdamW, SGD or standard training (period 1)."
+            "of them (master weights, slow weights), or its steps grow too fast to tell (Rprop). Drift, "
+            "idle='long_step', random subsets, lr_scale and averaged copies change the "
+            "weights. Use idle='freeze', or AdamW, SGD or standard training (period 1)."
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -18,6 +19,9 @@ from hf_multirate.model.unwrap import canonical_name, canonical_parameters, unwr
 
 FACTOR = "multirate_lr_factor"
 """Key of a parameter group: the factor that its learning rate contains."""
+
+NAMES = "multirate_names"
+"""Key of a parameter group: a digest of the names of its parameters, in their order."""
 
 NO_DECAY = (r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)")
 """Patterns of parameters without weight decay, as in `transformers.Trainer.get_decay_parameter_names`."""
@@ -131,11 +135,40 @@ def _divided(
             parts.setdefault(keys.get(parameter), []).append(parameter)
         for key, parameters in sorted(parts.items(), key=lambda item: -1 if item[0] is None else item[0][0]):
             factor = 1.0 if key is None else key[1]
-            part = {**group, "params": parameters, "lr": group["lr"] * factor, FACTOR: factor}
+            of_part = [names.get(parameter, "") for parameter in parameters]
+            part = {**group, "params": parameters, "lr": group["lr"] * factor, FACTOR: factor, NAMES: _digest(of_part)}
             if "param_names" in group:
-                part["param_names"] = [names.get(parameter, "") for parameter in parameters]
+                part["param_names"] = of_part
             divided.append(part)
     return sorted(divided, key=lambda group: abs(math.log(group[FACTOR])))
+
+
+def _digest(names: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()[:32]
+
+
+def check_state_of_groups(optimizer: Optimizer, model: nn.Module) -> None:
+    """Check that a loaded state dict belongs to the parameter groups of ``optimizer``.
+
+    torch assigns states to parameters by their place in the parameter groups. Another configuration may put parameters
+    of equal shapes in another order.
+
+    Args:
+        optimizer: The optimizer. Groups that `_divided` has not made are not checked.
+        model: The model.
+
+    Raises:
+        ValueError: a group was saved with other parameters.
+    """
+    names = {parameter: name for name, parameter in canonical_parameters(unwrap_model(model)).items()}
+    for index, group in enumerate(optimizer.param_groups):
+        if group.get(NAMES) not in (None, _digest(names.get(parameter, "") for parameter in group["params"])):
+            raise ValueError(
+                f"parameter group {index} of the optimizer has the state of other parameters, because a checkpoint "
+                "with other parameter groups was loaded. Learning rates of the head, of depth and of rate groups "
+                "decide about parameter groups: resume with those of the checkpoint, and with rate groups in the same "
+                "order."
+            )
 
 
 def _by_decay(model: nn.Module, weight_decay: float | None) -> list[Settings]:

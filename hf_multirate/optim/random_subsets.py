@@ -23,6 +23,7 @@ from hf_multirate.config.random_subset import RandomSubset
 from hf_multirate.config.rate_group import RateGroup
 from hf_multirate.config.schedule import Step
 from hf_multirate.model.step_part import StepPart
+from hf_multirate.optim.optimizer_check import require_real_state
 
 
 @dataclass
@@ -75,7 +76,8 @@ class RandomSubsets(StepPart):
             for index, group in enumerate(config.groups)
             if group.random_subset is not None
         ]
-        self._before: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._before: list[tuple[nn.Parameter, Tensor, dict[str | None, Tensor]]] = []
+        """Parameters with a subset, their masks, and copies of their values (key None) and state."""
         self._long: list[tuple[nn.Parameter, Tensor, Tensor, float]] = []
 
     def _since_refresh(self, group: _Group, step: int) -> tuple[int, int]:
@@ -119,7 +121,8 @@ class RandomSubsets(StepPart):
         """Store the weights that the optimizer must not change at ``step``, and those with a long step."""
         self._before = []
         for parameter, mask, _ in self._held(step.index):
-            self._before += [(tensor, mask, tensor.clone()) for tensor in [parameter, *self._state_of(parameter)]]
+            tensors = {None: parameter, **self._state_of(parameter)}
+            self._before.append((parameter, mask, {key: tensor.detach().clone() for key, tensor in tensors.items()}))
         self._long = []
         for group in self._groups:
             index = group.subset.returning(*self._since_refresh(group, step.index))
@@ -132,20 +135,26 @@ class RandomSubsets(StepPart):
     @torch.no_grad()
     def after_step(self, step: Step) -> None:
         """Restore the weights of subsets, and lengthen the step of weights whose subset ends."""
-        restored = {id(tensor) for tensor, _, _ in self._before}
-        for tensor, mask, before in self._before:
-            tensor.copy_(torch.where(mask, before, tensor))
-        for parameter, mask, _ in self._held(step.index):
-            for tensor in self._state_of(parameter):
-                if id(tensor) not in restored:  # created by this step
-                    tensor.masked_fill_(mask, 0.0)
+        del step
+        for parameter, mask, saved in self._before:
+            # The optimizer may have replaced the tensors of its state.
+            for key, tensor in {None: parameter, **self._state_of(parameter)}.items():
+                old = saved.get(key)
+                tensor.copy_(torch.where(mask, 0.0 if old is None else old, tensor))  # None: created by this step
         for parameter, mask, before, factor in self._long:
             parameter.copy_(torch.where(mask, before + factor * (parameter - before), parameter))
         self._before, self._long = [], []
 
-    def _state_of(self, parameter: nn.Parameter) -> list[Tensor]:
+    def _state_of(self, parameter: nn.Parameter) -> dict[str | None, Tensor]:
+        """State tensors with the shape of ``parameter``.
+
+        Raises:
+            ValueError: such a tensor has integers, whose value 0 may stand for another number.
+        """
         state = self._optimizer.state.get(parameter, {})
-        return [value for value in state.values() if isinstance(value, Tensor) and value.shape == parameter.shape]
+        found = {key: v for key, v in state.items() if isinstance(v, Tensor) and v.shape == parameter.shape}
+        require_real_state(found, self._optimizer, "random subsets set a part of it to zero")
+        return found
 
 
 def _members(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from statistics import median
 from typing import Any
@@ -18,6 +18,7 @@ from hf_multirate.config.config import MultirateConfig
 from hf_multirate.config.schedule import Schedule
 from hf_multirate.controller.multirate import Multirate
 from hf_multirate.model.random_state import random_state_restored
+from hf_multirate.optim.parameter_groups import divide_parameter_groups
 
 
 WEIGHT_PRODUCTS = ("mm", "addmm", "convolution")
@@ -140,15 +141,17 @@ def seconds_of(
     """Median seconds of each kind of step of ``schedule``, which is that of ``config`` for this model.
 
     Kinds alternate, so that changes of the machine's speed affect all of them. The optimizer is AdamW at learning rate
-    zero, which leaves the parameters unchanged.
+    zero, which leaves the parameters unchanged. The activation cache is off: each step would read the same batch.
 
     Returns:
         Live groups -> seconds. The empty tuple stands for a step of standard training.
     """
+    config = replace(config, activation_cache=None, activation_cache_dir=None, head_start=0, train_time=None)
     kinds = kinds_of(schedule)
     times: dict[Live, list[float]] = defaultdict(list)
     with random_state_restored(model.parameters()):
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.0)
+        divide_parameter_groups(optimizer, model, config)
         for turn in range(ROUNDS + 1):
             seconds: dict[Live, float] = {(): _time_step(model, batch, optimizer)}
             with Multirate(config).attach(model, optimizer) as controller:

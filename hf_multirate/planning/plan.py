@@ -81,6 +81,7 @@ def _plan_stages(
         blockers=tuple(f"stage {i}: {text}" for i, plan in enumerate(plans, 1) for text in plan.blockers),
         speedup_measured=speedup_of_stages(stages, measured) if len(measured) == len(plans) else None,
         bound_measured=speedup_of_stages(stages, bounds) if len(bounds) == len(plans) else None,
+        cycle=max(plan.cycle for plan in plans),
         stages=tuple(StagePlan(share, plan) for share, plan in zip(shares_of(stages), plans, strict=True)),
     )
 
@@ -100,10 +101,10 @@ def _plan(model: nn.Module, batch: Mapping[str, Any], label: str, config: Multir
             f"a step of {type(model).__name__} has no matrix product or convolution, so there is no work to count: "
             "give a model with linear or convolutional layers."
         )
-    cycle = sum(kinds.values())
-    mean = sum(number * counts[live].total for live, number in kinds.items()) / cycle
+    total = sum(kinds.values())
+    mean = sum(number * counts[live].total for live, number in kinds.items()) / total
     baseline_time = times.get(())
-    mean_time = sum(number * times[live] for live, number in kinds.items()) / cycle if baseline_time else None
+    mean_time = sum(number * times[live] for live, number in kinds.items()) / total if baseline_time else None
     cheapest = min(kinds, key=len)
     return Plan(
         label,
@@ -114,6 +115,7 @@ def _plan(model: nn.Module, batch: Mapping[str, Any], label: str, config: Multir
         tuple(dict.fromkeys([*blockers(model, config, partition), *messages])),
         baseline_time / mean_time if baseline_time and mean_time else None,
         baseline_time / times[cheapest] if baseline_time else None,
+        config.schedule.cycle,
     )
 
 

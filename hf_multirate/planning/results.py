@@ -78,6 +78,8 @@ class Plan:
         blockers: Reasons for a low speed-up, as texts.
         speedup_measured: Speed-up over standard training from measured seconds; None if not measured.
         bound_measured: Limit of the measured speed-up for very long periods; None if not measured.
+        cycle: Steps of a cycle, the longest one of the stages. With drawn turns and periods that do not divide each
+            other, the steps are counted over more than one cycle.
         stages: Plans of the stages; empty without stages.
     """
 
@@ -89,6 +91,7 @@ class Plan:
     blockers: tuple[str, ...]
     speedup_measured: float | None = None
     bound_measured: float | None = None
+    cycle: int = 1
     stages: tuple[StagePlan, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -99,11 +102,6 @@ class Plan:
     def parts(self) -> tuple[StagePlan, ...]:
         """The stages; without stages, the whole run as one."""
         return self.stages or (StagePlan(1.0, self),)
-
-    @property
-    def cycle(self) -> int:
-        """Steps of a cycle, the longest one of the stages."""
-        return max(sum(step.per_cycle for step in part.plan.steps) for part in self.parts)
 
     @property
     def memory(self) -> tuple[float, float]:
@@ -118,7 +116,8 @@ class Plan:
         """Mean bytes of gradients that each process sends at a step in data-parallel training."""
         if self.stages:
             return sum(part.share * part.plan.communicated for part in self.stages)
-        return sum(step.per_cycle * step.communicated for step in self.steps) / self.cycle
+        number = sum(step.per_cycle for step in self.steps)
+        return sum(step.per_cycle * step.communicated for step in self.steps) / number
 
 
 def plans_reaching(target: float, plans: Sequence[Plan]) -> list[Plan]:

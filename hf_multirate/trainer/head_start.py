@@ -87,8 +87,10 @@ class HeadStartMixin(RunLoggingMixin):
 
     def _head_start_loss(self, model: nn.Module, batch: Any) -> Tensor:
         inputs = self._prepare_inputs(dict(batch) if isinstance(batch, dict) else batch)
+        # As in prediction_step of Trainer: a loss of the user's may divide by this number.
+        number = self._get_num_items_in_batch([inputs], self.args.device)
         with self.compute_loss_context_manager():
-            loss = self.compute_loss(model, inputs, num_items_in_batch=None)
+            loss = self.compute_loss(model, inputs, num_items_in_batch=number)
         return cast(Tensor, loss).mean()
 
     def _log_head_start(self, result: HeadStartResult, seconds: float) -> None:

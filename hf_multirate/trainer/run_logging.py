@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -188,10 +189,17 @@ class RunLoggingMixin(TrainerLifecycleMixin):
         if not self._writes_record() or not os.path.lexists(Path(folder, FILE)):
             return None
         try:
-            return read_record(folder)
+            record = read_record(folder)
         except ValueError as error:  # training does not need the record
             logger.warning("the record of the resumed run cannot be read, so a new one is started: %s", error)
             return None
+        if continues(record, self.state.log_history, self.state.global_step):
+            return record
+        logger.warning(
+            "the record in %s is of another run, because it has other losses than the checkpoint. A new one is "
+            "started.", folder,
+        )  # fmt: skip
+        return None
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """See `transformers.Trainer`. Adds a section on rate groups and speed-up."""
@@ -201,6 +209,25 @@ class RunLoggingMixin(TrainerLifecycleMixin):
             card = Path(cast(str, self.args.output_dir), "README.md")
             if record is not None and card.is_file():
                 write_text(card, f"{card.read_text(encoding='utf-8').rstrip()}\n\n{card_section(record)}")
+
+
+def continues(record: RunRecord, log_history: Sequence[Mapping[str, Any]], step: int) -> bool:
+    """Whether the logged losses of ``record`` up to ``step`` are those of a resumed run.
+
+    Args:
+        record: The record.
+        log_history: The log of the resumed run.
+        step: Step at which it is resumed.
+    """
+    own, other = (
+        {
+            entry["step"]: entry["loss"]
+            for entry in logs
+            if record.start_step < entry["step"] <= step and math.isfinite(entry.get("loss") or math.nan)
+        }
+        for logs in (record.logs, log_history)
+    )
+    return own == other
 
 
 class SpeedupProgressCallback(TrainerCallback):

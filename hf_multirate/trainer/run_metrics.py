@@ -65,13 +65,10 @@ class RunMetrics:
             step: Index of the first step.
             before: The record up to ``step`` of a resumed run.
         """
-        model = unwrap_model(model)
-        self._blocks, self.begun = blocks_of(model), True
+        model, self.begun = unwrap_model(model), True
+        self.read_blocks(model)
         # Read now, because the parameters may change later, e.g. if an adapter is merged.
         self._kind, self._parts = type(model).__name__, self._partition(model)
-        layers = layers_of(model)
-        self._units = backward_costs(layers, self._blocks)
-        self._all_units = step_cost(layers, set(canonical_parameters(model)))
         self._start_step = step
         steps_before = 0 if before is None else step - before.start_step
         if before is None or not 0 < steps_before <= len(before.steps["seconds"]):
@@ -82,6 +79,13 @@ class RunMetrics:
         self._logs = [entry for entry in before.logs if entry["step"] <= step and "train_runtime" not in entry]
         self.head_start = before.summary.get("head_start")
         self._seconds_before, self._outside_before = seconds_until(before, steps_before, self._logs)
+
+    def read_blocks(self, model: nn.Module) -> None:
+        """Read the blocks of ``model``, whose parameters may be others than before."""
+        model = unwrap_model(model)
+        layers, self._blocks = layers_of(model), blocks_of(model)
+        self._units = backward_costs(layers, self._blocks)
+        self._all_units = step_cost(layers, set(canonical_parameters(model)))
 
     def add_head_start(self, values: Mapping[str, float]) -> None:
         """Add the values of a head start. Its seconds count for the run, although they precede the first step."""

@@ -92,7 +92,8 @@ class TimedTrainingMixin(FrozenLengthMixin):
             ValueError: the settings contradict each other, or the time is too short.
         """
         self._plan = self._timed = self._train_time = None
-        if self._time_of(self.args) is None:
+        searched = self.hp_search_backend is not None  # a trial sets its values after this
+        if self._time_of(self.args) is None and not searched:
             return super().train(*args, **kwargs)
         added = [TrainTimeState(), TimedTrainingCallback(self)]
         for callback in added:
@@ -199,8 +200,8 @@ class TimedTrainingMixin(FrozenLengthMixin):
     def _begin_timed(self) -> None:
         """Start the clock, or continue that of the run that is resumed."""
         time, plan, step = self._train_time, self._plan, self.state.global_step
-        assert time is not None
-        assert plan is not None
+        if time is None or plan is None:
+            return  # a trial of a search without a time
         if self._followed is not self.lr_scheduler:
             raise RuntimeError(
                 f"create_scheduler of {type(self).__name__} does not call super().create_scheduler(), so the learning "
@@ -235,13 +236,15 @@ class TimedTrainingMixin(FrozenLengthMixin):
 
     def _measure(self) -> None:
         """After the optimizer has taken a step, which is not counted yet: read the clock."""
-        assert self._timed is not None
+        if self._timed is None:
+            return
         step = self.multirate.step
         self._timed.measure(self.state.global_step + 1, (0,) if step is None else self.multirate.schedule.live(step))
 
     def _settle(self) -> None:
         """After a step: set the number of steps if it was settled or corrected, and show the time left."""
-        assert self._timed is not None
+        if self._timed is None:
+            return
         steps = self._timed.settle(self.state.global_step)
         if steps is not None:
             self._set_steps(steps)

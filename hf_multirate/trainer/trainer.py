@@ -154,6 +154,8 @@ class MultirateMixin(TimedTrainingMixin, FrozenGroupsMixin):
         if state is not None:
             self.multirate.load_state_dict(state)
         self.multirate.timing = timing
+        if self._run_metrics is not None:  # the model may have new adapters
+            self._run_metrics.read_blocks(cast(nn.Module, self.model))
 
     def _model_to_control(self) -> nn.Module:
         """The model with its wrapper, which determines the synchronisation of gradients."""

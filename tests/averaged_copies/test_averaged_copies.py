@@ -363,6 +363,46 @@ def test_counts_of_steps_are_not_averaged() -> None:
         assert {float(state["step"]) for state in optimizer.state.values()} == {4.0}
 
 
+def stepped(model: nn.Module, optimizer: Any, copies: AveragedCopies, steps: int) -> None:
+    for step in range(steps):
+        copies.begin_step(step)
+        model(torch.randn(4, 3)).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def test_state_of_another_shape_is_averaged_too() -> None:
+    model = nn.Linear(3, 2)
+    optimizer = Adafactor(model.parameters(), lr=0.01, relative_step=False)
+    with AveragedCopies(CopiesConfig((1, 2), turns="fixed")).attach(model, optimizer) as copies:
+        stepped(model, optimizer, copies, copies.config.cycle)
+        state = copies.state_dict()["states"][0]["weight"]
+        own = optimizer.state[model.weight]
+        assert own["exp_avg_sq_row"].shape == (2,)
+        for key in ("exp_avg_sq_row", "exp_avg_sq_col"):
+            assert torch.equal(own[key], state[key])
+
+
+def test_state_in_codes_has_no_mean() -> None:
+    class Codes(torch.optim.SGD):
+        @torch.no_grad()
+        def step(self, closure: Any = None) -> None:
+            super().step(closure)
+            for parameter in (p for group in self.param_groups for p in group["params"] if p.grad is not None):
+                self.state[parameter]["code"] = torch.zeros_like(parameter, dtype=torch.uint8)
+
+    for momenta in ("keep", "average"):
+        model = nn.Linear(3, 2)
+        optimizer = Codes(model.parameters(), lr=0.01)
+        config = CopiesConfig((1, 2), turns="fixed", momenta=momenta)
+        with AveragedCopies(config).attach(model, optimizer) as copies:
+            if momenta == "keep":
+                stepped(model, optimizer, copies, config.cycle)
+                continue
+            with pytest.raises(ValueError, match=r"state 'code' as torch\.uint8 codes.*momenta='average'"):
+                stepped(model, optimizer, copies, config.cycle)
+
+
 def test_learning_rate_is_back_after_an_error_within_a_step() -> None:
     class Failing(SGD):
         def step(self, closure: Any = None) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers import BertConfig, BertForSequenceClassification
 
 from hf_multirate import Multirate, MultirateConfig, MultirateTrainingArguments, RateGroup
 from hf_multirate.optim.update_group import UpdateGroup
@@ -125,6 +126,16 @@ def test_ladder_on_the_command_line(tmp_path: Path) -> None:
 def test_more_parts_than_blocks(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"5 parts of the 4 blocks of 'bert.encoder.layer'; use at most 4"):
         trainer_for(tmp_path, MultirateConfig.ladder([1, 2, 4, 8, 16], idle="drift"))
+
+
+def test_the_default_ladder_of_two_blocks_names_no_frozen_group(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sizes = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8, "vocab_size": 64, "num_labels": 4}
+    model = BertForSequenceClassification(BertConfig(num_hidden_layers=2, **sizes))
+    trainer_for(tmp_path, MultirateConfig(), max_steps=1, model_init=lambda: model).train()
+    assert "the model has 2 blocks: the periods [1, 2] are used" in caplog.text
+    assert "are frozen" not in caplog.text
 
 
 def test_parts_of_frozen_parameters_only_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

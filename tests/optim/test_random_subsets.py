@@ -288,6 +288,44 @@ def test_subsets_of_nothing_are_refused(patterns: str, subset: RandomSubset, wor
         Multirate(config).attach(model, SGD(model.parameters(), lr=0.1))
 
 
+class Momenta(SGD):
+    """Keeps a mean of the gradients: a new tensor at each step, or a tensor of codes."""
+
+    codes = False
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        del closure
+        for parameter in (p for group in self.param_groups for p in group["params"] if p.grad is not None):
+            mean = 0.9 * self.state[parameter].get("mean", 0.0) + parameter.grad
+            self.state[parameter]["mean"] = mean.to(torch.uint8) if self.codes else mean
+            parameter.sub_(self.param_groups[0]["lr"] * mean)
+
+
+class Codes(Momenta):
+    codes = True
+
+
+def test_state_of_what_is_held_stays_in_an_optimizer_that_replaces_it() -> None:
+    model = network()
+    optimizer = Momenta(model.parameters(), lr=0.1)
+    subset, last = RandomSubset(0.5), torch.zeros(0)
+    for step in loop(model, optimizer, MultirateConfig.random_subsets(PERIOD, subset, turns="fixed")):
+        mean = optimizer.state[model[0].weight]["mean"].clone()
+        if step % PERIOD:
+            mask = draw(subset, step // PERIOD, "0.weight", model[0].weight)
+            assert torch.equal(last[mask], mean[mask])
+            assert (last[mask] != 0).all()
+        last = mean
+
+
+def test_state_in_codes_is_refused() -> None:
+    model = network()
+    steps = loop(model, Codes(model.parameters(), lr=0.1), MultirateConfig.random_subsets(2, turns="fixed"))
+    with pytest.raises(ValueError, match=r"optimizer Codes keeps its state 'mean' as torch\.uint8 codes"):
+        list(steps)
+
+
 def test_sparse_gradients_are_refused() -> None:
     model = nn.Sequential(nn.Embedding(9, 4, sparse=True), nn.Flatten(), nn.Linear(8, 3))
     optimizer = SGD(model.parameters(), lr=0.1)

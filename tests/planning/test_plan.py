@@ -161,6 +161,45 @@ def test_a_target_lists_what_reaches_it_the_smallest_period_first() -> None:
     assert plans_reaching(9.0, plans) == []
 
 
+def test_the_cycle_is_that_of_the_schedule() -> None:
+    model, batch = stack()
+    groups = [RateGroup("head", "^head", 1), RateGroup("top", r"blocks\.2", 2), RateGroup("rest", ".*", 3)]
+    three, seven = plan(model, batch, {"three": MultirateConfig(groups), "8": MultirateConfig.two_rate("^head", 8)})
+    assert (three.cycle, seven.cycle) == (6, 8)
+    assert [p.label for p in plans_reaching(1.0, [seven, three])] == ["three", "8"]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        MultirateConfig.new_head("last:1"),
+        MultirateConfig.ladder([1, 2], lr_decay=0.9),
+        MultirateConfig.two_rate("last:1", 2, idle="long_step"),
+        MultirateConfig(
+            [RateGroup("top", r"layer\.[23]\.|pooler|class", 1, lr_scale=2.0), RateGroup("rest", ".*", 2)]
+        ),
+        MultirateConfig.ladder([1, 2], head_start=4, train_time="20min"),
+    ],
+    ids=["new head", "decay", "long step", "lr_scale", "head start and time"],
+)
+def test_settings_with_learning_rates_are_measured(config: MultirateConfig, caplog: pytest.LogCaptureFixture) -> None:
+    model, batch = FAMILIES["bert"]()
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    assert only(model, batch, config, measure=True).speedup_measured
+    assert all(torch.equal(before[name], parameter) for name, parameter in model.named_parameters())
+    assert "applies to MultirateTrainer only" not in caplog.text
+
+
+@pytest.mark.parametrize("where", ["disk", "memory"])
+def test_measuring_leaves_no_activation_cache(where: str, tmp_path: Path) -> None:
+    model, batch = FAMILIES["bert"]()
+    folder = tmp_path / "cache"
+    named = {"activation_cache_dir": str(folder)} if where == "disk" else {}
+    config = MultirateConfig.two_rate("last:1", "never", activation_cache=where, **named)
+    assert only(model, batch, config, measure=True).speedup_measured
+    assert not folder.exists()
+
+
 def folder_of(family: str, folder: Path) -> str:
     model, _ = FAMILIES[family]()
     model.config.architectures = [type(model).__name__]
@@ -236,6 +275,16 @@ def test_a_folder_with_a_configuration_is_enough(family: str, tmp_path: Path) ->
     model, batch = load(folder_of(family, tmp_path), None, BatchSize(3, 6))
     assert len(next(iter(batch.values()))) == 3
     assert only(model, batch, MultirateConfig.two_rate("last:1", 3, idle="drift")).speedup > 1
+
+
+def test_classifiers_of_other_kinds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, _ = FAMILIES["bert"]()
+    model.config.architectures, model.config.problem_type = [type(model).__name__], "multi_label_classification"
+    model.config.save_pretrained(tmp_path / "several")
+    assert "last:1, period 2" in printed(capsys, str(tmp_path / "several"), "--batch", "4", "--seq", "8")
+    decoder = folder_of("gpt2-lm", tmp_path / "decoder")
+    words = [decoder, "--task", "text-classification", "--batch", "4", "--seq", "8", "--fast", "last:1"]
+    assert "last:1, period 2" in printed(capsys, *words)
 
 
 def test_a_function_gives_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,6 +64,38 @@ class Watching(MultirateTrainer):
         return super().training_step(model, inputs, *args, **kwargs)
 
 
+@pytest.mark.parametrize("way", ["function", "method"])
+def test_a_loss_of_the_users_may_divide_by_the_number_of_items(tmp_path: Path, way: str) -> None:
+    def loss_of(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
+        return nn.functional.cross_entropy(outputs.logits, labels, reduction="sum") / num_items_in_batch
+
+    class Summed(MultirateTrainer):
+        def compute_loss(
+            self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+        ) -> Any:
+            outputs = model(**inputs)
+            loss = loss_of(outputs, inputs["labels"], num_items_in_batch)
+            return (loss, outputs) if return_outputs else loss
+
+    class Accepting(Summed):
+        """A model that accepts such arguments gets the number."""
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.model_accepts_loss_kwargs = True
+
+    own: dict[str, Any] = {"compute_loss_func": loss_of} if way == "function" else {"kind": Accepting}
+    trainer = trainer_for(tmp_path, MultirateConfig.off(**SETTINGS), **own)
+    trainer.train()
+    (values,) = [entry for entry in trainer.state.log_history if "multirate/head_start/loss_before" in entry]
+    plain = trainer_for(tmp_path, MultirateConfig.off(**SETTINGS))
+    plain.train()
+    (expected,) = [entry for entry in plain.state.log_history if "multirate/head_start/loss_before" in entry]
+    assert values["multirate/head_start/loss_before"] == pytest.approx(
+        expected["multirate/head_start/loss_before"], abs=1e-5
+    )
+
+
 def pair(folder: Path, name: str, **settings: Any) -> tuple[Watching, Watching]:
     """Two trainers that have trained, without and with a head start."""
     trainers = []

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from peft import LoraConfig, get_peft_model
 from torch.optim import SGD, AdamW, RMSprop
 from transformers import TrainerCallback
 
 from hf_multirate import AveragedCopiesTrainer, CopiesConfig, MultirateConfig
-from tests.support.runs import CONFIG, assert_same, phases, trainer_for, weights
+from tests.support.runs import CONFIG, assert_same, example, phases, trainer_for, weights
 
 
 STEP = 6
@@ -79,3 +80,23 @@ def test_copies_cannot_go_on(tmp_path: Path) -> None:
     callback.trainer = trainer
     with pytest.raises(RuntimeError, match="the optimizer was replaced in training, before step 6"):
         trainer.train()
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft reads it
+def test_new_adapters_and_their_optimizer_in_training(tmp_path: Path) -> None:
+    settings = {"target_modules": ["query"], "r": 2}
+    model = get_peft_model(example("bert")[0], LoraConfig(task_type="SEQ_CLS", **settings))
+
+    class Grows(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == STEP:
+                model.add_adapter("second", LoraConfig(task_type="SEQ_CLS", **settings))
+                model.set_adapter("second")
+                trainer.optimizer = AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+
+    config = MultirateConfig.ladder([1, 2])
+    trainer: Any = trainer_for(tmp_path, config, max_steps=12, callbacks=[Grows()], model_init=lambda: model)
+    trainer.train()
+    assert trainer.state.global_step == 12
+    last = [entry for entry in trainer.state.log_history if "loss" in entry][-1]
+    assert any(key.startswith("multirate/") for key in last)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 from transformers import Trainer
 
-from hf_multirate import MultirateConfig, MultirateTrainer
+from hf_multirate import MultirateConfig, MultirateTrainer, RateGroup
 from tests.support.runs import CONFIG, PERIOD, assert_same, differ, example, phases, trainer_for, weights
 
 
@@ -111,3 +111,38 @@ def test_trainer_goes_on_from_our_checkpoints(tmp_path: Path, config: MultirateC
     assert differ(weights(theirs), weights(ours))
     saved = torch.load(checkpoint / "optimizer.pt")["state"]
     assert len(saved) == len(list(theirs.model.parameters()))
+
+
+def rated(upper: float, lower: float, *, swapped: bool = False, period: int = 1, **settings: Any) -> MultirateConfig:
+    groups = [RateGroup("upper", r"layer\.3\.", 1, lr_scale=upper)]
+    groups.append(RateGroup("lower", r"layer\.0\.", period, lr_scale=lower))
+    return MultirateConfig([*(groups[::-1] if swapped else groups), RateGroup("rest", ".*", 1)], **settings)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (rated(2.0, 3.0), rated(4.0, 3.0)),
+        (rated(2.0, 3.0, period=2), rated(4.0, 3.0, period=2)),
+        (rated(1.0, 1.0, head_lr_scale=10.0), rated(1.0, 1.0, swapped=True, head_lr_scale=10.0)),
+    ],
+    ids=["rates", "rates and period", "order"],
+)
+def test_groups_that_torch_would_give_the_state_of_others_are_an_error(
+    tmp_path: Path, before: MultirateConfig, after: MultirateConfig
+) -> None:
+    trainer_for(tmp_path, before, **SAVES).train()
+    checkpoint = str(tmp_path / f"checkpoint-{SAVED}")
+    trainer_for(tmp_path / "same", before, **SAVES).train(checkpoint)
+    with pytest.raises(ValueError, match=r"has the state of other parameters.*with those of the checkpoint"):
+        trainer_for(tmp_path / "other", after, **SAVES).train(checkpoint)
+
+
+def test_another_head_rate_is_used_from_a_checkpoint_on(tmp_path: Path, warnings_of: Any) -> None:
+    trainer_for(tmp_path, MultirateConfig.ladder([1, 2], head_lr_scale=10.0), **SAVES).train()
+    trainer = trainer_for(tmp_path / "other", MultirateConfig.ladder([1, 2], head_lr_scale=5.0), **SAVES)
+    trainer.train = lambda: MultirateTrainer.train(trainer, str(tmp_path / f"checkpoint-{SAVED}"))
+    assert "differs from the present one" in warnings_of(trainer)
+    entry = next(entry for entry in trainer.state.log_history if "loss" in entry and entry["step"] == SAVED + 1)
+    rates = [value for key, value in entry.items() if "learning_rate/" in key]
+    assert max(rates) == pytest.approx(5 * min(rates))

@@ -457,6 +457,19 @@ def test_the_record_of_another_run_is_not_gone_on_with(tmp_path: Path) -> None:
     assert read_record(tmp_path).start_step == 3
 
 
+def test_the_record_of_a_run_with_other_losses_is_not_continued(tmp_path: Path, warnings_of: Any) -> None:
+    saves: dict[str, Any] = {"save_strategy": "steps", "save_steps": 3}
+    trainer_for(tmp_path / "other", CONFIG, max_steps=3, learning_rate=0.1, **saves).train()
+    trainer_for(tmp_path, CONFIG, max_steps=5).train()
+    losses = {entry["step"]: entry["loss"] for entry in read_record(tmp_path).logs if "loss" in entry}
+    resumed = trainer_for(tmp_path, CONFIG, max_steps=5)
+    resumed.train = lambda: MultirateTrainer.train(resumed, str(tmp_path / "other" / "checkpoint-3"))
+    assert "is of another run, because it has other losses than the checkpoint" in warnings_of(resumed)
+    record = read_record(tmp_path)
+    assert record.start_step == 3
+    assert all(entry["loss"] != losses[entry["step"]] for entry in record.logs if "loss" in entry)
+
+
 def test_the_checksum_tells_data_apart() -> None:
     batch = {"x": torch.arange(6.0), "words": ["a"], "pairs": (torch.ones(1), torch.zeros(1))}
     same = {"words": ["a"], "pairs": (torch.ones(1), torch.zeros(1)), "x": torch.arange(6.0)}

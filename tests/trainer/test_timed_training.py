@@ -413,6 +413,33 @@ def test_each_trial_of_a_search_has_the_time(tmp_path: Path) -> None:
     assert {name for _, name in ends} == {"linear", "cosine"}
 
 
+def test_a_search_can_vary_the_time(tmp_path: Path) -> None:
+    optuna = pytest.importorskip("optuna")
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    ends: dict[Any, float] = {}
+
+    class Searched(Timed):
+        def train(self, *args: Any, **kwargs: Any) -> Any:
+            before = self.train_time_clock.now
+            output = super().train(*args, **kwargs)
+            ends[self.args.multirate_train_time] = self.train_time_clock.now - before
+            return output
+
+    trainer = timed(
+        tmp_path, kind=Searched, model_init=lambda: example("bert")[0], eval_dataset=EVALUATED["eval_dataset"]
+    )
+    trainer.args.multirate_train_time = None
+    trainer.args.max_steps = -1
+    times = [40, 60]
+    trainer.hyperparameter_search(
+        lambda trial: {"multirate_train_time": trial.suggest_categorical("multirate_train_time", times)},
+        n_trials=2, backend="optuna", sampler=optuna.samplers.GridSampler({"multirate_train_time": times}),
+    )  # fmt: skip
+    assert ends == pytest.approx({40: 40.0, 60: 60.0}, abs=1.0)
+    names = [type(callback).__name__ for callback in trainer.callback_handler.callbacks]
+    assert not {"TrainTimeState", "TimedTrainingCallback"} & set(names)
+
+
 def test_seq2seq(tmp_path: Path) -> None:
     from hf_multirate import MultirateSeq2SeqTrainingArguments
 
