@@ -137,6 +137,7 @@ def tables_of(runs: Mapping[tuple[str, str], Runs], results: Path) -> dict[str, 
         "equal time": lambda: summary_tables.headline(results / "budgets", "short", runs),
         "equal time by budget": lambda: summary_tables.by_budget(results / "budgets", "short"),
         "equal time kept apart": lambda: summary_tables.by_budget(results / "budgets", "short", budgets.KEPT_APART),
+        "equal time language model": lambda: summary_tables.losses(results / "budgets", "short", "smollm2"),
         "ddp": lambda: ddp.table_of(line for line in read_lines(results / "ddp.jsonl") if line["kind"] == "run"),
     }
 

@@ -74,9 +74,9 @@ def mean(cell: Cell, metric: str = "test_metric") -> float:
     return fmean(run[metric] for run in cell.values())
 
 
-def differences(cell: Cell, reference: Cell) -> list[float]:
-    """Accuracy on test rows less that of ``reference``, for the seeds that both have."""
-    return [cell[seed]["test_metric"] - reference[seed]["test_metric"] for seed in sorted(cell.keys() & reference)]
+def differences(cell: Cell, reference: Cell, metric: str = "test_metric") -> list[float]:
+    """A metric less that of ``reference``, for the seeds that both have."""
+    return [cell[seed][metric] - reference[seed][metric] for seed in sorted(cell.keys() & reference)]
 
 
 def ahead(tasks: Mapping[str, Cells]) -> dict[str, dict[str, list[float]]]:

@@ -176,8 +176,10 @@ def accuracies(budgets: Budgets, trials: Grids) -> str:
         steps = [f"{fmean(run['steps'] for run in cell.values()):.0f}" if cell else "" for cell in cells]
         edge = r" \*" if rate in (min(trials[name]), max(trials[name])) else ""
         used = ", ".join(_used(of_budget, name) for of_budget in budgets.values())
-        rows.append([name, *(_accuracy(cell) for cell in cells), f"{rate:g}{edge}", ", ".join(steps), used])
-    return table(["contender", *(f"{budget:g}" for budget in budgets), "rate", "steps", "used / charged"], rows)
+        seeds = ", ".join(dict.fromkeys(str(len(cell)) for cell in cells if cell))
+        rows.append([name, *(_accuracy(cell) for cell in cells), seeds, f"{rate:g}{edge}", ", ".join(steps), used])
+    header = ["contender", *(f"{budget:g}" for budget in budgets), "seeds", "rate", "steps", "used / charged"]
+    return table(header, rows)
 
 
 def _used(cells: Cells, name: str) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import exp
 from pathlib import Path
 
 from benchmarks.accuracy.machine_correction import Runs
 from benchmarks.accuracy.outcome_tables import at_equal_steps
-from benchmarks.budgets.cells import Cells, ahead, all_cells, expert, mean
+from benchmarks.budgets.cells import Cells, ahead, all_cells, differences, expert, mean
 from benchmarks.budgets.report import LABELS, gap, kind_of
+from benchmarks.budgets.statistics import interval
 from benchmarks.tables import percent, table
 from hf_multirate.trainer.frozen_length import longest_advised, needs_head_start
 
@@ -19,6 +21,9 @@ Gaps = Mapping[str, Mapping[str, list[float]]]
 NEW_HEAD = "frozen below last:2 + head rate + head start"
 STANDARD = {False: "baseline + head rate", True: "baseline + head rate + head start"}
 """The contenders between which the rule chooses; for standard training, whether it has a head start."""
+
+STANDARD_LOSS = "baseline"
+"""Standard training of a language model, which has no new head."""
 
 BY_BUDGET = {NEW_HEAD: "top two blocks only", "ladder 1,2,4 + head rate + head start": "ladder 1, 2, 4"}
 """Contenders of the table with all budgets, and their names there."""
@@ -73,6 +78,25 @@ def by_budget(folder: Path, length: str, kind: str = "", *, allow_dirty: bool = 
                     [*known, _by_rule(gaps, task, budget, best), *(_gap(gaps, name, task) for name in BY_BUDGET)]
                 )
     return table(["budget", "task", "expert baseline, %", "its extras", "the rule", *BY_BUDGET.values()], rows)
+
+
+def losses(folder: Path, length: str, task: str, *, allow_dirty: bool = False) -> str:
+    """Perplexity of a language model and the difference of its loss from standard training, the lowest loss first.
+
+    Args:
+        folder: As in `headline`.
+        length: As in `headline`.
+        task: The language model.
+        allow_dirty: As in `headline`.
+    """
+    rows = []
+    for budget, cells in all_cells(folder, allow_dirty=allow_dirty).get((task, length), {}).items():
+        baseline = cells[STANDARD_LOSS]
+        for name, cell in sorted(cells.items(), key=lambda item: mean(item[1], "test_loss")):
+            found = interval(differences(cell, baseline, "test_loss"))
+            gap = "" if name == STANDARD_LOSS else f"{found.value:+.3f} ({found.low:+.3f} to {found.high:+.3f})"
+            rows.append([f"{budget:g}", name, f"{exp(mean(cell, 'test_loss')):.1f}", gap, str(len(cell))])
+    return table(["budget", "contender", "perplexity", "loss minus that of the baseline", "seeds"], rows)
 
 
 def chosen_by_rule(task: str, budget: float) -> str:

@@ -119,9 +119,9 @@ def test_the_page_shows_losses_beside_gains(tmp_path: Path) -> None:
     assert "| baseline | all | 1.5000 (1.5000 to 1.5000) | 2.0000 | 1 |" in text
     assert "Machine: x, 1 thread of 2 cores, torch 2.13, commit aaaaaaa." in text
     marked = text[text.index("## Brown") :]
-    assert r"| bad | 75.0 ± 0.0 \* | 0.1 \* | 30 | 1.00 |" in marked
+    assert r"| bad | 75.0 ± 0.0 \* | 3 | 0.1 \* | 30 | 1.00 |" in marked
     assert r"± 0.0 \*" not in text[: text.index("## Brown")]
-    assert r"| baseline | 70.0 ± 0.0 | 0.1 | 30 | 1.00 |" in report.accuracies(
+    assert r"| baseline | 70.0 ± 0.0 | 3 | 0.1 | 30 | 1.00 |" in report.accuracies(
         cells.all_cells(folder, allow_dirty=False)["t", "short"],
         {name: {0.05: 0.1, 0.1: 0.5, 0.2: 0.2} for name in FAMILIES},
     )
@@ -200,6 +200,20 @@ def test_a_table_has_all_budgets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert lines[2] == "| 0.25 | SST-2 | 80.0 | head rate |  | **+3.0 (+0.5 to +5.5)** |"
     (apart,) = summary_tables.by_budget(tmp_path, "short", report.KEPT_APART).splitlines()[2:]
     assert apart.startswith("| 0.25 | Brown, word classes | 80.0 |")
+
+
+def test_losses_of_a_language_model_are_compared_with_standard_training(tmp_path: Path) -> None:
+    file = ResultsFile(tmp_path, "smollm2", "short")
+    for name, shift in (("bad", 0.3), ("baseline", 0.2), ("good", 0.1)):
+        file.append(result(name, 100, 0.0, task="smollm2", role="trial"))
+        for seed in range(3):
+            file.append(result(name, seed, 0.4, task="smollm2", test_loss=1.0 + shift * (1 + seed)))
+    lines = summary_tables.losses(tmp_path, "short", "smollm2").splitlines()[2:]
+    assert lines == [
+        "| 0.4 | good | 3.3 | -0.200 (-0.448 to +0.048) | 3 |",
+        "| 0.4 | baseline | 4.1 |  | 3 |",
+        "| 0.4 | bad | 5.0 | +0.200 (-0.048 to +0.448) | 3 |",
+    ]
 
 
 def test_the_rule_is_that_of_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
