@@ -8,6 +8,7 @@ skipped.
 from __future__ import annotations
 
 from functools import partial
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,9 @@ def summary(out: Path, task: str) -> dict[str, dict[str, dict[str, Any]]]:
                 "accuracy": mean(cell),
                 "steps": mean(cell, "steps"),
                 "expert": name == best,
-                "ahead": list(vars(interval(gaps[name][task])).values()) if name in gaps else None,
+                "ahead": [v for v in vars(interval(gaps[name][task])).values() if isfinite(v)]
+                if name in gaps
+                else None,
             }
             for name, cell in of_budget.items()
         }

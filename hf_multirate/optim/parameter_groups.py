@@ -21,7 +21,7 @@ FACTOR = "multirate_lr_factor"
 """Key of a parameter group: the factor that its learning rate contains."""
 
 NAMES = "multirate_names"
-"""Key of a parameter group: a digest of the names of its parameters, in their order."""
+"""Key of a parameter group: number of its parameters, and a digest of their names in their order."""
 
 NO_DECAY = (r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)")
 """Patterns of parameters without weight decay, as in `transformers.Trainer.get_decay_parameter_names`."""
@@ -143,8 +143,8 @@ def _divided(
     return sorted(divided, key=lambda group: abs(math.log(group[FACTOR])))
 
 
-def _digest(names: Iterable[str]) -> str:
-    return hashlib.sha256("\n".join(names).encode()).hexdigest()[:32]
+def _digest(names: Sequence[str]) -> str:
+    return f"{len(names)}-{hashlib.sha256(chr(10).join(names).encode()).hexdigest()[:32]}"
 
 
 def check_state_of_groups(optimizer: Optimizer, model: nn.Module) -> None:
@@ -154,7 +154,8 @@ def check_state_of_groups(optimizer: Optimizer, model: nn.Module) -> None:
     of equal shapes in another order.
 
     Args:
-        optimizer: The optimizer. Groups that `_divided` has not made are not checked.
+        optimizer: The optimizer. Groups that `_divided` has not made are not checked, nor those that were divided
+            further, whose key has another number of parameters.
         model: The model.
 
     Raises:
@@ -162,7 +163,8 @@ def check_state_of_groups(optimizer: Optimizer, model: nn.Module) -> None:
     """
     names = {parameter: name for name, parameter in canonical_parameters(unwrap_model(model)).items()}
     for index, group in enumerate(optimizer.param_groups):
-        if group.get(NAMES) not in (None, _digest(names.get(parameter, "") for parameter in group["params"])):
+        saved, present = group.get(NAMES, ""), _digest([names.get(parameter, "") for parameter in group["params"]])
+        if saved != present and saved.partition("-")[0] == present.partition("-")[0]:
             raise ValueError(
                 f"parameter group {index} of the optimizer has the state of other parameters, because a checkpoint "
                 "with other parameter groups was loaded. Learning rates of the head, of depth and of rate groups "

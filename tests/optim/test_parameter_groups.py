@@ -13,7 +13,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 from torch.optim import SGD, AdamW
 from transformers import Trainer
 
-from hf_multirate import MultirateConfig, RateGroup, multirate_parameter_groups
+from hf_multirate import Multirate, MultirateConfig, RateGroup, multirate_parameter_groups
 from hf_multirate.optim.parameter_groups import FACTOR, divide_parameter_groups
 from tests.support.runs import example
 
@@ -139,3 +139,25 @@ def test_groups_may_name_their_parameters() -> None:
         ["0.weight", "0.bias"],
         ["1.weight", "1.bias"],
     ]
+
+
+def test_groups_may_be_divided_further() -> None:
+    model = network()
+    groups = multirate_parameter_groups(model, CONFIG, lr=0.5)
+    halves = [{**group, "params": part} for group in groups for part in (group["params"][:1], group["params"][1:])]
+    optimizer = AdamW([half for half in halves if half["params"]])
+    Multirate(CONFIG).attach(model, optimizer).detach()
+
+
+def test_the_state_of_other_groups_is_an_error() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    configs = [
+        MultirateConfig((RateGroup("one", "^0", 1, lr_scale=scale), RateGroup("other", ".*", 2, lr_scale=2.0)))
+        for scale in (3.0, 1.5)
+    ]
+    saved, loaded = (AdamW(multirate_parameter_groups(model, config, lr=0.1)) for config in configs)
+    loaded.load_state_dict(saved.state_dict())
+    with pytest.raises(ValueError, match="parameter group 0 of the optimizer has the state of other parameters"):
+        Multirate(configs[1]).attach(model, loaded)
+    loaded.load_state_dict(AdamW(multirate_parameter_groups(model, configs[1], lr=0.1)).state_dict())
+    Multirate(configs[1]).attach(model, loaded).detach()
