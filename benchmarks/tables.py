@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from math import isinf
+from math import inf, isinf
 from statistics import fmean, median, quantiles, stdev
 
 
@@ -41,7 +41,7 @@ def signed(share: float) -> str:
     return f"{round(100 * share, 1) + 0.0:+.1f}"
 
 
-def with_interval(middle: float, low: float, high: float) -> str:
+def with_interval(middle: float, low: float = -inf, high: float = inf) -> str:
     """A difference of shares and its interval, in percentage points; without brackets if the interval is infinite.
 
     A difference whose interval does not contain 0 is bold.

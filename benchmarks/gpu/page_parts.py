@@ -7,7 +7,7 @@ from statistics import fmean, median
 from typing import Any
 
 from benchmarks.gpu.results import GpuResults
-from benchmarks.tables import percent, signed, table, with_interval, with_quartiles
+from benchmarks.tables import percent, table, with_interval, with_quartiles
 
 
 Values = Mapping[str, Any]
@@ -208,6 +208,4 @@ def equal_time(file: GpuResults) -> Iterator[str]:
 
 def _points(gap: list[float] | None) -> str:
     """A difference with its interval, which a single seed lacks."""
-    if gap is None:
-        return ""
-    return with_interval(*gap) if len(gap) > 1 else signed(gap[0])
+    return "" if gap is None else with_interval(*gap)

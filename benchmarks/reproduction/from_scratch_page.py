@@ -9,7 +9,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from benchmarks.accuracy.results import Result, ResultsFile
-from benchmarks.budgets.statistics import interval
+from benchmarks.budgets.statistics import Interval, interval
 from benchmarks.machine import in_words
 from benchmarks.reproduction.from_scratch import LENGTH
 from benchmarks.reproduction.from_scratch_experiments import EXPERIMENTS, Experiment, script
@@ -88,15 +88,20 @@ def differences(experiment: Experiment, finals: Finals) -> str:
     """Mean differences with their 95 % t-intervals over seeds."""
     ours, rows = finals.get("multirate", {}), []
     for name, runs in finals.items():
-        seeds = sorted(ours.keys() & runs.keys())
-        if name != "multirate" and seeds:
+        if name != "multirate" and ours.keys() & runs.keys():
             cells = []
             for figure in experiment.figures:
-                gap = interval([ours[seed]["figures"][figure] - runs[seed]["figures"][figure] for seed in seeds])
+                gap = gap_of(finals, "multirate", name, figure)
                 brackets = [bracket(gap.low, gap.high, experiment)] if isfinite(gap.low) else []
                 cells.append(" ".join((number(gap.value, experiment), *brackets)))
             rows.append([name, *cells])
     return table(["multirate minus", *experiment.figures], rows)
+
+
+def gap_of(finals: Finals, method: str, other: str, figure: str) -> Interval:
+    """Mean of a figure less that of another method, paired by seed, and its 95 % t-interval."""
+    seeds = sorted(finals[method].keys() & finals[other].keys())
+    return interval([finals[method][s]["figures"][figure] - finals[other][s]["figures"][figure] for s in seeds])
 
 
 def number(value: float, experiment: Experiment) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.budgets.statistics import Interval, interval
+from benchmarks.budgets.statistics import Interval
 from benchmarks.reproduction.bounds_page import read_points
-from benchmarks.reproduction.from_scratch_page import Finals, read_finals
+from benchmarks.reproduction.from_scratch_page import gap_of, read_finals
 from benchmarks.reproduction.outcomes import Outcome
 from benchmarks.reproduction.verdict import (
     CONFIRMED,
@@ -89,12 +89,6 @@ def time_scales(found: Sequence[Outcome], root: Path) -> Verdict:
     word = CONFIRMED if ahead and patches >= -PATCHES_BEHIND else IN_PART if by_mean else UNDECIDED
     worse = any(gap.high < 0 for gap in clean.values())
     return Verdict(NOT_CONFIRMED if word == UNDECIDED and worse else word, "; ".join(numbers))
-
-
-def gap_of(finals: Finals, method: str, other: str, figure: str) -> Interval:
-    """Mean of a figure less that of another method, paired by seed, and its 95 % t-interval."""
-    seeds = sorted(finals[method].keys() & finals[other].keys())
-    return interval([finals[method][s]["figures"][figure] - finals[other][s]["figures"][figure] for s in seeds])
 
 
 def _words(what: str, gap: Interval, digits: int) -> str:

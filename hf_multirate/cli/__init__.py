@@ -40,19 +40,9 @@ def configs_of(fast: Sequence[str], periods: Sequence[int | str]) -> dict[str, M
     return configs
 
 
-def configs_in(paths: Sequence[str]) -> dict[str, MultirateConfig]:
-    """Configurations in JSON files by path.
-
-    Raises:
-        ValueError: a file does not exist, or contains no valid configuration.
-        TypeError: a value in a file has the wrong type.
-    """
-    return {path: MultirateConfig.from_json_file(path) for path in paths}
-
-
 def _configs(options: argparse.Namespace) -> dict[str, MultirateConfig]:
     """Configurations of ``--config``, and of ``--fast`` and ``--period`` if given or if there is no ``--config``."""
-    found = configs_in(options.config or ())
+    found = {path: MultirateConfig.from_json_file(path) for path in options.config or ()}
     if found and not (options.fast or options.period):
         return found
     periods = options.period or (SPEEDUP_PERIODS if options.speedup else DEFAULT_PERIODS)
