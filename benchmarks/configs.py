@@ -54,10 +54,20 @@ def off() -> MultirateConfig:
     return MultirateConfig.off()
 
 
-def never(fast: str, cache: str | None = None, folder: Path | None = None) -> MultirateConfig:
-    """``fast`` gets a gradient at every step, all else never; with an activation cache or without."""
+def never(
+    fast: str, cache: str | None = None, folder: Path | None = None, forward: str | None = None
+) -> MultirateConfig:
+    """``fast`` gets a gradient at every step, all else never.
+
+    Args:
+        fast: What is trained.
+        cache: Where outputs of frozen blocks are kept, if they are.
+        folder: Folder of a cache on disk.
+        forward: Mode of frozen modules; ``train`` is that of freezing by hand, with dropout.
+    """
     place = str(folder) if cache == "disk" else None
-    return MultirateConfig.two_rate(fast, "never", activation_cache=cache, activation_cache_dir=place)
+    cached = {"activation_cache": cache, "activation_cache_dir": place}
+    return MultirateConfig.two_rate(fast, "never", inactive_forward=forward, **cached)
 
 
 def published(

@@ -63,6 +63,8 @@ def build(
         callback = VCAS(model, seed=args.seed, **chosen)
     elif setting.kind == "dropbp":
         callback = DropBP(model, seed=args.seed, **chosen)
+    elif setting.family == "dropout":
+        set_dropout(model, **chosen)
     if setting.muon:
         settings["optimizers"] = (muon(model, args, config), None)
     config = replace(config, turns="fixed") if fixed_turns and not setting.parts else config
@@ -78,6 +80,13 @@ def build(
     if callback is None:
         return Built(trainer, lambda: live_groups(trainer), [])
     return Built(trainer, lambda: callback.kind, callback.aside if isinstance(callback, VCAS) else [])
+
+
+def set_dropout(model: nn.Module, dropout: float | None = None) -> None:
+    """Set the probability of all dropout of ``model``; None leaves it as it is."""
+    for module in model.modules() if dropout is not None else ():
+        if isinstance(module, nn.Dropout):
+            module.p = dropout
 
 
 def live_groups(trainer: MultirateTrainer) -> str:

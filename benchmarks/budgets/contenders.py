@@ -116,8 +116,9 @@ EXTRAS = (
 
 
 def _all() -> list[Contender]:
-    both = [Contender(s, **e) for s in SETTINGS.values() for e in EXTRAS if s.family in ("baseline", "multirate")]
-    others = [s for s in SETTINGS.values() if s.family not in ("baseline", "multirate")]
+    families = ("baseline", "multirate", "dropout")
+    both = [Contender(s, **e) for s in SETTINGS.values() for e in EXTRAS if s.family in families]
+    others = [s for s in SETTINGS.values() if s.family not in families]
     extras = [Contender(s, head_rate=True, head_start=start) for s in others for start in (False, True)]
     return both + extras + [Contender(SETTINGS[name]) for name in LANGUAGE_ONLY]
 

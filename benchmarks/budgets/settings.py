@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 
-FAMILIES = ("baseline", "frozen", "lora", "approximate", "multirate", "drift")
+FAMILIES = ("baseline", "frozen", "lora", "approximate", "multirate", "drift", "dropout")
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,8 @@ SETTINGS = {
         Setting("Muon", "drift", "standard", texts_only=True, muon=True),
         _two_rate("last:2 k4, Muon", FREEZE, muon=True),
         _two_rate("last:2 k4, drift in full, Muon", DRIFT, muon=True),
+        Setting("frozen below last:2, with dropout", "dropout", "never", {"fast": "last:2", "forward": "train"}),
+        Setting("baseline, no dropout", "dropout", "standard", build={"dropout": 0.0}, texts_only=True),
         Setting("auto 1.6", "multirate", "auto", {"speedup": 1.6, "turns": "drawn"}),
         Setting("paper", "multirate", "paper"),
     )
@@ -115,5 +117,6 @@ SETTINGS = {
 LANGUAGE_ONLY = ("frozen below part:1/2", "LoRA", "LoRA, ladder 1,2,4")
 """Settings without extras for a language model, which has no new head."""
 
-STUDY = tuple(name for name, setting in SETTINGS.items() if setting.family == "drift")
-"""Settings that answer one question, whether drift loses less under Muon. They run if they are asked for."""
+STUDY = tuple(name for name, setting in SETTINGS.items() if setting.family in ("drift", "dropout"))
+"""Settings that answer one question: whether drift loses less under Muon, or how much dropout costs that is off in
+frozen blocks. They run if they are asked for."""

@@ -7,16 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from benchmarks import configs
 from benchmarks.budgets import timing, trials
+from benchmarks.budgets.build import set_dropout
 from benchmarks.budgets.contenders import CONTENDERS, DEFAULT, Contender, named
 from benchmarks.budgets.kinds import KindsFile, head_start_name, to_time
 from benchmarks.budgets.plan import Planner, budget_seconds, mix_of
 from benchmarks.budgets.settings import SETTINGS
 from benchmarks.budgets.tasks import TASKS, base_rate
 from hf_multirate import MultirateConfig, RateGroup
-from tests.benchmarks.tiny_task import TINY, load
+from tests.benchmarks.tiny_task import TINY, load, network
 
 
 MACHINE = {"commit": "a" * 40, "dirty": False, "processor": "x"}
@@ -219,6 +221,16 @@ def test_baselines_come_first_and_families_are_known() -> None:
     assert set(DEFAULT) <= set(CONTENDERS)
     decayed = Contender(SETTINGS["ladder 1,2,4"], decay=True)
     assert decayed.cost != LADDER.cost == Contender(SETTINGS["ladder 1,2,4"], head_rate=True).cost
+
+
+def test_dropout_is_the_only_difference_of_contenders_about_dropout() -> None:
+    without, frozen = CONTENDERS["frozen below last:2 + head rate"], "frozen below last:2, with dropout + head rate"
+    assert CONTENDERS[frozen].config == dataclasses.replace(without.config, inactive_forward="train") != without.config
+    bert, words = network(0).train(), {"input_ids": torch.arange(20).view(2, 10)}
+    set_dropout(bert)
+    assert not torch.equal(bert(**words).logits, bert(**words).logits)
+    set_dropout(bert, **CONTENDERS["baseline, no dropout"].setting.build)
+    assert torch.equal(bert(**words).logits, bert(**words).logits)
 
 
 def test_a_rate_at_an_edge_gets_one_more_beyond_it() -> None:
