@@ -130,10 +130,11 @@ def _curves(outcome: Outcome) -> Iterator[str]:
     yield table(["share of the steps", *(f"{share:.2f}" for share, _ in curves[ALL])], rows)
     for name in names[1:]:
         share = outcome.level_from(name)
-        where = "never stays" if share is None else f"stays, from {share:.2f} of the steps on,"
-        yield f"- {name} {where} no more than {100 * LEVEL:.1f} points behind all parameters."
+        where = "At no share of the steps" if share is None else f"From {share:.2f} of the steps on,"
+        yield f"- {where} {name} stays within {100 * LEVEL:.1f} points of all parameters."
     if outcome.experiment.name == "vision":
-        yield "- The paper: 78.0 against 80.7 at epoch 9 of 50, 81.5 against 82.9 at 19, and level from about 35, 0.7."
+        points = "78.0 against 80.7 at epoch 9 of 50, 81.5 against 82.9 at 19"
+        yield f"- The paper: {points}, and level from epoch 35, which is 0.7 of the steps."
 
 
 def picture(outcome: Outcome) -> str:
@@ -171,6 +172,6 @@ def _claims(found: Sequence[Outcome], root: Path) -> Iterator[str]:
     yield (
         "Verdicts follow from the results by a rule, for the longest training of each task. A task counts as measured "
         f"with {LEAST_SEEDS} seeds. As long as a task is not measured, a claim about every task is confirmed in part "
-        "at most. A claim is confirmed if there is:"
+        "at most. In the table ± is half of a 95 % interval. A claim is confirmed if there is:"
     )
     yield "\n".join(f"{number}. {claim.rule}." for number, claim in enumerate(CLAIMS, 1))

@@ -148,8 +148,8 @@ def _lmdb() -> Any:
         import lmdb
     except ImportError as error:
         raise ImportError(
-            "activation_cache='disk' needs the package lmdb, which is not installed. Run pip install "
-            "\"hf-multirate[cache]\", or use activation_cache='memory'."
+            "activation_cache='disk' needs the package lmdb, which is not installed. From a clone, run "
+            "pip install \".[cache]\", or use activation_cache='memory'."
         ) from error
     return lmdb
 

@@ -152,7 +152,7 @@ class MultirateConfig:
 
         Args:
             fast: Patterns or a preset for the fast parameters, see `RateGroup`.
-            period: Steps between two gradients of the slow group; ``"never"`` freezes it.
+            period: Steps from one gradient of the slow group to the next; ``"never"`` freezes it.
             idle: Idle rule of the slow group: ``freeze``, ``drift`` or ``long_step``.
             drift_steps: Steps after a refresh at which the slow group drifts, with ``idle="drift"``; None for all.
             **settings: Further fields of `MultirateConfig`.
@@ -169,7 +169,7 @@ class MultirateConfig:
 
         Args:
             fast: Patterns or a preset for the fast parameters, see `RateGroup`.
-            period: Steps between two gradients of the slow group.
+            period: Steps from one gradient of the slow group to the next.
             **settings: Further fields of `MultirateConfig`, which override those of the paper.
         """
         published = {"idle": "drift", "drift_factor": 1.0, "inactive_forward": "train", "turns": "fixed"}
@@ -189,8 +189,8 @@ class MultirateConfig:
         embeddings. With periods 1, 2, 4, 8 every eighth step is a full step.
 
         Args:
-            periods: Steps between two gradients of each part, from the top; the first is 1. ``"never"`` freezes a
-                part.
+            periods: Steps from one gradient of each part to the next, from the top; the first is 1. ``"never"``
+                freezes a part.
             idle: Idle rule of the parts: ``freeze``, ``drift`` or ``long_step``.
             drift_steps: Steps after a refresh at which a part drifts, with ``idle="drift"``; None for all.
             **settings: Further fields of `MultirateConfig`.
@@ -283,7 +283,7 @@ class MultirateConfig:
 
     @classmethod
     def for_time(cls, time: str | float, new_head: bool = True, **settings: Any) -> MultirateConfig:
-        """The best measured setting for a given time: training and its schedule end when the time is over.
+        """A setting for a given time: training and its schedule end when the time is over.
 
         Args:
             time: Such as ``"20min"``, ``"1h30m"``, ``"90s"`` or a number of seconds.

@@ -101,8 +101,8 @@ class RateGroup:
         patterns: Regular expressions searched in parameter names, or one preset: ``head``, ``last:N``, ``depth:F`` or
             ``part:I/N``. ``last:N@text_model`` applies the preset to the stack in the module of that name. May be
             empty if the config has a ``group_fn``.
-        period: Optimizer steps between two gradients of the group; 1 is every step. ``"never"`` freezes the group for
-            the whole run.
+        period: Mean number of steps from one gradient of the group to the next; 1 is every step.
+            ``"never"`` freezes the group for the whole run.
         idle: Idle rule, applied at steps without a gradient. ``freeze`` leaves the group unchanged. ``drift`` moves it
             along its last update at every step, as in the paper. ``long_step`` leaves it unchanged and multiplies its
             step at the refresh by ``period``.
@@ -156,7 +156,7 @@ class RateGroup:
 
     @property
     def gradient_period(self) -> int:
-        """Steps between two gradients; 0 for never, and 1 with a random subset.
+        """Steps from one gradient to the next; 0 for never, and 1 with a random subset.
 
         All weights outside of a random subset get a gradient at every step.
         """

@@ -45,8 +45,8 @@ class Schedule:
     All groups with a period are live at step 0, so that none of them is idle before its first gradient.
 
     Attributes:
-        periods: Steps between two gradients of each group; their mean if positions are drawn. A group with period 0 is
-            live at no step.
+        periods: Steps from one gradient of each group to the next; their mean if positions are drawn. A
+            group with period 0 is live at no step.
         turns: Position of the gradient step within each period. ``fixed`` is the first step. ``drawn`` draws the
             position, see `hf_multirate.config.drawn_positions`.
         seed: Seed of the drawn positions.

@@ -13,7 +13,7 @@ class GroupPlan:
 
     Attributes:
         name: Name of the group.
-        period: Steps between two gradients, or ``"never"``.
+        period: Steps from one gradient to the next, or ``"never"``.
         parameters: Number of parameters.
         forward: FLOPs of products with its weights in the forward pass.
         activation_gradients: FLOPs of the activation gradients that are needed in addition to those of groups with

@@ -88,7 +88,7 @@ def _page(runs: dict[str, RunRecord], figures: dict[str, Any], target: Path) -> 
 
         from hf_multirate.reporting import charts
     except ImportError as error:
-        raise ValueError(f"a report needs {error.name}: pip install 'hf-multirate[report]'.") from error
+        raise ValueError(f"a report needs {error.name}: from a clone, run pip install '.[report]'.") from error
     charts.write_pngs(runs, target)
     template = files("hf_multirate.reporting").joinpath("page.html.jinja").read_text(encoding="utf-8")
     run, *others = runs.values()
