@@ -19,6 +19,7 @@ from transformers.utils import logging
 from hf_multirate.backward.activation_store import ActivationStore
 from hf_multirate.backward.cached_prefix import Prefix
 from hf_multirate.backward.gradient_checkpointing import checkpointing_modules, reentrant_modules
+from hf_multirate.backward.padding_gradient import PaddingGradient
 from hf_multirate.backward.padding_trial import padding_matters
 from hf_multirate.backward.prefix_forward import PrefixForward, Recording
 from hf_multirate.backward.prefix_trial import check_boundary, check_inputs, try_prefix
@@ -80,6 +81,10 @@ class ActivationCache(StepPart):
         self._versions: list[tuple[int, int]] = []
         self._fingerprint = ""
         self._padded = True
+        parameters = [p for module in prefix.trained_modules for p in module.parameters(recurse=False)]
+        self._padding = PaddingGradient([p for p in parameters if p.requires_grad])
+        # Groups that rest for a stage are trainable outside of its steps.
+        self._resting = any(tensor.requires_grad for tensor in prefix.tensors.values())
         self._pass = ExitStack()
         self._finish: Callable[[], None] | None = None
         owner = prefix.owner
@@ -135,20 +140,8 @@ class ActivationCache(StepPart):
             return
         expected = None
         if kind not in self._tried:
-            if rows.places is not None and padding_matters(self._prefix, self._forward, inputs):
-                self._padded = False
-                rows = self._rows(inputs, kind)
-                assert rows is not None  # it was not None before
-            recording = try_prefix(self._prefix, self._forward, args, kwargs, rows)
-            expected = recording.output
-            assert expected is not None  # otherwise the trial has raised an error
+            rows, expected = self._try(inputs, kind, rows, args, kwargs)
             begun = time.perf_counter()  # the trial is no look-up
-            # Positions that are not those of the input cannot be cut.
-            self._padded = self._padded and (rows.places is None or expected.shape[1:2] == (rows.width,))
-            self._tried[kind] = repr((*kind[2:], expected.dtype)).encode()
-            rows = self._rows(inputs, kind)
-            assert rows is not None  # it was not None before
-            self._record(rows, kind, recording)
         kept = self._look_up(rows, kind)
         self.counts.seconds += time.perf_counter() - begun
         self._enter_inference()
@@ -156,6 +149,30 @@ class ActivationCache(StepPart):
             self._miss(rows, kind, expected)
         else:
             self._hit(rows, *kept)
+
+    def _try(
+        self, inputs: dict[str, Any], kind: Kind, rows: Rows, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Rows, Tensor]:
+        """Try the first batch of a kind; returns its rows as they are kept, and the output of the boundary."""
+        if rows.places is not None and padding_matters(self._prefix, self._forward, inputs):
+            self._padded = False
+            rows = self._rows_again(inputs, kind)
+        try:
+            recording = try_prefix(self._prefix, self._forward, args, kwargs, rows)
+        except NotImplementedError:
+            if not self._padding.unknown(rows):
+                raise
+            self._padding.set_read()  # the cause, if the trial succeeds with whole rows
+            rows = self._rows_again(inputs, kind)
+            recording = try_prefix(self._prefix, self._forward, args, kwargs, rows)
+        expected = recording.output
+        assert expected is not None  # otherwise the trial has raised an error
+        # Positions that are not those of the input cannot be cut.
+        self._padded = self._padded and (rows.places is None or expected.shape[1:2] == (rows.width,))
+        self._tried[kind] = repr((*kind[2:], expected.dtype)).encode()
+        rows = self._rows_again(inputs, kind)
+        self._record(rows, kind, recording)
+        return rows, expected
 
     def _leave(self, owner: nn.Module, args: Any, output: Any) -> None:
         del owner, args
@@ -176,7 +193,12 @@ class ActivationCache(StepPart):
 
     def _rows(self, inputs: dict[str, Any], kind: Kind) -> Rows | None:
         seed = self._fingerprint.encode() + self._tried.get(kind, b"")
-        return rows_of(self._prefix.owner, inputs, seed, padded=self._padded)
+        return rows_of(self._prefix.owner, inputs, seed, padded=self._padded and not self._padding.read)
+
+    def _rows_again(self, inputs: dict[str, Any], kind: Kind) -> Rows:
+        rows = self._rows(inputs, kind)
+        assert rows is not None  # it was not None before
+        return rows
 
     def _record(self, rows: Rows, kind: Kind, recording: Recording) -> None:
         recording.output = None
@@ -184,10 +206,10 @@ class ActivationCache(StepPart):
         self._recordings[kind, rows.signature, width] = recording
 
     def _look_up(self, rows: Rows, kind: Kind) -> tuple[Recording, Tensor] | None:
-        """The recording and the kept output of a batch; None unless all rows are kept."""
+        """The recording and the kept output of a batch; None unless all rows are kept and no padding is read."""
         name = (kind, rows.signature)
         recording = self._recordings.get((*name, None)) or self._recordings.get((*name, rows.width))
-        if recording is None or not rows.keys:
+        if recording is None or not rows.keys or self._padding.unknown(rows):
             return None
         found = self.store.get(rows.keys)
         tensors = [tensor for tensor in found if tensor is not None]
@@ -221,7 +243,9 @@ class ActivationCache(StepPart):
             if expected is not None:
                 check_boundary(self._prefix, expected, output, rows)
             self._keep(rows, output)
-            return self._marked(output)
+            # The first pass of a stage also shows where backward stops. A gradient of the output would change that.
+            hidden = expected is not None and self._resting
+            return self._marked(output if hidden else self._padding.watch(output, rows))
 
         recording = self._pass.enter_context(self._forward.recording(len(rows.keys), keep))
 
@@ -277,7 +301,8 @@ def put_together(
 ) -> Tensor:
     """A batch of kept rows, with zeros at padded positions.
 
-    Attention gives padded positions the weight 0, so that any finite value will do.
+    Attention gives padded positions the weight 0, so that any finite value will do. If the loss reads them, rows are
+    kept whole: see `hf_multirate.backward.padding_gradient`.
 
     Args:
         tensors: The kept rows.

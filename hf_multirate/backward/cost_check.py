@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -95,7 +96,8 @@ class CostCheck:
         everything = {key for members in self._groups.values() for key in members}
         full = step_cost(layers, everything)
         predicted = step_cost(layers, names) / full if full else 1.0
-        actual = recorded_cost(layers, record, names, everything)
+        containers = container_calls(self._model, record)
+        actual = recorded_cost(layers, record, names, everything, containers)
         differs = abs(actual - predicted) > TOLERANCE
         costs_text = f"predicted cost of this step {predicted:.2f} of a full one"
         if differs:
@@ -105,10 +107,10 @@ class CostCheck:
         if not differs:  # a norm that runs after the fast part costs nothing
             recorded = [name for name in recorded if self._has_matrix(name)]
         if recorded:
-            lowest, above = self._lowest_live_module(layers, record, names, recorded)
+            lowest, above = self._lowest_live_module(layers, record, names, recorded, containers)
             logger.warning(not_a_suffix(recorded, above, lowest, costs_text))
         elif differs:
-            lowest, _ = self._lowest_live_module(layers, record, names, ())
+            lowest, _ = self._lowest_live_module(layers, record, names, (), containers)
             cause = "modules run in another order than the one in which they were registered"
             if record.without_autograd - record.first_call.keys():
                 cause = "some modules, such as a teacher, run without gradients"
@@ -128,13 +130,19 @@ class CostCheck:
         return "" if before is None else f"; predicted speed-up {before:.2f}x, corrected {after:.2f}x"
 
     def _lowest_live_module(
-        self, layers: Sequence[Layer], record: ForwardRecord, live: set[str], recorded: Sequence[str]
+        self,
+        layers: Sequence[Layer],
+        record: ForwardRecord,
+        live: set[str],
+        recorded: Sequence[str],
+        containers: Mapping[nn.Module, int],
     ) -> tuple[str | None, list[str]]:
         """Name of the live module that runs first, and the modules of ``recorded`` that run after it."""
+        called = {**containers, **record.first_call}
         calls = {
-            layer.module: record.first_call[layer.module]
+            layer.module: called[layer.module]
             for layer in layers
-            if layer.module in record.first_call and not live.isdisjoint(layer.parameters)
+            if layer.module in called and not live.isdisjoint(layer.parameters)
         }
         if not calls:
             return None, []
@@ -161,7 +169,32 @@ def _recording_hook(record: ForwardRecord) -> Any:
     return hook
 
 
-def recorded_cost(layers: Sequence[Layer], record: ForwardRecord, live: set[str], trained: set[str]) -> float:
+def container_calls(model: nn.Module, record: ForwardRecord) -> dict[nn.Module, int]:
+    """Positions of containers of parameters, which many adapters of PEFT have and which are never called.
+
+    The position of a container is that of the first call of a module beside it.
+    """
+    found: dict[nn.Module, int] = {}
+    for path, module in model.named_modules():
+        if not isinstance(module, (nn.ParameterDict, nn.ParameterList)):
+            continue
+        parts = path.split(".")
+        for length in range(len(parts) - 1, -1, -1):
+            beside = model.get_submodule(".".join(parts[:length])).modules()
+            calls = [record.first_call[part] for part in beside if part in record.first_call]
+            if calls:
+                found[module] = min(calls)
+                break
+    return found
+
+
+def recorded_cost(
+    layers: Sequence[Layer],
+    record: ForwardRecord,
+    live: set[str],
+    trained: set[str],
+    containers: Mapping[nn.Module, int] = MappingProxyType({}),
+) -> float:
     """Cost of a recorded step as a share of a full step, from the inputs that required a gradient.
 
     A layer without a recorded call counts as predicted. A layer that ran only while autograd was off has no backward
@@ -173,6 +206,7 @@ def recorded_cost(layers: Sequence[Layer], record: ForwardRecord, live: set[str]
         record: The forward pass of a step with ``live`` parameters.
         live: Names of the parameters that got a gradient.
         trained: Names of the parameters that get a gradient at a full step.
+        containers: The result of `container_calls`.
 
     Returns:
         The share; 1.0 for a model without layers.
@@ -192,5 +226,5 @@ def recorded_cost(layers: Sequence[Layer], record: ForwardRecord, live: set[str]
         full += layer.forward * (1 + (not layer.matrices.isdisjoint(trained)) + input_gradient_if_full)
         live_before = live_before or not live.isdisjoint(layer.parameters)
         if not trained.isdisjoint(layer.parameters):
-            trained_before, first = True, min(first, math.inf if call is None else call)
+            trained_before, first = True, min(first, containers.get(layer.module, math.inf) if call is None else call)
     return part / full if full else 1.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
@@ -16,7 +17,11 @@ from hf_multirate.backward.gradient_checkpointing import (
 from hf_multirate.backward.idle_forward import InactiveForward
 from hf_multirate.backward.partial_backward import inactive_modules, keep_requires_grad_off, requires_grad_off
 from hf_multirate.config.schedule import Step
+from hf_multirate.model.adapters import adapter_parameters
 from hf_multirate.model.step_part import StepPart
+
+
+logger = logging.getLogger(__name__)
 
 
 class FrozenForward(StepPart):
@@ -52,11 +57,14 @@ class FrozenForward(StepPart):
         trained = [parameter for members in self._groups for parameter in members]
         self._identities = {id(parameter) for parameter in self._never}, {id(parameter) for parameter in trained}
         self._embeddings = input_embeddings(model, (module for _, module in inactive_modules(model, trained)))
+        own = {id(parameter) for parameter in adapter_parameters(model)}  # PEFT switches them on itself
+        self._unfreezable = {name: parameter for name, parameter in never.items() if id(parameter) not in own}
 
     @contextmanager
     def micro_batch(self, step: Step, *, last: bool = False) -> Iterator[None]:
         """A context in which the frozen modules are inactive, and their parameters stay frozen."""
         del last
+        self._warn_of_unfrozen()
         with ExitStack() as stack:
             stack.enter_context(requires_grad_off(self._never))
             if not self._compiled:  # the end of disable_adapter() of PEFT switches requires_grad on
@@ -67,6 +75,16 @@ class FrozenForward(StepPart):
                 stack.enter_context(detached)
             stack.enter_context(self._inactive.running(self.modules(step.live), cuts=True))
             yield
+
+    def _warn_of_unfrozen(self) -> None:
+        unfrozen = [name for name, parameter in self._unfreezable.items() if parameter.requires_grad]
+        if unfrozen:
+            logger.warning(
+                "%d parameters of rate groups with period 'never' were unfrozen during training, e.g. %s. They get no "
+                "gradient and keep their values. Use MultirateConfig.stages to train them later in the run.",
+                len(unfrozen), unfrozen[:3],
+            )  # fmt: skip
+            self._unfreezable = {}
 
     def modules(self, live: tuple[int, ...]) -> list[nn.Module]:
         """The outermost modules with frozen parameters, and without other ones, at a step with ``live`` groups."""

@@ -18,6 +18,16 @@ def adapter_layers(modules: Iterable[nn.Module]) -> tuple[Any, ...]:
     return tuple(module for module in modules if isinstance(module, kinds))
 
 
+def adapter_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Parameters of adapters and copies of ``modules_to_save`` in ``model``, without those of the base model."""
+    return [
+        parameter
+        for layer in adapter_layers(model.modules())
+        for name, parameter in layer.named_parameters()
+        if not name.startswith(("base_layer.", "original_module."))
+    ]
+
+
 def adapter_state(layers: Iterable[Any]) -> str:
     """Which adapters each of ``layers`` uses, and with which factors; empty without layers.
 

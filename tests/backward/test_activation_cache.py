@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers as tf
 from torch import Tensor, nn
+from transformers.modeling_outputs import SequenceClassifierOutput
 
 from hf_multirate import Multirate, MultirateConfig
 from hf_multirate.backward.activation_cache import put_together
@@ -216,6 +217,61 @@ def test_rows_are_kept_whole_if_padding_matters(family: str, levels: int, first:
     assert counts(multirate)[0] >= 2  # the last batch is the first one
 
 
+class UnmaskedMean(tf.BertPreTrainedModel):
+    """Its head averages over padded positions too."""
+
+    def __init__(self, config: tf.BertConfig) -> None:
+        super().__init__(config)
+        self.bert, self.classifier = (
+            tf.BertModel(config, add_pooling_layer=False),
+            nn.Linear(config.hidden_size, LABELS),
+        )
+        self.post_init()
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> SequenceClassifierOutput:
+        logits = self.classifier(self.bert(input_ids, attention_mask=attention_mask).last_hidden_state.mean(1))
+        return SequenceClassifierOutput(nn.functional.cross_entropy(logits, labels), logits)
+
+
+def _answers(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    positions = torch.arange(len(batch.pop("labels"))) % 2
+    return {**batch, "start_positions": positions, "end_positions": positions + 1}
+
+
+def _token_labels(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {**batch, "labels": batch["input_ids"] % LABELS}
+
+
+def _padded_on_the_left(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.flip(1) if value.dim() > 1 else value for name, value in batch.items()}
+
+
+READ_PADDING = {
+    "answers": (tf.BertForQuestionAnswering, _answers),
+    "labels of padding": (tf.BertForTokenClassification, _token_labels),
+    "unmasked mean": (UnmaskedMean, dict),
+    "first position, padded on the left": (tf.BertForSequenceClassification, _padded_on_the_left),
+}
+
+
+@pytest.mark.parametrize("top", ["head", "last:1"])
+@pytest.mark.parametrize("case", READ_PADDING)
+def test_rows_are_kept_whole_if_the_loss_reads_padding(case: str, top: str, caplog: pytest.LogCaptureFixture) -> None:
+    kind, change = READ_PADDING[case]
+    rows = rows_of("bert", 8)
+    batches = [change(batch_of(part, WIDTH)) for part in (rows[:4], rows[4:]) * 4]
+    ends = []
+    for cache in (None, "memory"):
+        tf.set_seed(1)
+        model = kind(tf.BertConfig(**{**ENCODER, "num_labels": 2 if case == "answers" else LABELS}))
+        losses, multirate = train(model, batches, MultirateConfig.two_rate(top, "never", activation_cache=cache))
+        ends.append((losses, model.state_dict()))
+    assert ends[0][0] == ends[1][0]
+    assert all(torch.equal(value, ends[1][1][name]) for name, value in ends[0][1].items())
+    assert counts(multirate)[0] >= 8  # padding is the same in each epoch
+    assert caplog.text.count("reads padded positions") == 1
+
+
 @pytest.mark.parametrize("family", TEXTS + IMAGES)
 def test_no_module_below_runs_if_all_rows_are_kept(family: str) -> None:
     model = model_of(family)
@@ -232,7 +288,7 @@ def test_no_module_below_runs_if_all_rows_are_kept(family: str) -> None:
     ran.clear()
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
     with Multirate(MEMORY).attach(model, optimizer) as multirate:
-        model(**batch)
+        model(**batch).loss.backward()
         ran.clear()
         model(**batch).loss.backward()
     assert counts(multirate) == (3, 3)
@@ -252,13 +308,13 @@ def test_a_changed_weight_below_begins_again(caplog: pytest.LogCaptureFixture) -
     model, batch = model_of("bert"), batch_of(rows_of("bert", 4), WIDTH)
     other = copy.deepcopy(model)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.0)
-    with Multirate(MEMORY).attach(model, optimizer) as multirate, torch.no_grad():
-        model.eval()
-        model(**batch)
-        model.bert.embeddings.word_embeddings.weight.add_(1.0)
-        changed = model(**batch).logits
-        assert counts(multirate) == (0, 8)
-        assert torch.equal(model(**batch).logits, changed)
+    with Multirate(MEMORY).attach(model, optimizer) as multirate:
+        model.eval()(**batch).loss.backward()
+        with torch.no_grad():
+            model.bert.embeddings.word_embeddings.weight.add_(1.0)
+            changed = model(**batch).logits
+            assert counts(multirate) == (0, 8)
+            assert torch.equal(model(**batch).logits, changed)
         assert counts(multirate) == (4, 8)
         other.bert.embeddings.word_embeddings.weight.add_(1.0)
     assert "weights below 'bert.encoder.layer.2' have changed" in caplog.text
@@ -319,7 +375,7 @@ def test_evaluation_uses_the_rows_of_training() -> None:
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.0)
     plain = copy.deepcopy(model).eval()(**batch).logits
     with Multirate(MEMORY).attach(model, optimizer) as multirate:
-        model(**batch)
+        model(**batch).loss.backward()
         model.eval()
         with torch.inference_mode():
             model(**batch)
@@ -387,10 +443,12 @@ def test_rows_depend_on_the_adapters_in_use() -> None:
     assert len(set(expected)) == 3
     never = MultirateConfig.two_rate("last:1", "never", activation_cache="memory")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with Multirate(never).attach(model, optimizer) as multirate, torch.no_grad():
-        assert losses() == expected
-        assert losses() == expected
-        assert counts(multirate) == (12, 12)
+    with Multirate(never).attach(model, optimizer) as multirate:
+        model(**batch).loss.backward()
+        with torch.no_grad():
+            assert losses() == expected
+            assert losses() == expected
+        assert counts(multirate) == (4 + 12, 12)
 
 
 class CallsForward(nn.Module):
@@ -415,8 +473,9 @@ def test_a_model_whose_forward_is_called_directly_gets_a_warning(
     del batch["labels"]
     never = MultirateConfig.two_rate("last:1", "never", activation_cache="memory")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with Multirate(never).attach(model, optimizer) as multirate, torch.no_grad():
-        model(**batch)
+    with Multirate(never).attach(model, optimizer) as multirate:
+        output = model(**batch)
+        (output if direct else output.logits).sum().backward()
         model(**batch)
         assert counts(multirate) == ((0, 0) if direct else (4, 4))
     assert caplog.text.count("forward method of BertModel is called directly") == direct
@@ -693,8 +752,9 @@ def test_a_stage_with_a_cache_is_the_stage_without() -> None:
         ends.append({name: value.clone() for name, value in model.state_dict().items()})
     assert losses[:10] == losses[10:]
     assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
-    # Steps 4 to 7 and their evaluations: each row ran once.
-    assert counts(multirate) == (2 * 6 + 4 * 6, 2 * 6)
+    # Steps 4 to 7 and their evaluations: each row ran once, and until the second step has shown that the loss does not
+    # read padding, the first evaluation and the second step ran too.
+    assert counts(multirate) == (2 * 6 + 4 * 6 - 6, 2 * 6 + 6)
     assert all("forward" not in vars(module) for module in model.modules())
 
 

@@ -57,6 +57,24 @@ def test_loop_is_that_of_a_model_frozen_by_hand(config: MultirateConfig) -> None
     assert {name for name, p in model.named_parameters() if p not in held} == never
 
 
+def test_unfreezing_a_frozen_group_in_training_gets_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    model = network()
+    before = copy.deepcopy(model[0])
+    optimizer = AdamW(multirate_parameter_groups(model, TOP, lr=1e-2))
+    with Multirate(TOP).attach(model, optimizer) as multirate:
+        for step in range(4):
+            inputs, labels = batch(step)
+            multirate.begin_step(step)
+            nn.functional.cross_entropy(model(inputs), labels).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            model[0].requires_grad_(True)
+            assert model[0].weight.grad is None
+            assert ("were unfrozen during training" in caplog.text) == (step > 0)
+    assert caplog.text.count("2 parameters of rate groups with period 'never' were unfrozen during training") == 1
+    assert_same(dict(model[0].state_dict()), dict(before.state_dict()))
+
+
 def test_requires_grad_is_off_while_attached_only() -> None:
     model = network()
     model[2].bias.requires_grad_(False)

@@ -208,7 +208,9 @@ TUNERS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("tuner", [name for name in TUNERS if name in dir(peft)])
 @pytest.mark.filterwarnings("ignore")  # of tuners about their settings
-def test_tuners_of_peft_train_upper_and_lower_adapters(tmp_path: Path, tuner: str) -> None:
+def test_tuners_of_peft_train_upper_and_lower_adapters(
+    tmp_path: Path, tuner: str, caplog: pytest.LogCaptureFixture
+) -> None:
     model, rows = example("bert")
     config = getattr(peft, tuner)(task_type="SEQ_CLS", target_modules=["query", "value"], **TUNERS[tuner])
     trainer = MultirateTrainer(
@@ -225,6 +227,7 @@ def test_tuners_of_peft_train_upper_and_lower_adapters(tmp_path: Path, tuner: st
     assert moved <= {name for names in trainer.multirate.partition.values() for name in names} | set(
         dict(trainer.model.named_buffers())
     )
+    assert "predicted cost of a fast step was wrong" not in caplog.text
 
 
 class Allocates(MultirateTrainer):
