@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 
 from benchmarks.accuracy.chosen_runs import Grids, grids
 from benchmarks.accuracy.results import ResultsFile
-from benchmarks.budgets.cells import Cells, cells_of, differences
+from benchmarks.budgets.cells import Cell, Cells, cells_of, differences
 from benchmarks.reproduction.contenders import ALL, EXPERIMENTS, HEAD, Experiment
 from benchmarks.reproduction.lengths import last_gain
 from benchmarks.reproduction.tasks import TASKS
@@ -30,6 +30,7 @@ class Outcome:
         rows: Runs with as many steps as all parameters, by row and seed.
         in_time: All parameters in the seconds of a row, by this row and by seed.
         grids: Accuracy on validation rows by row and learning rate.
+        lower: Runs at lower learning rates than the chosen one, by row, rate and seed.
     """
 
     experiment: Experiment
@@ -38,6 +39,7 @@ class Outcome:
     rows: Cells
     in_time: Cells
     grids: Grids
+    lower: Mapping[str, Mapping[float, Cell]] = field(default_factory=dict)
 
     def seconds(self, row: str) -> float:
         """Mean reference seconds."""
@@ -81,7 +83,18 @@ def outcomes(folder: Path, *, allow_dirty: bool = False) -> list[Outcome]:
         rows = cells.pop("", {})
         if rows:
             in_time = {row: of_time[ALL] for row, of_time in cells.items()}
-            found.append(Outcome(experiment, file.task, file.length, rows, in_time, grids(file.runs)))
+            lower = _lower(file, rows, experiment.multirate)
+            found.append(Outcome(experiment, file.task, file.length, rows, in_time, grids(file.runs), lower))
+    return found
+
+
+def _lower(file: ResultsFile, rows: Cells, names: Sequence[str]) -> dict[str, dict[float, Cell]]:
+    """Runs below the chosen rate, the highest rate first."""
+    found: dict[str, dict[float, Cell]] = {}
+    for run in sorted(file.runs, key=lambda run: -run["rate"]):
+        name, cell = run["method"], rows.get(run["method"])
+        if name in names and cell and run["role"] == "final" and run["rate"] < next(iter(cell.values()))["rate"]:
+            found.setdefault(name, {}).setdefault(run["rate"], {})[run["seed"]] = run
     return found
 
 

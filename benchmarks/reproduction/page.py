@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
 
-from benchmarks.budgets.cells import Cell
+from benchmarks.budgets.cells import Cell, differences
 from benchmarks.budgets.report import points
 from benchmarks.budgets.statistics import interval
 from benchmarks.plots import Curves, accuracy_by_time
@@ -64,6 +64,9 @@ def _of_task(task: str, found: Sequence[Outcome], folder: Path) -> Iterator[str]
         if ALL in outcome.rows and HEAD in outcome.rows:
             yield f"![test accuracy against steps](images/{picture(outcome)})"
             yield from _curves(outcome)
+        if outcome.lower:
+            yield f"### Lower learning rates, {outcome.length} epochs"
+            yield lower_rates(outcome)
         if any(name in outcome.rows for name in outcome.experiment.ablations):
             yield f"### Ablations, {outcome.length} epochs"
             yield ablations(outcome)
@@ -81,6 +84,17 @@ def rows_table(outcome: Outcome) -> str:
     header = ["trained", "accuracy, %", "seconds", "speed-up", "seeds, rate", "against all, points"]
     header += ["all in that time, %", "against it, points", "paper: accuracy, %", "paper: speed-up"]
     return table(header, rows)
+
+
+def lower_rates(outcome: Outcome) -> str:
+    """Multirate training at the chosen rate and below it, compared with all parameters."""
+    rows = []
+    for name, cells in outcome.lower.items():
+        chosen = outcome.rows[name]
+        for rate, cell in {next(iter(chosen.values()))["rate"]: chosen, **cells}.items():
+            gap = _gap(differences(cell, outcome.rows.get(ALL, {})))
+            rows.append([name, f"{rate:.2g}", _accuracy(cell), str(len(cell)), gap])
+    return table(["trained", "rate", "accuracy, %", "seeds", "against all, points"], rows)
 
 
 def ablations(outcome: Outcome) -> str:

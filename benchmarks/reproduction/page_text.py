@@ -43,6 +43,8 @@ READING = f"""\
   seed, and one more beyond an edge; the best on validation rows. The grid of the head alone is ten times as high. A
   star marks a rate at an edge of all that were tried. All parameters in less time keep their rate. Rates, period and
   batch size of the paper are not known here.
+- **Lower learning rates.** A rate that is best in a short trial may be too high for the whole run. So multirate rows
+  also run at a half and a quarter of the chosen rate, with all steps. Verdicts do not use these runs.
 - The schedule is linear warm-up over 6 % of the steps and linear decay. SGD has momentum 0.9."""
 
 IMAGES = "CIFAR-10, 3,000 rows to train, 1,000 to choose, 2,000 to test, 64 pixels a side"

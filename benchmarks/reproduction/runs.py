@@ -23,6 +23,9 @@ from benchmarks.reproduction.tasks import is_full
 TRIAL_STEPS = 0.4
 """Share of the steps that a trial takes."""
 
+LOWER = (0.5, 0.25)
+"""Rates below the chosen one, as multiples of it."""
+
 FORWARD = 1 / 3
 """Seconds of scoring a batch, as a share of those of a step on it. An estimate, for `--plan` only."""
 
@@ -64,6 +67,10 @@ class Runs(ResumableRuns):
     def finals(self, rows: Sequence[str], seed: int) -> list[Spec]:
         """Rows at their chosen rates."""
         return [self._spec(name, self._rate(name), seed, "final") for name in rows]
+
+    def lower(self, rows: Sequence[str], seed: int) -> list[Spec]:
+        """Rows below their chosen rates: a rate that is best in a short trial may be too high for the whole run."""
+        return [self._spec(name, self._rate(name) * factor, seed, "final") for name in rows for factor in LOWER]
 
     def in_time_of(self, rows: Sequence[str], seed: int) -> list[Spec]:
         """All parameters, in the seconds of each row."""

@@ -65,6 +65,10 @@ class Suite:
             for seed in range(max(self._options.seeds, self._options.more_seeds)):
                 for runs in found:
                     self._seed(runs, seed)
+        for runs in found if "rates" in self._options.parts else []:
+            self._choose_rates(runs, self._lowered)
+            for seed in range(self._options.seeds):
+                self._add(runs, runs.lower(self._lowered, seed))
         for runs in found if self.ablations else []:
             self._choose_rates(runs, [HEAD, *self.ablations])
             for seed in range(self._options.seeds):
@@ -95,6 +99,7 @@ class Suite:
                 specs += [*runs.finals(self._rows_of(seed), seed), *runs.in_time_of(self._timed_of(seed), seed)]
             if seed < self._options.seeds:
                 specs += runs.finals(self.ablations, seed)
+                specs += runs.lower(self._lowered if "rates" in self._options.parts else [], seed)
         return specs
 
     def _known_length(self, task: Task) -> Runs:
@@ -141,6 +146,11 @@ class Suite:
 
     def _rows_of(self, seed: int) -> list[str]:
         return [name for name in self.rows if seed < self._options.seeds or name in self.experiment.repeated]
+
+    @property
+    def _lowered(self) -> list[str]:
+        """Rows that also run at lower rates than the one that the trials chose."""
+        return [name for name in self.rows if name in self.experiment.multirate]
 
     def _timed_of(self, seed: int) -> list[str]:
         return [name for name in self._rows_of(seed) if name in self.experiment.multirate and ALL in self.rows]
@@ -200,7 +210,7 @@ def parsed(experiment: Experiment, description: str | None, argv: Sequence[str])
         "--rows", nargs="+", choices=experiment.rows, metavar="NAME",
         help=f"names in quotes, of: {'; '.join(experiment.rows)} (default: all)",
     )  # fmt: skip
-    parts = ["main", "ablations"] if experiment.ablations else ["main"]
+    parts = ["main", *(["ablations"] if experiment.ablations else []), "rates"]
     add("--parts", nargs="+", choices=parts, help="default: all, and main with --full-scale")
     optimizers = [name.rpartition("_")[2] for name in experiment.tasks] if len(experiment.tasks) > 1 else []
     add("--optimizers", nargs="+", choices=optimizers, default=[], help="default: all" if optimizers else "one only")

@@ -91,7 +91,7 @@ def order(monkeypatch: pytest.MonkeyPatch) -> list[Spec]:
 
 
 def test_real_runs_are_charged_kept_and_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = options(tmp_path, "--seeds", "1", "--more-seeds", "2", "--epochs", "2")
+    words = options(tmp_path, "--seeds", "1", "--more-seeds", "2", "--epochs", "2", "--parts", "main")
     main(words)
     results = ResultsFile(folder(tmp_path), "tiny", "2").runs
     kinds = KindsFile(folder(tmp_path) / "kinds", "tiny")
@@ -137,8 +137,11 @@ def test_length_and_rates_come_first_then_seed_by_seed(tmp_path: Path, order: li
     finals = [(spec.seed, spec.method, spec.time_of) for spec in order if spec.role == "final"]
     both = [(seed, name, "") for seed in (0, 1) for name in ROWS]
     shown = [[*(run for run in both if run[0] == seed), (seed, ALL, HEAD)] for seed in (0, 1)]
-    assert finals == [*shown[0], *shown[1], (2, ALL, ""), (2, HEAD, ""), (2, ALL, HEAD)]
-    assert {spec.rate for spec in order if spec.role == "final" and spec.method == HEAD} == {4e-2}
+    more = [(2, ALL, ""), (2, HEAD, ""), (2, ALL, HEAD)]
+    lower = [(seed, HEAD, "") for seed in (0, 0, 1, 1)]
+    assert finals == [*shown[0], *shown[1], *more, *lower]
+    assert [spec.rate for spec in order[-4:]] == pytest.approx([2e-2, 1e-2] * 2)  # the chosen one is 4e-2
+    assert {spec.rate for spec in order[:-4] if spec.role == "final" and spec.method == HEAD} == {4e-2}
 
 
 def test_all_parameters_get_the_seconds_of_multirate_training(tmp_path: Path, order: list[Spec]) -> None:
@@ -169,7 +172,7 @@ def test_plan_shows_steps_and_hours_and_runs_nothing(
     main(options(tmp_path, "--seeds", "1", "--more-seeds", "1", "--plan"))
     assert not order
     out = capsys.readouterr().out
-    assert f"| tiny | 2 | {HEAD} | 12 | 4 |" in out
+    assert f"| tiny | 2 | {HEAD} | 12 | 6 |" in out
     assert f"| tiny | 2 | all parameters, in the time of {HEAD} | 7 | 1 |" in out
     assert "hours of one core in all" in out
 

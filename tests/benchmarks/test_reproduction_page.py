@@ -77,6 +77,23 @@ def test_a_page_without_results_says_so(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*.png"))
 
 
+def test_lower_rates_are_shown_and_decide_nothing(tmp_path: Path) -> None:
+    written(tmp_path)
+    assert "### Lower learning rates" not in page.page(tmp_path)
+    verdicts = page.page(tmp_path).partition("## How to read")[0]
+    file = ResultsFile(tmp_path / "benchmarks" / "results" / "reproduction", "vision", "20")
+    for rate in (0.025, 0.05):
+        for seed in range(3):
+            file.append(result(HEAD, seed, 0.90 + rate, 50.0, rate=rate))
+    text = page.page(tmp_path)
+    assert text.partition("## How to read")[0] == verdicts
+    rows = text.partition("### Lower learning rates, 20 epochs")[2].splitlines()[4:7]
+    assert [row[: row.index(" (")] for row in rows] == [
+        f"| {HEAD} | {cell}" for cell in ("0.1 | 82.0", "0.05 | 95.0", "0.025 | 92.5")
+    ]
+    assert all(f"| 3 | **+{gap}" in row for row, gap in zip(rows, ("1.0", "14.0", "11.5"), strict=True))
+
+
 def test_a_page_shows_where_all_parameters_end_with_each_length(tmp_path: Path) -> None:
     for length, test in {"10": 0.75, "20": 0.76}.items():
         file = ResultsFile(tmp_path / "benchmarks" / "results" / "reproduction", "vision", length)
@@ -91,7 +108,7 @@ def test_a_page_with_results_has_a_picture(tmp_path: Path) -> None:
     text = page.page(tmp_path)
     assert "images/reproduction_vision_20.png" in text
     assert "### Ablations, 20 epochs" in text
-    assert f"- {HEAD} stays, from 0.33 of the steps on, no more than 0.5 points behind all parameters." in text
+    assert f"- From 0.33 of the steps on, {HEAD} stays within 0.5 points of all parameters." in text
     page.draw(tmp_path)
     assert (tmp_path / "docs" / "results" / "images" / "reproduction_vision_20.png").stat().st_size > 10_000
 
