@@ -110,13 +110,7 @@ SETTINGS = {
         _two_rate("last:2 k4, Muon", FREEZE, muon=True),
         _two_rate("last:2 k4, drift in full, Muon", DRIFT, muon=True),
         Setting("frozen below last:2, with dropout", "dropout", "never", {"fast": "last:2", "forward": "train"}),
-        Setting(
-            "baseline, no dropout",
-            "dropout",
-            "standard",
-            build={"dropout": 0.0, "attention": "eager"},
-            texts_only=True,
-        ),
+        Setting("baseline, no dropout", "dropout", "standard", build=NO_DROPOUT, texts_only=True),
         Setting("auto 1.6", "multirate", "auto", {"speedup": 1.6, "turns": "drawn"}),
         Setting("paper", "multirate", "paper"),
     )
