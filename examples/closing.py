@@ -42,12 +42,21 @@ RECORDED_ARGUMENTS = (
 PACKAGES = ("hf-multirate", "torch", "transformers", "accelerate", "datasets")
 
 
-def parse(kinds: tuple[type, ...], defaults: Mapping[str, Any], argv: list[str] | None) -> tuple[Any, ...]:
-    """Command line to dataclasses; ``defaults`` are those in which a script differs from their own."""
+def parse(
+    kinds: tuple[type, ...], defaults: Mapping[str, Any], argv: list[str] | None, *, parts: bool = False
+) -> tuple[Any, ...]:
+    """Command line to dataclasses; ``defaults`` are those in which a script differs from their own.
+
+    Most scripts train and evaluate. Those that can do one of both have ``parts``.
+    """
+    words = sys.argv[1:] if argv is None else argv
+    refused = [] if parts else [word for word in words if word.startswith(("--do_train", "--do_eval", "--do_predict"))]
+    if refused:
+        raise InputError(f"this script always trains and evaluates, got {refused[0]}. Remove it.")
     parser = HfArgumentParser(kinds)
     parser.set_defaults(**defaults)
     try:
-        return parser.parse_args_into_dataclasses(args=sys.argv[1:] if argv is None else argv)
+        return parser.parse_args_into_dataclasses(args=words)
     except ValueError as error:  # argparse itself exits; this is a value that a dataclass refuses
         raise InputError(str(error)) from error
 

@@ -85,7 +85,7 @@ def parse_arguments(argv: list[str] | None) -> tuple[ModelArguments, DataArgumen
     argv = sys.argv[1:] if argv is None else argv
     both = not any(argument.startswith(("--do_train", "--do_eval")) for argument in argv)
     kinds = (ModelArguments, DataArguments, TrainingArguments)
-    return parse(kinds, DEFAULTS | ({"do_train": True, "do_eval": True} if both else {}), argv)
+    return parse(kinds, DEFAULTS | ({"do_train": True, "do_eval": True} if both else {}), argv, parts=True)
 
 
 def load_data(arguments: DataArguments) -> TextData:

@@ -9,6 +9,7 @@ from transformers import Trainer
 from hf_multirate.averaged_copies.config import CopiesConfig
 from hf_multirate.averaged_copies.controller import AveragedCopies
 from hf_multirate.config.validation import wrong_type
+from hf_multirate.trainer.arguments import MultirateTrainingArguments
 from hf_multirate.trainer.lifecycle import TrainerLifecycleMixin
 
 
@@ -25,6 +26,7 @@ class AveragedCopiesMixin(TrainerLifecycleMixin):
 
     Raises:
         TypeError: ``copies`` is not a `CopiesConfig`.
+        ValueError: the training arguments have settings of rate groups.
         NotImplementedError: the run is sharded (DeepSpeed, FSDP) or uses DataParallel.
     """
 
@@ -36,6 +38,8 @@ class AveragedCopiesMixin(TrainerLifecycleMixin):
         self.copies = AveragedCopies(copies)
         self._control(self.copies)
         super().__init__(*args, **kwargs)
+        if isinstance(self.args, MultirateTrainingArguments):
+            self.args.require_no_groups("averaged copies, which have no rate groups")
         if self.is_deepspeed_enabled or self.is_fsdp_enabled or self.args.n_gpu > 1:
             raise NotImplementedError(
                 "averaged copies need unsharded parameters and one device per process, got "

@@ -224,7 +224,8 @@ class ActivationCache(StepPart):
 
     def _hit(self, rows: Rows, recording: Recording, kept: Tensor) -> None:
         self.counts.hits += len(rows.keys)
-        calls = self._pass.enter_context(self._forward.replaying(recording, self._marked(kept)))
+        kept = self._marked(self._padding.watch_hit(kept, rows))
+        calls = self._pass.enter_context(self._forward.replaying(recording, kept))
 
         def finish() -> None:
             if not calls:

@@ -128,15 +128,29 @@ class MultirateTrainingArguments(MultirateFields, TrainingArguments):
         Raises:
             ValueError: there is such a field, which would be ignored.
         """
-        unset = {"multirate": "on"}
-        fields = self._configuration_fields()
-        given = [f"{name}={value!r}" for name, value in fields.items() if value != unset.get(name)]
-        if given:
+        if given := self._given():
             raise ValueError(
                 f"the trainer got multirate=, and its arguments have {', '.join(given)}, which would be ignored. Give "
                 "one of the two. For a baseline run of this script, set the environment variable "
                 f"{SWITCH_VARIABLE}=off."
             )
+
+    def require_no_groups(self, what: str) -> None:
+        """Check that no field belongs to a configuration, because the trainer has none.
+
+        Args:
+            what: What the trainer trains.
+
+        Raises:
+            ValueError: there is such a field, which would be ignored.
+        """
+        if given := self._given():
+            raise ValueError(f"the trainer is for {what}: it would ignore {', '.join(given)}. Remove these arguments.")
+
+    def _given(self) -> list[str]:
+        unset = {"multirate": "on"}
+        fields = self._configuration_fields().items()
+        return [f"{name}={value!r}" for name, value in fields if value != unset.get(name)]
 
 
 @dataclass

@@ -49,8 +49,9 @@ class OutsideSteps:
         strategy = SaveStrategy(self.args.eval_strategy if evaluation else self.args.save_strategy).value
         if strategy == "best":  # at most one for each evaluation
             return self.number("evaluation", step, steps)
+        delay = float(self.args.eval_delay) if evaluation else 0.0  # in epochs or in steps, as the strategy is
         if strategy == "epoch":
-            return math.ceil(steps / self.steps_per_epoch) - step // self.steps_per_epoch
+            return self._epochs(step, steps, delay)
         if strategy != "steps":
             return 0
         end = TrainerState(global_step=steps, max_steps=steps)
@@ -59,7 +60,14 @@ class OutsideSteps:
         control = TrainerControl()
         DefaultFlowCallback().on_step_end(self.args, end, control)  # versions of transformers differ at the last step
         last = control.should_evaluate if evaluation else control.should_save
-        return (steps - 1) // every - step // every + int(last)
+        begin = max(step, math.ceil(delay) - 1)
+        return max(0, (steps - 1) // every - begin // every) + int(last)
+
+    def _epochs(self, step: int, steps: int, delay: float) -> int:
+        """Number of epochs that end after ``step``, the last one perhaps early, and not before the epoch ``delay``."""
+        whole, rest = divmod(steps, self.steps_per_epoch)
+        ends = max(0, whole - max(step // self.steps_per_epoch, math.ceil(delay) - 1))
+        return ends + int(rest > 0 and delay <= steps / self.steps_per_epoch)
 
     def guess(self, purpose: str, full_step: float) -> float:
         """Seconds of an evaluation or a saving before the first one.

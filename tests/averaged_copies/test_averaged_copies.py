@@ -15,7 +15,14 @@ from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers.optimization import Adafactor
 
-from hf_multirate import AveragedCopies, AveragedCopiesTrainer, CopiesConfig, Multirate, MultirateConfig
+from hf_multirate import (
+    AveragedCopies,
+    AveragedCopiesTrainer,
+    CopiesConfig,
+    Multirate,
+    MultirateConfig,
+    MultirateTrainingArguments,
+)
 from hf_multirate.averaged_copies.store import on_device
 from tests.support.reference import averaged_copies
 from tests.support.runs import FIVE, arguments, assert_same, differ, example, history, weights
@@ -335,6 +342,21 @@ def test_trainer_wants_a_config(tmp_path: Path) -> None:
     model, rows = example("bert")
     with pytest.raises(TypeError, match=r"CopiesConfig, got \(1, 25\)"):
         AveragedCopiesTrainer(model=model, args=arguments(tmp_path), train_dataset=rows, copies=(1, 25))
+
+
+@pytest.mark.parametrize("field", [{"multirate_period": "4"}, {"multirate_train_time": "1s"}, {"multirate": "off"}])
+def test_settings_of_rate_groups_are_refused(tmp_path: Path, field: dict[str, Any]) -> None:
+    model, rows = example("bert")
+    args = arguments(tmp_path).to_dict()
+    fields = {name: args[name] for name in ("output_dir", "report_to")}
+    for given in ({}, field):
+        multirate_args = MultirateTrainingArguments(**fields, **given)
+        settings = {"model": model, "args": multirate_args, "train_dataset": rows, "copies": COPIES}
+        if not given:
+            AveragedCopiesTrainer(**settings)
+            continue
+        with pytest.raises(ValueError, match=f"it would ignore {next(iter(field))}="):
+            AveragedCopiesTrainer(**settings)
 
 
 def test_step_sizes_of_the_optimizers_own_are_refused() -> None:

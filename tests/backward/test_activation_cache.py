@@ -13,7 +13,7 @@ import transformers as tf
 from torch import Tensor, nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from hf_multirate import Multirate, MultirateConfig
+from hf_multirate import Multirate, MultirateConfig, multirate_parameter_groups
 from hf_multirate.backward.activation_cache import put_together
 from hf_multirate.backward.cached_prefix import find_prefix
 from hf_multirate.model.levels import levels_of
@@ -270,6 +270,38 @@ def test_rows_are_kept_whole_if_the_loss_reads_padding(case: str, top: str, capl
     assert all(torch.equal(value, ends[1][1][name]) for name, value in ends[0][1].items())
     assert counts(multirate)[0] >= 8  # padding is the same in each epoch
     assert caplog.text.count("reads padded positions") == 1
+
+
+@pytest.mark.parametrize("begin", [1, 5], ids=["in the first epoch", "later"])
+def test_a_loss_that_reads_padding_later_is_noticed(begin: int, caplog: pytest.LogCaptureFixture) -> None:
+    """The new term begins with a batch that runs, or between kept ones, of which one in eight is watched."""
+    rows = rows_of("bert", 8)
+    batches = [_token_labels(batch_of(part, WIDTH)) for part in (rows[:4], rows[4:]) * 12]
+    ends = []
+    for cache in (None, "memory"):
+        tf.set_seed(1)
+        model = tf.BertForTokenClassification(tf.BertConfig(**ENCODER))
+        multirate = Multirate(MultirateConfig.two_rate("last:1", "never", activation_cache=cache))
+        optimizer = torch.optim.AdamW(multirate_parameter_groups(model, multirate.config, lr=1e-3))
+        tf.set_seed(3)
+        losses = []
+        with multirate.attach(model, optimizer):
+            for step, batch in enumerate(batches):
+                multirate.begin_step(step)
+                mask = batch["attention_mask"] == 1
+                labels = batch["labels"] if step >= begin else batch["labels"].where(mask, -100)
+                loss = model(**{**batch, "labels": labels}).loss
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                losses.append(loss.item())
+        ends.append(losses)
+    same = [one == other for one, other in zip(*ends, strict=True)]
+    assert sum(same) == len(batches) if begin == 1 else same[:5] == [True] * 5 and sum(same) < len(batches)
+    assert caplog.text.count("reads padded positions") == 1
+    assert ("before this one had zeros there" in caplog.text) == (begin == 5)
+    assert multirate.activation_cache is not None
+    assert multirate.activation_cache._padding.read
 
 
 @pytest.mark.parametrize("family", TEXTS + IMAGES)

@@ -76,6 +76,7 @@ WRONG = [
     ("run_sentence_embeddings", ["--train_file=rows.csv"], "has no column 'anchor'"),
     *[(name, ["--model_name_or_path=gone/gone"], "--model_name_or_path 'gone/gone' could not be") for name in SCRIPTS],
     *[(name, ["--multirate_period=0"], "at least 1") for name in SCRIPTS],
+    *[(name, ["--do_eval"], "this script always trains and evaluates, got --do_eval") for name in SCRIPTS],
     *[(name, ["--output_dir=/proc/none"], "--output_dir '/proc/none' cannot be written") for name in SCRIPTS],
 ]
 

@@ -38,8 +38,12 @@ def counted(purpose: str, found: OutsideSteps, step: int, steps: int) -> int:
 @pytest.mark.parametrize("strategy", ["no", "steps", "epoch"])
 @pytest.mark.parametrize("every", [1, 5, 7, 0.25])
 @pytest.mark.parametrize(("step", "steps"), [(0, 35), (5, 35), (6, 36), (7, 37), (34, 35), (20, 41)])
-def test_as_many_as_the_callback_asks_for(strategy: str, every: float, step: int, steps: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("delay", [0, 2, 4.5, 6.2, 15, 100])
+def test_as_many_as_the_callback_asks_for(
+    strategy: str, every: float, step: int, steps: int, delay: float, tmp_path: Path
+) -> None:
     settings = {"eval_strategy": strategy, "eval_steps": every, "save_strategy": strategy, "save_steps": every}
+    settings["eval_delay"] = delay
     found = outside(tmp_path, **settings)
     for purpose in ("evaluation", "saving"):
         assert found.number(purpose, step, steps) == counted(purpose, found, step, steps), purpose
