@@ -144,7 +144,9 @@ class MultirateTrainingArguments(MultirateFields, TrainingArguments):
         Raises:
             ValueError: there is such a field, which would be ignored.
         """
-        if given := self._given():
+        times = ("multirate_train_time", "multirate_train_time_plan")
+        given = [*self._given(), *(f"{name}={vars(self)[name]!r}" for name in times if vars(self)[name] is not None)]
+        if given:
             raise ValueError(f"the trainer is for {what}: it would ignore {', '.join(given)}. Remove these arguments.")
 
     def _given(self) -> list[str]:
