@@ -157,10 +157,19 @@ def test_several_processes_share_a_folder(tmp_path: Path) -> None:
 
 def test_a_second_run_begins_with_the_rows_of_the_first(tmp_path: Path) -> None:
     config = MultirateConfig.off(activation_cache="disk", activation_cache_dir=str(tmp_path), activation_cache_gb=0.05)
-    batches = [batch_of(rows_of("bert", 4), WIDTH)] * 2
-    first, one = train(model_of("bert"), batches, config)
-    second, other = train(model_of("bert"), batches, config)
+    padded = batch_of(rows_of("bert", 4), WIDTH)
+    whole = {**padded, "attention_mask": torch.ones_like(padded["attention_mask"])}
+    first, one = train(model_of("bert"), [whole, whole], config)
+    second, other = train(model_of("bert"), [whole, whole], config)
     assert (counts(one), counts(other)) == ((4, 4), (8, 0))
+    assert first == second
+    # The first batch with padding runs, as it shows that the loss does not read padding.
+    first, one = train(model_of("bert"), [padded] * 3, config)
+    second, other = train(model_of("bert"), [padded] * 3, config)
+    assert (counts(one), counts(other)) == ((8, 4), (8, 4))
+    assert one.activation_cache is not None
+    assert other.activation_cache is not None
+    assert one.activation_cache.summary()["rows"] == other.activation_cache.summary()["rows"] == 8
     assert first == second
     changed = model_of("bert")
     with torch.no_grad():
