@@ -63,7 +63,7 @@ def build(
         callback = VCAS(model, seed=args.seed, **chosen)
     elif setting.kind == "dropbp":
         callback = DropBP(model, seed=args.seed, **chosen)
-    elif setting.family == "dropout":
+    elif "dropout" in chosen:
         set_dropout(cast(PreTrainedModel, model), **chosen)
     if setting.muon:
         settings["optimizers"] = (muon(model, args, config), None)

@@ -128,7 +128,8 @@ CONTENDERS = {contender.name: contender for contender in _all()}
 DEFAULT = tuple(
     name
     for name, contender in CONTENDERS.items()
-    if contender.setting.name in ("baseline", "ladder 1,2,4")
+    if contender.family == "baseline"
+    or contender.setting.name == "ladder 1,2,4"
     or (contender.head_start and not contender.decay and contender.setting.name not in ("paper", *STUDY))
     or name in ("paper", *LANGUAGE_ONLY)
 )

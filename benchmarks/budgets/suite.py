@@ -31,7 +31,7 @@ from benchmarks.budgets.kinds import KINDS, PASSES, KindsFile, to_time
 from benchmarks.budgets.plan import BUDGETS, Plan, Planner, budget_seconds, mix_of
 from benchmarks.budgets.repeat import repeated
 from benchmarks.budgets.run_one import Spec, run, timed
-from benchmarks.budgets.settings import FAMILIES, LANGUAGE_ONLY
+from benchmarks.budgets.settings import FAMILIES, LANGUAGE_ONLY, NO_DROPOUT
 from benchmarks.budgets.tasks import HELD_OUT, LANGUAGE_MODELS, TASKS
 from benchmarks.budgets.trials import TRIAL_BUDGET, TRIAL_SEED, grid, one_more, scores_of
 from benchmarks.commands import parser_of
@@ -128,9 +128,10 @@ def time_kinds(
 
 
 def suited(contenders: Sequence[Contender], task: Task) -> list[Contender]:
-    """The contenders that can train the network of ``task``: some are for networks with a new head only."""
+    """The contenders that can train the network of ``task``: some need a new head, others a network with dropout."""
     if task.name in LANGUAGE_MODELS:
-        return [c for c in contenders if not (c.head_rate or c.head_start or _names_head(c))]
+        fitting = [c for c in contenders if not (c.head_rate or c.head_start or _names_head(c))]
+        return [c for c in fitting if c.setting.build != NO_DROPOUT]
     return [
         c for c in contenders if c.name not in LANGUAGE_ONLY and not (c.setting.texts_only and task.optim == "sgd")
     ]

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
+from transformers import TrainingArguments
 
 from benchmarks import configs
 from benchmarks.budgets import timing, trials
-from benchmarks.budgets.build import set_dropout
+from benchmarks.budgets.build import build, set_dropout
 from benchmarks.budgets.contenders import CONTENDERS, DEFAULT, Contender, named
 from benchmarks.budgets.kinds import KindsFile, head_start_name, to_time
 from benchmarks.budgets.plan import Planner, budget_seconds, mix_of
@@ -211,7 +213,9 @@ def test_heads_have_one_rate_in_all_contenders_with_a_head_rate() -> None:
 
 def test_baselines_come_first_and_families_are_known() -> None:
     every = named(["all"])
-    assert [c.name for c in every[:5]] == [name for name, c in CONTENDERS.items() if c.family == "baseline"]
+    baselines = [name for name, c in CONTENDERS.items() if c.family == "baseline"]
+    assert [c.name for c in every[: len(baselines)]] == baselines
+    assert {CONTENDERS[name].setting.name for name in baselines} == {"baseline", "baseline, no dropout"}
     assert [c.name for c in named(["paper", "baseline"])] == ["baseline", "paper"]
     assert {c.family for c in named(["family:lora", "family:frozen"])} == {"lora", "frozen"}
     assert len(every) == len(CONTENDERS) == len({c.name for c in every})
@@ -231,6 +235,17 @@ def test_dropout_is_the_only_difference_of_contenders_about_dropout() -> None:
     assert not torch.equal(bert(**words).logits, bert(**words).logits)
     set_dropout(bert, **CONTENDERS["baseline, no dropout"].setting.build)
     assert torch.equal(bert(**words).logits, bert(**words).logits)
+
+
+@pytest.mark.parametrize("name", ["baseline, no dropout + head rate", "frozen below last:2, no dropout + head rate"])
+def test_contenders_without_dropout_are_built_without(name: str, tmp_path: Path) -> None:
+    bert = network(0)
+    args = TrainingArguments(str(tmp_path), use_cpu=True, report_to=[])
+    build(CONTENDERS[name], bert, args, train_dataset=[])
+    assert [m.p for m in bert.modules() if isinstance(m, nn.Dropout) and m.p] == []
+    assert bert.config._attn_implementation == "eager"
+    usual = CONTENDERS[name.replace(", no dropout", "")]
+    assert (CONTENDERS[name].config, CONTENDERS[name].family) == (usual.config, usual.family)
 
 
 def test_a_rate_at_an_edge_gets_one_more_beyond_it() -> None:

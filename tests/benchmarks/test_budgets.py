@@ -270,6 +270,8 @@ def test_tasks_that_are_kept_apart_and_missing_data(tmp_path: Path, capsys: pyte
     sgd = tasks.TASKS["cifar10"]
     fit = suite.suited(list(CONTENDERS.values()), sgd)
     assert {c.setting.name for c in fit if c.family == "approximate"} == {"DropBP"}
+    of_language = suite.suited(list(CONTENDERS.values()), tasks.TASKS["smollm2"])
+    assert [c.name for c in of_language if c.family == "baseline"] == ["baseline"]
 
 
 def brown(folder: Path) -> Path:
