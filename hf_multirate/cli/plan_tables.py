@@ -51,10 +51,15 @@ def _table(title: str, *columns: str) -> Table:
 
 def _speedups(plans: Sequence[Plan]) -> Table:
     measured = any(plan.speedup_measured for plan in plans)
-    columns = ("measured", "bound measured") if measured else ()
+    columns = ["measured", "bound measured"] if measured else []
+    cached = any(plan.speedup_kept for plan in plans)
+    columns += ["rows kept", *(["rows kept, measured"] if measured else [])] if cached else []
     table = _table("Speed-up", "setting", "predicted", "bound", *columns, "memory full", "fast", "sent per step")
     for plan in plans:
         seconds = [f"{value:.2f}x" for value in (plan.speedup_measured, plan.bound_measured) if value]
+        if cached:
+            kept = (plan.speedup_kept, plan.speedup_kept_measured)
+            seconds += [f"{value:.2f}x" if value else "-" for value in kept[: 2 if measured else 1]]
         sizes = [f"{with_unit(size)}B" for size in (*plan.memory, plan.communicated)]
         table.add_row(Text(one_line(plan.label)), f"{plan.speedup:.2f}x", f"{plan.bound:.2f}x", *seconds, *sizes)
     return table

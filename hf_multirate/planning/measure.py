@@ -136,17 +136,25 @@ ROUNDS = 5
 
 
 def seconds_of(
-    model: nn.Module, batch: Mapping[str, Any], config: MultirateConfig, schedule: Schedule
+    model: nn.Module, batch: Mapping[str, Any], config: MultirateConfig, schedule: Schedule, *, kept: bool = False
 ) -> dict[Live, float]:
     """Median seconds of each kind of step of ``schedule``, which is that of ``config`` for this model.
 
     Kinds alternate, so that changes of the machine's speed affect all of them. The optimizer is AdamW at learning rate
-    zero, which leaves the parameters unchanged. The activation cache is off: each step would read the same batch.
+    zero, which leaves the parameters unchanged.
+
+    Args:
+        model: Model that returns a ``loss``.
+        batch: The batch, the same at each step.
+        config: The configuration.
+        schedule: Its schedule for this model.
+        kept: Whether the activation cache, in memory, has the rows of the batch. If not, there is no cache.
 
     Returns:
         Live groups -> seconds. The empty tuple stands for a step of standard training.
     """
-    config = replace(config, activation_cache=None, activation_cache_dir=None, head_start=0, train_time=None)
+    cache = "memory" if kept else None
+    config = replace(config, activation_cache=cache, activation_cache_dir=None, head_start=0, train_time=None)
     kinds = kinds_of(schedule)
     times: dict[Live, list[float]] = defaultdict(list)
     with random_state_restored(model.parameters()):
@@ -157,7 +165,8 @@ def seconds_of(
             with Multirate(config).attach(model, optimizer) as controller:
                 steps = count()
                 for live in kinds:
-                    for _ in range(2):  # in training, most steps follow a step of the same kind
+                    # In training, most steps follow a step of the same kind. A cache keeps the rows at the first.
+                    for _ in range(2):
                         controller.begin_step(next(step for step in steps if schedule.live(step) == live))
                         seconds[live] = _time_step(model, batch, optimizer)
             for live, value in seconds.items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -12,7 +11,6 @@ from accelerate.utils import recursively_apply
 from torch import nn
 
 from hf_multirate.backward.frozen_forward import FrozenForward
-from hf_multirate.backward.gradient_checkpointing import checkpointing_modules
 from hf_multirate.backward.idle_forward import InactiveForward, frozen_buffers
 from hf_multirate.backward.partial_backward import PartialBackward, requires_grad_off
 from hf_multirate.config.config import MultirateConfig
@@ -20,11 +18,13 @@ from hf_multirate.config.rate_group import NEVER
 from hf_multirate.config.schedule import Step
 from hf_multirate.config.validation import require_bool
 from hf_multirate.controller.multirate import Multirate
-from hf_multirate.model.cost_model import boundary, layers_of, step_cost
+from hf_multirate.model.cost_model import boundary, layers_of
 from hf_multirate.model.partition import Partition
 from hf_multirate.model.stages import settle_stages, shares_of, speedup_of_stages
 from hf_multirate.model.unwrap import canonical_parameters
+from hf_multirate.planning.blockers import blockers, collected_warnings
 from hf_multirate.planning.inputs import check_batch, first_rows, require_arguments
+from hf_multirate.planning.kept_rows import prefix_flops
 from hf_multirate.planning.measure import Live, StepCost, count_step, kinds_of, seconds_of
 from hf_multirate.planning.results import GroupPlan, Plan, StagePlan, StepPlan
 
@@ -72,6 +72,8 @@ def _plan_stages(
     ]
     measured = [plan.speedup_measured for plan in plans if plan.speedup_measured]
     bounds = [plan.bound_measured for plan in plans if plan.bound_measured]
+    kept = any(plan.speedup_kept for plan in plans)
+    kept_measured = [value for plan in plans if (value := plan.speedup_kept_measured or plan.speedup_measured)]
     return Plan(
         label,
         groups=(),
@@ -83,11 +85,15 @@ def _plan_stages(
         bound_measured=speedup_of_stages(stages, bounds) if len(bounds) == len(plans) else None,
         cycle=max(plan.cycle for plan in plans),
         stages=tuple(StagePlan(share, plan) for share, plan in zip(shares_of(stages), plans, strict=True)),
+        speedup_kept=speedup_of_stages(stages, [plan.speedup_kept or plan.speedup for plan in plans])
+        if kept
+        else None,
+        speedup_kept_measured=speedup_of_stages(stages, kept_measured) if kept and kept_measured else None,
     )
 
 
 def _plan(model: nn.Module, batch: Mapping[str, Any], label: str, config: MultirateConfig, *, measure: bool) -> Plan:
-    with _collected_warnings() as messages:
+    with collected_warnings() as messages:
         multirate = Multirate(config).assign(model)
         given, config, partition = config, multirate.settled, multirate.partition
         groups = partition.parameters(model)
@@ -101,11 +107,10 @@ def _plan(model: nn.Module, batch: Mapping[str, Any], label: str, config: Multir
             f"a step of {type(model).__name__} has no matrix product or convolution, so there is no work to count: "
             "give a model with linear or convolutional layers."
         )
-    total = sum(kinds.values())
-    mean = sum(number * counts[live].total for live, number in kinds.items()) / total
-    baseline_time = times.get(())
-    mean_time = sum(number * times[live] for live, number in kinds.items()) / total if baseline_time else None
+    mean = _mean(kinds, {live: cost.total for live, cost in counts.items()})
     cheapest = min(kinds, key=len)
+    kept = full / (mean - prefix_flops(model, batch, partition)) if given.activation_cache else None
+    kept_times = seconds_of(model, batch, given, config.schedule, kept=True) if measure and kept else {}
     return Plan(
         label,
         (*_groups(config, groups, counts), *_never_groups(model, partition, standard, counts[_all_groups(config)])),
@@ -113,10 +118,17 @@ def _plan(model: nn.Module, batch: Mapping[str, Any], label: str, config: Multir
         full / mean,
         full / counts[cheapest].total,
         tuple(dict.fromkeys([*blockers(model, config, partition), *messages])),
-        baseline_time / mean_time if baseline_time and mean_time else None,
-        baseline_time / times[cheapest] if baseline_time else None,
+        times[()] / _mean(kinds, times) if times else None,
+        times[()] / times[cheapest] if times else None,
         config.schedule.cycle,
+        speedup_kept=kept,
+        speedup_kept_measured=kept_times[()] / _mean(kinds, kept_times) if kept_times else None,
     )
+
+
+def _mean(kinds: Mapping[Live, int], costs: Mapping[Live, float]) -> float:
+    """Mean cost of the steps of a cycle."""
+    return sum(number * costs[live] for live, number in kinds.items()) / sum(kinds.values())
 
 
 def _all_groups(config: MultirateConfig) -> Live:
@@ -231,54 +243,3 @@ def _restored(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter, gradient in gradients.items():
             parameter.grad = gradient
-
-
-@contextmanager
-def _collected_warnings() -> Iterator[list[str]]:
-    """Context manager that collects the warnings of this package instead of logging them."""
-    messages: list[str] = []
-    logger = logging.getLogger("hf_multirate")
-
-    class Collect(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            messages.append(record.getMessage())
-
-    handler, propagates = Collect(logging.WARNING), logger.propagate
-    logger.addHandler(handler)
-    logger.propagate = False
-    try:
-        yield messages
-    finally:
-        logger.removeHandler(handler)
-        logger.propagate = propagates
-
-
-EXPENSIVE_FAST_STEP = 0.7
-"""Cost of a fast step, as a share of a full step, above which it is listed as a blocker."""
-
-
-def blockers(model: nn.Module, config: MultirateConfig, partition: Partition) -> list[str]:
-    """Reasons for a low speed-up that follow from the model and the configuration, as texts."""
-    if config.schedule.cycle == 1 and not partition.never:
-        return ["every step is a full step"]
-    reasons = []
-    fast = {key for group in config.groups if group.gradient_period == 1 for key in partition[group.name]}
-    embeddings = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
-    fast_embeddings = sorted(fast & embeddings)
-    if fast_embeddings:
-        reasons.append(
-            f"the embedding {fast_embeddings[0]!r} is in the fast group: backward runs to the bottom at every step"
-        )
-    layers = layers_of(model)
-    trainable = {key for keys in partition.values() for key in keys} | set(partition.never_names)
-    share = step_cost(layers, fast) / (step_cost(layers, trainable) or 1.0)
-    lowest = boundary(layers, fast)
-    if not fast_embeddings and share > EXPENSIVE_FAST_STEP:
-        kind = "adapter" if "lora_" in f"{lowest}" else "fast parameter"
-        reasons.append(
-            f"a fast step costs {share:.2f} of a full step: the lowest {kind} is {lowest!r}. Make fewer blocks fast, "
-            "as in 'last:1'"
-        )
-    if any(vars(module).get("gradient_checkpointing") for module in checkpointing_modules(model)):
-        reasons.append("gradient checkpointing runs the forward pass twice at full steps, but once at fast steps")
-    return reasons

@@ -81,6 +81,9 @@ class Plan:
         cycle: Steps of a cycle, the longest one of the stages. With drawn turns and periods that do not divide each
             other, the steps are counted over more than one cycle.
         stages: Plans of the stages; empty without stages.
+        speedup_kept: Speed-up of steps whose rows are all kept in the activation cache, as they are from the second
+            epoch on; None without a cache. In stages without a cache, it is their speed-up.
+        speedup_kept_measured: The same from measured seconds; None if not measured.
     """
 
     label: str
@@ -93,6 +96,8 @@ class Plan:
     bound_measured: float | None = None
     cycle: int = 1
     stages: tuple[StagePlan, ...] = ()
+    speedup_kept: float | None = None
+    speedup_kept_measured: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to a dictionary of plain values."""

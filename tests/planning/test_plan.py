@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from hf_multirate import Multirate, MultirateConfig, Plan, RateGroup, plan
+from hf_multirate.backward.activation_cache import ActivationCache
 from hf_multirate.cli import DEFAULT_FAST, configs_of, main
 from hf_multirate.cli.load_model import BatchSize, load
 from hf_multirate.model.auto_periods import choose_periods
 from hf_multirate.planning import plans_reaching
+from hf_multirate.planning.measure import ROUNDS
 from tests.support.runs import example
 from tests.support.tiny import FAMILIES
 
@@ -198,6 +201,34 @@ def test_measuring_leaves_no_activation_cache(where: str, tmp_path: Path) -> Non
     config = MultirateConfig.two_rate("last:1", "never", activation_cache=where, **named)
     assert only(model, batch, config, measure=True).speedup_measured
     assert not folder.exists()
+
+
+def test_kept_rows_save_the_forward_pass_of_the_frozen_blocks() -> None:
+    model, batch = stack()
+    frozen = MultirateConfig.two_rate(r"^head|blocks\.2", "never")
+    without, cached = plan(model, batch, {"no": frozen, "yes": replace(frozen, activation_cache="memory")})
+    (step,) = cached.steps
+    assert step.flops == 4 * BLOCK + 3 * HEAD  # of the blocks: three outputs and one gradient of a weight
+    assert cached.speedup == without.speedup
+    full = 8 * BLOCK + 3 * HEAD
+    assert cached.speedup_kept == pytest.approx(full / (step.flops - 2 * BLOCK))
+    assert (without.speedup_kept, cached.speedup_kept_measured) == (None, None)
+    staged = MultirateConfig.stages([(0.25, MultirateConfig.off()), (1.0, replace(frozen, activation_cache="memory"))])
+    assert only(model, batch, staged).speedup_kept == pytest.approx(1 / (0.25 + 0.75 / cached.speedup_kept))
+
+
+def test_steps_with_kept_rows_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch = FAMILIES["bert"]()
+    close, hits = ActivationCache.close, []
+    monkeypatch.setattr(ActivationCache, "close", lambda cache: (close(cache), hits.append(cache.counts.hits)))
+    config = MultirateConfig.two_rate("last:1", "never", activation_cache="memory")
+    found = only(model, batch, config, measure=True)
+    assert hits == [len(batch["labels"])] * (ROUNDS + 1)  # one step of each round
+    assert found.speedup_kept is not None
+    assert found.speedup_kept > found.speedup
+    assert found.speedup_kept_measured is not None
+    assert found.speedup_kept_measured > 0
+    assert only(model, batch, replace(config, activation_cache=None), measure=True).speedup_kept_measured is None
 
 
 def folder_of(family: str, folder: Path) -> str:
