@@ -4,88 +4,30 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from contextlib import contextmanager
+from typing import Any, cast
 
 import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from transformers import Trainer, TrainerState
-from transformers.trainer_utils import get_last_checkpoint
 
 from hf_multirate.controller.guards import is_attached
-from hf_multirate.trainer.checkpoint_files import SavedState, StaleError, read_saved, require_complete, write_saved
+from hf_multirate.trainer.controller_checkpoints import ControllerCheckpointsMixin
 from hf_multirate.trainer.replaced_methods import bypass_message, is_package_class, other_optimizer_message
+from hf_multirate.trainer.step_controller import StepController
 
 
 logger = logging.getLogger(__name__)
 
-if TYPE_CHECKING:
-    _Base = Trainer
-else:
-    _Base = object
 
-
-class StepController(Protocol):
-    """Interface of a controller that attaches to a model and an optimizer during a training run."""
-
-    config: Any
-    applied_steps: int
-
-    def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Any:
-        """Attach to ``model`` and ``optimizer``."""
-
-    def detach(self) -> None:
-        """Detach from both."""
-
-    @property
-    def attached(self) -> bool:
-        """Whether it is attached."""
-
-    @property
-    def changes_training(self) -> bool:
-        """Whether training differs from standard training."""
-
-    @property
-    def phase(self) -> int:
-        """Position of the present step in the cycle."""
-
-    @property
-    def begun(self) -> bool:
-        """Whether a step has begun that the optimizer has not taken yet."""
-
-    def controls(self, optimizer: torch.optim.Optimizer) -> bool:
-        """Whether it is attached to ``optimizer``."""
-
-    @property
-    def stepping(self) -> bool:
-        """Whether the optimizer is taking a step."""
-
-    def set_step(self, step: int) -> None:
-        """Begin optimizer step ``step``."""
-
-    def micro_batch(self, last: bool = False) -> AbstractContextManager[None]:
-        """A context for forward and backward of one micro-batch, with ``last`` for the last one of a step."""
-
-    def state_dict(self) -> Any:
-        """State for a checkpoint besides model and optimizer."""
-
-    def load_state_dict(self, state: Any) -> None:
-        """Load a `state_dict`."""
-
-
-class TrainerLifecycleMixin(_Base):
+class TrainerLifecycleMixin(ControllerCheckpointsMixin):
     """Attaches a controller during the training of a `transformers.Trainer`, and saves it in checkpoints.
 
     A subclass calls `_control` at the start of its ``__init__``, because ``super().__init__`` may create an optimizer
     or evaluate. The rate groups are determined when training begins.
     """
-
-    _files = "controller"
-    """Stem of the two files in a checkpoint, and prefix of the log keys."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Check the order of bases: with `transformers.Trainer` first, the run would be standard training."""
@@ -108,7 +50,7 @@ class TrainerLifecycleMixin(_Base):
         self._in_standard_loop = self._resumes = self._stepped = False
         self._skipped_batches: set[int] = set()
         self._begun_step = self._first_step = 0
-        self._saved_state: SavedState | None = None
+        self._saved_state = None
         self._attached_in: TrainerState | None = None
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -140,13 +82,6 @@ class TrainerLifecycleMixin(_Base):
                     "the rate groups.",
                     len(self._skipped_batches),
                 )
-
-    def _require_complete(self, checkpoint: Any) -> None:
-        """Raise `ValueError` if a run ended while it wrote ``checkpoint``, which has a value as for `train`."""
-        if checkpoint is True and os.path.isdir(folder := cast(str, self.args.output_dir)):
-            checkpoint = get_last_checkpoint(folder)  # type: ignore[no-untyped-call]
-        if isinstance(checkpoint, (str, os.PathLike)) and self._controller.changes_training:
-            require_complete(Path(checkpoint))
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """See `transformers.Trainer`. Before the first step, raises an error if the optimizer does not fit."""
@@ -270,57 +205,6 @@ class TrainerLifecycleMixin(_Base):
         if self._training and self._controller.changes_training and "loss" in logs:
             logs[f"{self._files}/phase"] = self._controller.phase
         super().log(logs, *args, **kwargs)
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        super()._save_optimizer_and_scheduler(output_dir)
-        if not self._controller.attached or not self._controller.changes_training:
-            return  # in standard training, checkpoints are those of Trainer
-        state = self._controller.state_dict()  # gathers shards, so all processes have to call it
-        if not self.args.should_save:
-            return
-        skipped = self.state.global_step - self._first_step - self._controller.applied_steps
-        config = self._controller.config.to_dict()
-        write_saved(Path(output_dir, f"{self._files}.json"), self.state.global_step, skipped, config, state)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        try:
-            super()._load_optimizer_and_scheduler(checkpoint)
-        except ValueError as error:
-            if "parameter group" not in str(error) and "optimizer's group" not in str(error):
-                raise
-            raise ValueError(
-                f"the optimizer of checkpoint {checkpoint} has other parameter groups than the optimizer of this run "
-                f"({error}). Frozen groups are in no parameter group, and learning rates of the head or of depth have "
-                "groups of their own: resume with the configuration of the checkpoint."
-            ) from error
-        if checkpoint is None or not self._controller.changes_training:
-            return
-        self._saved_state = self._read(Path(checkpoint, f"{self._files}.json"))
-        config = self._controller.config.to_dict()
-        if self._saved_state is not None and self._saved_state.config != config:
-            logger.warning(
-                "the configuration of checkpoint %s differs from the present one. The present one is used. "
-                "Configuration of the checkpoint: %s", checkpoint, self._saved_state.config,
-            )  # fmt: skip
-
-    def _read(self, path: Path) -> SavedState | None:
-        """The state of the controller in a checkpoint; None, with a warning, if it is missing or stale."""
-        try:
-            saved = read_saved(path)
-        except StaleError as error:
-            logger.warning(
-                "checkpoint %s has %s and %s of another run: %s. Both files are ignored. The cycle continues at the "
-                "step of the checkpoint, but drift and averaged copies start from scratch.",
-                path.parent, path.name, path.with_suffix(".pt").name, error,
-            )  # fmt: skip
-            return None
-        if saved is None:
-            logger.warning(
-                "checkpoint %s has no %s: it was written without multirate training, or with save_only_model=True. "
-                "The cycle continues at the step of the checkpoint, but drift and averaged copies start from scratch.",
-                path.parent, path.name,
-            )  # fmt: skip
-        return saved
 
 
 def _with_step_check(train: Callable[..., Any]) -> Callable[..., Any]:
