@@ -72,12 +72,13 @@ def by_budget(folder: Path, length: str, kind: str = "", *, allow_dirty: bool = 
         for task, cells in tasks.items():
             best = expert(cells)
             if best is not None:
-                extras = best.removeprefix("baseline").removeprefix(" + ") or "no extra"
+                extras = best.removeprefix("baseline").removeprefix(", ").removeprefix(" + ") or "no extra"
                 known = [f"{budget:g}", LABELS.get(task, task), percent(mean(cells[best])), extras]
-                rows.append(
-                    [*known, _by_rule(gaps, task, budget, best), *(_gap(gaps, name, task) for name in BY_BUDGET)]
-                )
-    return table(["budget", "task", "expert baseline, %", "its extras", "the rule", *BY_BUDGET.values()], rows)
+                chosen = chosen_by_rule(task, budget)
+                rules = [_by_rule(gaps, name, task, best) for name in (chosen, without_dropout(chosen))]
+                rows.append([*known, *rules, *(_gap(gaps, name, task) for name in BY_BUDGET)])
+    header = ["budget", "task", "expert baseline, %", "its extras", "the rule", "the rule, no dropout"]
+    return table([*header, *BY_BUDGET.values()], rows)
 
 
 def losses(folder: Path, length: str, task: str, *, allow_dirty: bool = False) -> str:
@@ -107,12 +108,18 @@ def chosen_by_rule(task: str, budget: float) -> str:
     return STANDARD[needs_head_start(labels, per_token)]
 
 
-def _by_rule(gaps: Gaps, task: str, budget: float, best: str) -> str:
-    name = chosen_by_rule(task, budget)
+def without_dropout(name: str) -> str:
+    """The contender that differs from another one by dropout only."""
+    setting, plus, extras = name.partition(" + ")
+    return f"{setting}, no dropout{plus}{extras}"
+
+
+def _by_rule(gaps: Gaps, name: str, task: str, best: str) -> str:
     if name == best:
         return "the expert baseline"
     difference = _gap(gaps, name, task)
-    words = "top two blocks" if name == NEW_HEAD else name.replace(" + head rate", "").replace("baseline", "standard")
+    standard = name.replace(", no dropout", "").replace(" + head rate", "").replace("baseline", "standard")
+    words = "top two blocks" if name in (NEW_HEAD, without_dropout(NEW_HEAD)) else standard
     return f"{words}, {difference}" if difference else ""
 
 

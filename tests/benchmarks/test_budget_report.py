@@ -195,9 +195,9 @@ def test_a_table_has_all_budgets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     written(tmp_path, "sst2", budget=0.25)
     written(tmp_path, "brown", budget=0.25)  # is kept apart, with a table of its own
     lines = summary_tables.by_budget(tmp_path, "short").splitlines()
-    assert lines[0] == "| budget | task | expert baseline, % | its extras | the rule | ours |"
+    assert lines[0] == "| budget | task | expert baseline, % | its extras | the rule | the rule, no dropout | ours |"
     assert [line.split(" | ")[0] for line in lines[2:]] == ["| 0.25", "| 1"]
-    assert lines[2] == "| 0.25 | SST-2 | 80.0 | head rate |  | **+3.0 (+0.5 to +5.5)** |"
+    assert lines[2] == "| 0.25 | SST-2 | 80.0 | head rate |  |  | **+3.0 (+0.5 to +5.5)** |"
     (apart,) = summary_tables.by_budget(tmp_path, "short", report.KEPT_APART).splitlines()[2:]
     assert apart.startswith("| 0.25 | Brown, word classes | 80.0 |")
 
@@ -228,14 +228,16 @@ def test_the_rule_is_that_of_the_package(tmp_path: Path, monkeypatch: pytest.Mon
         ("sst2", 0.4): new_head, ("sst2", 1.0): standard, ("sst2", 1.1): standard,
         ("brown", 0.4): start, ("brown", 1.0): start, ("brown", 1.1): start,
     }  # fmt: skip
-    assert {new_head, standard, start} <= CONTENDERS.keys()
+    by_rule = {new_head, standard, start}
+    assert by_rule | set(map(summary_tables.without_dropout, by_rule)) <= CONTENDERS.keys()
     assert {*TASKS} - LANGUAGE_MODELS <= summary_tables.LABELS_OF.keys()
     monkeypatch.setattr(summary_tables, "NEW_HEAD", "good")
+    monkeypatch.setattr(summary_tables, "without_dropout", {"good": "bad", standard: "baseline"}.get)
     written(tmp_path, "sst2", budget=0.25)
     written(tmp_path, "imdb", budget=2.0)
     short, long = summary_tables.by_budget(tmp_path, "short").splitlines()[2:]
-    assert "| top two blocks, **+3.0 (+0.5 to +5.5)** |" in short
-    assert "| the expert baseline |" in long
+    assert "| top two blocks, **+3.0 (+0.5 to +5.5)** | top two blocks, **-5.0 (-5.0 to -5.0)** |" in short
+    assert "| the expert baseline | standard, " in long
 
 
 def test_without_results_there_is_no_page(tmp_path: Path) -> None:
