@@ -16,6 +16,18 @@ EQUAL_ARGUMENTS = ("seed", "data_seed", "per_device_train_batch_size", "gradient
 NOTED_ARGUMENTS = ("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "optim", "max_grad_norm")
 """Arguments that may differ on purpose; the page lists the differences."""
 
+NOTED_SETTINGS: dict[str, tuple[str, Any]] = {
+    "head_lr_scale": ("head_lr_scale", 1.0),
+    "lr_decay": ("lr_decay", 1.0),
+    "head_start": ("batches of a head start", 0),
+    "head_start_steps": ("steps of a head start", 150),
+    "head_start_lr": ("learning rate of a head start", None),
+}
+"""Settings of a configuration that standard training has too: label and default. The page lists differences."""
+
+HEAD_START_SETTINGS = ("head_start_steps", "head_start_lr")
+"""Those that have no effect without a head start."""
+
 MACHINE_FIELDS = ("device", "cores", "threads", "processes")
 
 
@@ -40,8 +52,11 @@ def equal_time(run: RunRecord, baseline: RunRecord) -> float | None:
 
 def notes(run: RunRecord, baseline: RunRecord) -> list[str]:
     """Differences in other settings, as texts."""
-    head_starts = (run.config.get("head_start", 0), baseline.config.get("head_start", 0))
-    return _unequal(_arguments(run, baseline, NOTED_ARGUMENTS) | {"batches of a head start": head_starts})
+    pairs = _arguments(run, baseline, NOTED_ARGUMENTS)
+    for name, (label, default) in NOTED_SETTINGS.items():
+        if name not in HEAD_START_SETTINGS or (run.config.get("head_start") and baseline.config.get("head_start")):
+            pairs[label] = (run.config.get(name, default), baseline.config.get(name, default))
+    return _unequal(pairs)
 
 
 def _arguments(run: RunRecord, baseline: RunRecord, names: Sequence[str]) -> dict[str, tuple[Any, Any]]:

@@ -65,7 +65,9 @@ class MultirateTrainingArguments(MultirateFields, TrainingArguments):
             self.multirate_period = int(period)
         super().__post_init__()  # type: ignore[no-untyped-call]  # transformers annotates no __post_init__
         vars(self).update(self._checked_fields())
-        self.to_train_time(self.to_multirate_config().train_time)
+        configured = self.to_multirate_config().train_time
+        if (configured, self.multirate_train_time, self.multirate_train_time_plan) != (None, None, None):
+            self.to_train_time(configured)  # otherwise the configuration of the trainer may have a time
 
     def to_train_time(self, configured: str | None = None) -> TrainTime | None:
         """The time to train for, from the fields; None without such a time.

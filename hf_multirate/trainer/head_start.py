@@ -72,10 +72,12 @@ class HeadStartMixin(RunLoggingMixin):
 
     def _take_head_start(self, loader: Any) -> None:
         """Train the head on the first batches of ``loader``, unless it had its head start."""
+        model, config = unwrap_model(cast(nn.Module, self.model)), self.multirate.config
+        if self.state.global_step and self._training:
+            self._started = model  # a resumed run: its head is no longer new
         if loader is None or not self._awaits_head_start():
             return
         begun = time.perf_counter()
-        model, config = unwrap_model(cast(nn.Module, self.model)), self.multirate.config
         with random_state_restored(model.parameters()), _metrics_restored(self):
             batches = first_batches(loader, config.head_start)
             group = dist.group.WORLD if self.args.world_size > 1 else None

@@ -93,6 +93,8 @@ class TimedRun:
         """Seconds of a step by which the number of steps was settled or corrected last."""
         self._corrections = int(state.get("corrections", 0))
         """Number of shares in `CORRECTIONS` that are over."""
+        self._start = float(state.get("start", 0.0))
+        """Seconds that count before the first step, such as those of a head start."""
         self._resumed = bool(state)
         self._last = spent.before.training
         self._reading: Reading | None = None
@@ -111,7 +113,19 @@ class TimedRun:
             "marks": [list(mark) for mark in self._marks],
             "expected": self._expected,
             "corrections": self._corrections,
+            "start": self._start,
         }
+
+    def begin_steps(self) -> None:
+        """Read the clock before the first step.
+
+        A head start or an evaluation before it takes a part of the time. The schedule has the rest: otherwise the
+        first step would leave out the warm-up.
+        """
+        if self.repeats or self._resumed or len(self.plan.measured) > 1:
+            return
+        reading = self.spent.read_slowest()
+        self._start, self._last = reading.counted(self.plan.counts), reading.training
 
     def measure(self, step: int, kind: Kind) -> None:
         """Read the clock after the optimizer has taken the step that makes ``step`` steps.
@@ -133,7 +147,8 @@ class TimedRun:
         elif measuring:
             self.estimate.add(kind, max(seconds, 0.0))
         if measuring:
-            share = min(reading.counted(self.plan.counts) / self.plan.seconds, 1.0)
+            left = self.plan.seconds - self._start
+            share = min((reading.counted(self.plan.counts) - self._start) / left, 1.0) if left > 0.0 else 1.0
             self.plan.measured.append(max(share, self.plan.measured[-1]))
 
     def _leave_out(self, seconds: float) -> None:
@@ -174,10 +189,13 @@ class TimedRun:
         steps = self._fitting(step, reading, seconds)
         if steps < MIN_STEPS:
             needed = shown_seconds(self._end(step, MIN_STEPS, reading, seconds) * 1.05)
-            taken = f"{step} step{'s' * (step > 1)} took {shown_seconds(reading.counted(self.plan.counts))}"
+            spent = shown_seconds(reading.counted(self.plan.counts) - self._start)
+            taken = f"{step} step{'s' * (step > 1)} took {spent}"
+            if self._start > LEAST_SHARE * self.plan.seconds:
+                taken += f", after {shown_seconds(self._start)} before the first step"
             raise ValueError(
-                f"multirate_train_time is {shown_seconds(self.plan.seconds)}, which is too short: {taken}, so {steps} "
-                f"steps would fit, and at least {MIN_STEPS} are needed. Give {needed} or more, or make steps "
+                f"multirate_train_time is {shown_seconds(self.plan.seconds)}, which is too short: {taken}, so "
+                f"{steps} steps would fit, and at least {MIN_STEPS} are needed. Give {needed} or more, or make steps "
                 "cheaper with a smaller batch."
             )
         self.plan.totals.append((step, steps))

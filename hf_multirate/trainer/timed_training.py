@@ -182,6 +182,8 @@ class TimedTrainingMixin(FrozenLengthMixin):
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """See `transformers.Trainer`. In a timed run, an epoch ends with the data of a data set without a length."""
+        if self._timed is not None and not self.state.global_step:
+            self._timed.begin_steps()
         samples = super().get_batch_samples(*args, **kwargs)
         if self._timed is not None and not samples[0]:
             self.control.should_epoch_stop = True

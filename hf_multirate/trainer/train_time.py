@@ -110,7 +110,8 @@ class TrainTimePlan:
     """Progress of a timed run by step, from 0 at its start to 1 at its end.
 
     The learning rate of step ``i``, counted from 0, is that of the schedule at ``progress(i)``. On the first steps,
-    progress is the share of the time that had passed. Once the number of steps is settled, each step adds the same.
+    progress is the share of the time for steps that had passed, so a head start is no progress. Once the number of
+    steps is settled, each step adds the same.
 
     Attributes:
         seconds: The time asked for.

@@ -183,6 +183,8 @@ def test_it_is_skipped_on_resume_and_in_a_second_run(tmp_path: Path) -> None:
     whole.train()
     assert not any("multirate/head_start/steps" in entry for entry in whole.state.log_history)
     assert before > 1
+    resumed.train()
+    assert not any("multirate/head_start/steps" in entry for entry in resumed.state.log_history)
 
 
 def test_a_new_model_gets_its_own(tmp_path: Path) -> None:
@@ -275,6 +277,14 @@ def test_the_card_and_the_comparison_name_it(tmp_path: Path) -> None:
     run, baseline = (read_record(tmp_path / name) for name in ("run", "baseline"))
     assert notes(run, baseline) == ["batches of a head start: 4 and 0"]
     assert notes(run, run) == []
+    run.config |= {"head_lr_scale": 10.0, "lr_decay": 0.5, "head_start_lr": 0.1}
+    rates = ["head_lr_scale: 10.0 and 1.0", "lr_decay: 0.5 and 1.0"]
+    assert notes(run, baseline) == [*rates, "batches of a head start: 4 and 0"]
+    baseline.config["head_start"] = 4
+    assert notes(run, baseline)[2:] == [
+        "steps of a head start: 20 and 150",
+        "learning rate of a head start: 0.1 and None",
+    ]
     assert training_seconds(run) >= run.summary["head_start"]["seconds"]
 
 

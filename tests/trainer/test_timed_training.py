@@ -17,7 +17,7 @@ from transformers import EarlyStoppingCallback, ProgressCallback, SchedulerType,
 
 from hf_multirate import MultirateConfig, MultirateSeq2SeqTrainer, MultirateTrainer, MultirateTrainingArguments
 from hf_multirate.trainer.progress_schedule import BY_STEPS, WITHOUT_END
-from hf_multirate.trainer.train_time import FILE
+from hf_multirate.trainer.train_time import FILE, TrainTime
 from tests.support.clock import Clock
 from tests.support.launch import launch
 from tests.support.runs import DEFAULTS, FIVE, arguments, assert_same, example, history, weights
@@ -103,8 +103,34 @@ def test_a_head_start_is_part_of_the_time(tmp_path: Path) -> None:
     trainer.train()
     assert "multirate/head_start/steps" in trainer.state.log_history[0]
     assert trainer.train_time_clock.now == pytest.approx(60.0, abs=1.0)
-    assert trainer.train_time_plan.measured[1] == pytest.approx(7.0 / 60.0)
+    assert trainer.train_time_plan.measured[1] == pytest.approx(1.0 / 54.0)  # of what is left for the steps
     assert len(planned(trainer)) == 1  # the first step, with the head start before it, is no slow machine
+
+
+@pytest.mark.parametrize("first", ["head start", "evaluation"])
+def test_what_comes_before_the_first_step_leaves_the_warmup_as_it_is(first: str, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"lr_scheduler_type": "constant_with_warmup", WARMUP: 0.2, "cost": lambda *_: 0.5}
+    if first == "head start":
+        trainer = timed(tmp_path, kind=Started, multirate_head_start=4, multirate_head_start_steps=5, **settings)
+    else:
+        trainer = timed(tmp_path, eval_on_start=True, **(EVALUATED | {"eval_steps": 1000}), **settings)
+        trainer.seconds_of_evaluation = 6.0
+    trainer.train()
+    found = rates(trainer)
+    rising = found[: round(0.2 * len(found))]
+    assert rising == pytest.approx([1e-2 * i / (0.2 * len(found)) for i in range(len(rising))], abs=1.5e-3)
+    assert found[-1] == 1e-2
+    assert trainer.train_time_clock.now == pytest.approx(60.0, abs=6.5)
+
+
+def test_a_configuration_in_python_goes_with_what_the_time_covers(tmp_path: Path) -> None:
+    model, rows = example("bert", ROWS)
+    args = MultirateTrainingArguments(str(tmp_path), multirate_train_time_counts="training", **SETTINGS)
+    config = MultirateConfig.for_time("1min", new_head=False)
+    trainer = MultirateTrainer(model=model, args=args, train_dataset=rows, multirate=config)
+    assert trainer._time_of(args) == TrainTime(60.0, "training")
+    with pytest.raises(ValueError, match="multirate_train_time_counts is 'training', but there is no"):
+        MultirateTrainer(model=model, args=args, train_dataset=rows)
 
 
 def test_equal_steps_are_a_run_of_that_many_steps(tmp_path: Path) -> None:
