@@ -35,7 +35,7 @@ READING = """\
   its learning-rate schedule to the end.
 - Reference seconds are the sum over kinds of steps of their number times the seconds of one, on one thread.
 - **Expert baseline** is the baseline with the best accuracy on validation rows, for each task, length and budget:
-  standard training, with or without a head rate, decay with depth and a head start.
+  standard training, with or without a head rate, decay with depth, a head start and dropout.
 - Differences are in points of accuracy on test rows, of runs paired by seed, with 95 % t-intervals over seeds.
   Differences whose interval does not contain 0 are bold. *Mean*, *worst task*, *middle* (interquartile mean) and
   *better* (share of runs that are better than the expert baseline, a mean over tasks) are over the tasks of the table.
