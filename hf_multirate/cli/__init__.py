@@ -8,12 +8,15 @@ import json
 import sys
 from collections.abc import Sequence
 
+from torch import nn
+
 from hf_multirate.cli.compare import compare
 from hf_multirate.cli.load_model import TASKS, BatchSize, load
 from hf_multirate.config.auto_periods import require_speedup
 from hf_multirate.config.config import MultirateConfig
 from hf_multirate.config.rate_group import NEVER, parse_ladder, require_period
 from hf_multirate.config.validation import reason, require_int
+from hf_multirate.model.presets import head_parameters
 from hf_multirate.planning import Plan, plan, plans_reaching
 from hf_multirate.reporting import report
 
@@ -49,6 +52,15 @@ def _configs(options: argparse.Namespace) -> dict[str, MultirateConfig]:
     return found | configs_of(options.fast or DEFAULT_FAST, periods)
 
 
+def _without_tied_head(configs: dict[str, MultirateConfig], model: nn.Module) -> dict[str, MultirateConfig]:
+    """The default configurations, without those of a head that is tied to the embedding or cannot be found."""
+    try:
+        head_parameters(model)
+    except ValueError:
+        return {label: config for label, config in configs.items() if not label.startswith("head, ")}
+    return configs
+
+
 def _plan(options: argparse.Namespace) -> None:
     from rich.console import Console
 
@@ -58,6 +70,7 @@ def _plan(options: argparse.Namespace) -> None:
     configs = _configs(options)
     with contextlib.redirect_stdout(sys.stderr):  # the user's code may print, which must not mix with --json
         model, batch = load(options.model, options.task, BatchSize(options.batch, options.seq))
+        configs = configs if options.fast else _without_tied_head(configs, model)
         plans = plan(model, batch, configs, measure=options.measure)
     if options.speedup is not None:
         largest = max(plans, key=_bound)

@@ -138,6 +138,10 @@ def _random_batch(model: PreTrainedModel, size: BatchSize) -> dict[str, Tensor]:
         inputs = {"pixel_values": torch.randn(size.rows, channels, *sides, generator=generator)}
     elif model.main_input_name == "input_ids":
         tokens = torch.randint(3, config.vocab_size, (size.rows, size.tokens), generator=generator)
+        if model.config.is_encoder_decoder and config.eos_token_id is not None:
+            # Classifiers of BART and T5 look for the end of each row, and only there.
+            tokens[tokens == config.eos_token_id] = (config.eos_token_id + 1) % config.vocab_size
+            tokens[:, -1] = config.eos_token_id
         if config.pad_token_id is None:  # a classifier on a decoder looks for the last token that is no padding
             config.pad_token_id = 0
         inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}

@@ -138,7 +138,8 @@ def _why_no_head(model: nn.Module) -> str:
     if base is None:
         return f"{kind} has no base_model, so it has no head; use 'last:1' or a regular expression"
     if base is inner:
-        return f"{kind} is its own base model, so it has no parameter outside it; use 'last:1'"
+        where = f"in its attribute {inner.base_model_prefix!r}, so no parameter is known to be outside of it"
+        return f"{kind} has no base model {where}; use 'last:1' or a regular expression"
     paths = {name for name, module in inner.named_modules(remove_duplicate=False) if module is base}
     prefixes = tuple(f"{path}." for path in paths)
     for names in _names_of_parameters(inner).values():

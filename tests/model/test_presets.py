@@ -36,7 +36,7 @@ class Row(NamedTuple):
 
 
 TIED = "head of .* is tied: 'lm_head.weight' is "
-OWN = "is its own base model"
+OWN = "has no base model in its attribute .*, so no parameter is known to be outside of it"
 EXPECTED = {
     "bart": Row("model.decoder.layers", 3, (), (), TIED + "'model.shared.weight'", ("lm_head",)),
     "bart-cls": Row("model.decoder.layers", 3, (), ("classification_head.",)),

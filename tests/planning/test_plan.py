@@ -318,6 +318,18 @@ def test_classifiers_of_other_kinds(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "last:1, period 2" in printed(capsys, *words)
 
 
+def test_the_defaults_suit_models_with_a_tied_head_and_those_that_look_for_the_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--batch", "4", "--seq", "8", "--json", "--period", "2"]
+    found = json.loads(printed(capsys, folder_of("gpt2-lm", tmp_path / "tied"), *words))
+    assert [value["label"] for value in found] == ["last:1, period 2", "last:2, period 2"]
+    found = json.loads(printed(capsys, folder_of("bart-cls", tmp_path / "end"), *words))
+    assert [value["label"] for value in found] == [f"{fast}, period 2" for fast in DEFAULT_FAST]
+    with pytest.raises(SystemExit, match="is tied"):
+        main(["plan", str(tmp_path / "tied"), *words, "--fast", "head"])
+
+
 def test_a_function_gives_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = __name__
     lines = [f"import {name} as tested", "def both():", "    return tested.stack()", "model = tested.Stack"]
