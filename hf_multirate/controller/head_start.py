@@ -139,9 +139,9 @@ def head_of(model: nn.Module) -> dict[str, nn.Parameter]:
     except ValueError as error:
         why = str(error).partition("; use")[0]
         raise ValueError(
-            f"a head start needs a head, but {why}. Without a new head, neither a head start nor a head rate is "
-            "needed: set head_start=0 and head_lr_scale=1, or choose another setting than new_head. A new head that "
-            "is not found can be a rate group of its own, with lr_scale=10."
+            f"a head start needs a head, but {why}. A model without a new head needs no head start and no head rate. "
+            "Set head_start=0 and head_lr_scale=1, or choose another setting than new_head. A new head that is not "
+            "found can be a rate group of its own, with lr_scale=10."
         ) from error
 
 
