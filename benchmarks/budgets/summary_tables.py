@@ -72,10 +72,13 @@ def by_budget(folder: Path, length: str, kind: str = "", *, allow_dirty: bool = 
         for task, cells in tasks.items():
             best = expert(cells)
             if best is not None:
-                extras = best.removeprefix("baseline").removeprefix(", ").removeprefix(" + ") or "no extra"
+                extras = best.removeprefix("baseline").lstrip(" ,+") or "no extra"
                 known = [f"{budget:g}", LABELS.get(task, task), percent(mean(cells[best])), extras]
                 chosen = chosen_by_rule(task, budget)
-                rules = [_by_rule(gaps, name, task, best) for name in (chosen, without_dropout(chosen))]
+                rules = [
+                    "the expert baseline" if name == best else _by_rule(chosen, _gap(gaps, name, task))
+                    for name in (chosen, without_dropout(chosen))
+                ]
                 rows.append([*known, *rules, *(_gap(gaps, name, task) for name in BY_BUDGET)])
     header = ["budget", "task", "expert baseline, %", "its extras", "the rule", "the rule, no dropout"]
     return table([*header, *BY_BUDGET.values()], rows)
@@ -114,12 +117,9 @@ def without_dropout(name: str) -> str:
     return f"{setting}, no dropout{plus}{extras}"
 
 
-def _by_rule(gaps: Gaps, name: str, task: str, best: str) -> str:
-    if name == best:
-        return "the expert baseline"
-    difference = _gap(gaps, name, task)
-    standard = name.replace(", no dropout", "").replace(" + head rate", "").replace("baseline", "standard")
-    words = "top two blocks" if name in (NEW_HEAD, without_dropout(NEW_HEAD)) else standard
+def _by_rule(chosen: str, difference: str) -> str:
+    standard = chosen.replace(" + head rate", "").replace("baseline", "standard")
+    words = "top two blocks" if chosen == NEW_HEAD else standard
     return f"{words}, {difference}" if difference else ""
 
 

@@ -15,6 +15,17 @@ from hf_multirate.planning.results import Plan
 UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
+SPEEDUPS = {
+    "predicted": "speedup",
+    "bound": "bound",
+    "measured": "speedup_measured",
+    "bound measured": "bound_measured",
+    "rows kept": "speedup_kept",
+    "rows kept, measured": "speedup_kept_measured",
+}
+"""Columns of speed-ups and their fields in a `Plan`. A column without a value is left out."""
+
+
 def with_unit(number: float) -> str:
     """Format a number with a unit prefix, as in ``1.5 G``."""
     for size, unit in UNITS:
@@ -50,18 +61,13 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def _speedups(plans: Sequence[Plan]) -> Table:
-    measured = any(plan.speedup_measured for plan in plans)
-    columns = ["measured", "bound measured"] if measured else []
-    cached = any(plan.speedup_kept for plan in plans)
-    columns += ["rows kept", *(["rows kept, measured"] if measured else [])] if cached else []
-    table = _table("Speed-up", "setting", "predicted", "bound", *columns, "memory full", "fast", "sent per step")
+    columns = {name: field for name, field in SPEEDUPS.items() if any(vars(plan)[field] for plan in plans)}
+    table = _table("Speed-up", "setting", *columns, "memory full", "fast", "sent per step")
     for plan in plans:
-        seconds = [f"{value:.2f}x" for value in (plan.speedup_measured, plan.bound_measured) if value]
-        if cached:
-            kept = (plan.speedup_kept, plan.speedup_kept_measured)
-            seconds += [f"{value:.2f}x" if value else "-" for value in kept[: 2 if measured else 1]]
+        values = [vars(plan)[field] for field in columns.values()]
+        speedups = [f"{value:.2f}x" if value else "-" for value in values]
         sizes = [f"{with_unit(size)}B" for size in (*plan.memory, plan.communicated)]
-        table.add_row(Text(one_line(plan.label)), f"{plan.speedup:.2f}x", f"{plan.bound:.2f}x", *seconds, *sizes)
+        table.add_row(Text(one_line(plan.label)), *speedups, *sizes)
     return table
 
 

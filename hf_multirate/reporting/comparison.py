@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hf_multirate.config.config import MultirateConfig
 from hf_multirate.config.durations import shown_seconds
 from hf_multirate.config.text import one_line
 from hf_multirate.reporting.run_record import RunRecord, format_number
@@ -16,14 +17,14 @@ EQUAL_ARGUMENTS = ("seed", "data_seed", "per_device_train_batch_size", "gradient
 NOTED_ARGUMENTS = ("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "optim", "max_grad_norm")
 """Arguments that may differ on purpose; the page lists the differences."""
 
-NOTED_SETTINGS: dict[str, tuple[str, Any]] = {
-    "head_lr_scale": ("head_lr_scale", 1.0),
-    "lr_decay": ("lr_decay", 1.0),
-    "head_start": ("batches of a head start", 0),
-    "head_start_steps": ("steps of a head start", 150),
-    "head_start_lr": ("learning rate of a head start", None),
+NOTED_SETTINGS = {
+    "head_lr_scale": "head_lr_scale",
+    "lr_decay": "lr_decay",
+    "head_start": "batches of a head start",
+    "head_start_steps": "steps of a head start",
+    "head_start_lr": "learning rate of a head start",
 }
-"""Settings of a configuration that standard training has too: label and default. The page lists differences."""
+"""Settings of a configuration that standard training has too, and their labels. The page lists differences."""
 
 HEAD_START_SETTINGS = ("head_start_steps", "head_start_lr")
 """Those that have no effect without a head start."""
@@ -53,8 +54,10 @@ def equal_time(run: RunRecord, baseline: RunRecord) -> float | None:
 def notes(run: RunRecord, baseline: RunRecord) -> list[str]:
     """Differences in other settings, as texts."""
     pairs = _arguments(run, baseline, NOTED_ARGUMENTS)
-    for name, (label, default) in NOTED_SETTINGS.items():
-        if name not in HEAD_START_SETTINGS or (run.config.get("head_start") and baseline.config.get("head_start")):
+    both_start = run.config.get("head_start") and baseline.config.get("head_start")
+    for name, label in NOTED_SETTINGS.items():
+        if both_start or name not in HEAD_START_SETTINGS:
+            default = vars(MultirateConfig)[name]  # for an older record without this field
             pairs[label] = (run.config.get(name, default), baseline.config.get(name, default))
     return _unequal(pairs)
 

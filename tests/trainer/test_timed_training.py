@@ -103,7 +103,7 @@ def test_a_head_start_is_part_of_the_time(tmp_path: Path) -> None:
     trainer.train()
     assert "multirate/head_start/steps" in trainer.state.log_history[0]
     assert trainer.train_time_clock.now == pytest.approx(60.0, abs=1.0)
-    assert trainer.train_time_plan.measured[1] == pytest.approx(1.0 / 54.0)  # of what is left for the steps
+    assert trainer.train_time_plan.measured[1] == pytest.approx(1.0 / 54.0)  # the head start took 6 of the 60 seconds
     assert len(planned(trainer)) == 1  # the first step, with the head start before it, is no slow machine
 
 
